@@ -1,0 +1,1 @@
+"""Measurements of tritongru against torch.nn.GRU: `python3 -m bench gate`, `pytest bench`."""

@@ -1,0 +1,209 @@
+"""Compile kernels without a GPU and read what the compiler made.
+
+``python -m bench.compile`` makes ``tritongru/kernels/launches.json`` anew: for each kernel, kind of arithmetic and
+padded hidden size, the launch configurations that use no stack, the cheapest first by the plan's cost model; a dearer
+one stays only where it needs less shared memory, for chips that have less. TRITON_INTERPRET must not be set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tritongru.plan import BLOCK_B, GPUS, Launch, chunks_of, dot_precision
+
+LAUNCHES = Path(__file__).parents[1] / "tritongru" / "kernels" / "launches.json"
+SIZES = {"16-bit": range(32, 193, 16), "tf32": range(32, 129, 16), "ieee": range(32, 97, 16)}
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_86": ("cuda", 86, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "sm_120": ("cuda", 120, 32),
+    "gfx942": ("hip", "gfx942", 64),
+    "gfx950": ("hip", "gfx950", 64),
+}
+ELEMENT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of one compiled kernel. ``instructions``, ``barriers``, ``tensor_core`` and ``loads`` (from global memory) are
+    those of the time loop, per warp; they and ``registers`` are None where the code is not NVIDIA's."""
+
+    shared_bytes: int
+    stack: int
+    registers: int | None = None
+    instructions: int | None = None
+    barriers: int | None = None
+    tensor_core: int | None = None
+    loads: int | None = None
+
+
+def compile_kernel(
+    kernel: str,
+    hidden: int,
+    dtype: str,
+    launch: Launch,
+    arch: str,
+    *,
+    directions: int = 1,
+    packed: bool = False,
+    save_gates: bool = True,
+) -> Facts:
+    """Compile ``forward`` or ``backward`` as the launcher would and read the result."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from tritongru.kernels import resident
+
+    fn = getattr(resident, f"resident_{kernel}_kernel")
+    constants: dict[str, Any] = {
+        "D": directions,
+        "H": hidden,
+        "USE_H0": True,
+        "PACKED": packed,
+        "UPCAST": False,
+        "PRECISION": launch.dot_precision,
+        "CHUNKS": launch.chunks,
+        "BB": launch.block_b,
+        "STAGES": launch.stages,
+    }
+    if kernel == "forward":
+        constants |= {"USE_BIAS": True, "SAVE_GATES": save_gates}
+    else:
+        constants |= {"USE_DY": True, "USE_DHN": True}
+    signature = {
+        name: "constexpr" if name in constants else "i32" if name in ("T", "B") else "*" + ELEMENT[dtype]
+        for name in fn.arg_names
+    }
+    signature["offsets"] = "*i64"
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(fn.arg_names) if signature[name].startswith("*")
+    }
+    backend, chip, lanes = TARGETS[arch]
+    options = {"num_warps": launch.num_warps} | resident.compiler_options(backend, launch)
+    compiled = triton.compile(
+        ASTSource(fn, signature, constants, aligned), target=GPUTarget(backend, chip, lanes), options=options
+    )
+    if backend == "hip":
+        scratch = re.search(r"\.private_segment_fixed_size:\s*(\d+)", compiled.asm["amdgcn"])
+        return Facts(compiled.metadata.shared, int(scratch[1]) if scratch else 0)
+    return _read_sass(compiled.asm["cubin"], compiled.metadata.shared)
+
+
+def _read_sass(cubin: bytes, shared_bytes: int) -> Facts:
+    import triton
+
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, sass = (
+            subprocess.run([cuobjdump, flag, file.name], capture_output=True, text=True, check=True).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump told no register count: {usage!r}")
+    loop = _longest_loop(re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", sass))
+    count = [sum(bool(re.search(pattern, line)) for line in loop) for pattern in (r"\bBAR\.", "MMA", r"\bLDG")]
+    return Facts(shared_bytes, int(found[2]), int(found[1]), len(loop), *count)
+
+
+def _longest_loop(code: list[tuple[str, str]]) -> list[str]:
+    """The instructions between the farthest backward branch and its target: the time loop."""
+    place = {int(address, 16): i for i, (address, _) in enumerate(code)}
+    best: list[str] = []
+    for i, (_, line) in enumerate(code):
+        branch = re.search(r"\bBRA\b.*0x([0-9a-f]+)", line)
+        to = place.get(int(branch[1], 16)) if branch else None
+        if to is not None and to < i and i - to >= len(best):
+            best = [text for _, text in code[to : i + 1]]
+    return best
+
+
+def candidates(backend: str, kind: str, hidden: int) -> list[Launch]:
+    warps = (4, 8) if hidden == 64 or hidden > 128 else (4, 8, 16) if hidden == 128 else (4,)
+    if backend == "hip":
+        warps = (4,)
+    return [
+        Launch(chunks_of(hidden), BLOCK_B, w, stages, 0, dot_precision(backend, kind))
+        for w in warps
+        for stages in ((2, 1) if backend == "hip" else (3, 2, 1))
+    ]
+
+
+def rows_for(backend: str, kernel: str, kind: str, hidden: int) -> list[dict[str, Any]]:
+    """The configurations worth keeping, the cheapest first."""
+    dtype = "bfloat16" if kind == "16-bit" else "float32"
+    archs = ["gfx942", "gfx950"] if backend == "hip" else ["sm_90"]
+    largest = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.backend == backend)
+    priced = []
+    for launch in candidates(backend, kind, hidden):
+        facts = compile_kernel(kernel, hidden, dtype, launch, archs[0])
+        if facts.shared_bytes > largest or facts.stack:
+            continue
+        cost = (facts.instructions or 0) * max(1, launch.num_warps / 4) + 30 * (facts.barriers or 0)
+        priced.append((cost or -launch.stages, launch, facts))
+    rows: list[dict[str, Any]] = []
+    for _, launch, facts in sorted(priced, key=lambda item: item[0]):
+        if rows and facts.shared_bytes >= rows[-1]["shared_bytes"]:
+            continue
+        # an odd size, two directions and packed rows ask for the most registers; older chips for other layouts
+        other = [
+            compile_kernel(kernel, hidden - 1, dtype, launch, archs[0], directions=2, packed=True),
+            compile_kernel(kernel, hidden, dtype, launch, archs[-1] if backend == "hip" else "sm_80", packed=True),
+        ]
+        shared = max(f.shared_bytes for f in (facts, *other))
+        if shared > largest or any(f.stack for f in other):
+            continue
+        rows.append(
+            {
+                "backend": backend,
+                "kernel": kernel,
+                "kind": kind,
+                "hidden": hidden,
+                "chunks": list(launch.chunks),
+                "num_warps": launch.num_warps,
+                "stages": launch.stages,
+                "shared_bytes": shared,
+                "registers": facts.registers,
+                "instructions": facts.instructions,
+                "barriers": facts.barriers,
+                "tensor_core": facts.tensor_core,
+            }
+        )
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.compile", description=__doc__)
+    parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        sys.exit("TRITON_INTERPRET=1 is set, so nothing would be compiled; unset it")
+    rows: list[dict[str, Any]] = []
+    for backend in ("cuda", "hip"):
+        for kind, sizes in SIZES.items():
+            for kernel in ("forward", "backward"):
+                for hidden in sizes:
+                    found = rows_for(backend, kernel, kind, hidden)
+                    rows += found
+                    print(backend, kind, kernel, hidden, len(found), flush=True)
+    temporary = LAUNCHES.with_suffix(".tmp")
+    temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    temporary.replace(LAUNCHES)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
