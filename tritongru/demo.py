@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib
 import importlib.util
 import os
 import statistics
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 EXTRAS = ("matplotlib", "pmdarima", "rich")
 ENDINGS = (".png", ".pdf", ".svg")
-FIRST_DAY = datetime.date(2000, 6, 5)
+HELD_OUT_FROM = datetime.date(2000, 8, 14)  # a Monday
 DAY = 48  # half hours
 WEEK = 7 * DAY
 HELD_OUT = 2 * WEEK
@@ -60,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _count(limit: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not (text.isdecimal() and len(text) < 10 and 1 <= int(text) <= limit):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {limit}; give one of those")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {limit}; give such a number")
         return int(text)
 
     return parse
@@ -83,7 +82,7 @@ def _picture(text: str) -> Path:
 
 def _device(text: str) -> torch.device:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    present = ["auto", "cpu", *["cuda"][:gpus], *(f"cuda:{index}" for index in range(gpus))]
+    present = ["auto", "cpu"] + (["cuda"] if gpus else []) + [f"cuda:{index}" for index in range(gpus)]
     if text not in present:
         raise argparse.ArgumentTypeError(f"{text!r} is no device of this machine; choose from {', '.join(present)}")
     return torch.device(text if text != "auto" else "cuda" if gpus else "cpu")
@@ -123,22 +122,20 @@ def run(args: argparse.Namespace) -> int:
 
 def read_series() -> Tensor:
     """The demand in MW, (4032,) float64 on the CPU."""
-    taylor = importlib.import_module("pmdarima.datasets")  # untyped
-    return torch.tensor(taylor.load_taylor(), dtype=torch.float64)
+    from pmdarima.datasets import load_taylor
+
+    return torch.tensor(load_taylor(), dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class Task:
-    """Sliding windows over the normalised series, in time order; the last ``HELD_OUT`` are not trained on."""
+    """Sliding windows over the normalised series, in time order; the last ``HELD_OUT`` are for testing."""
 
     windows: Tensor  # (WINDOW, N)
     targets: Tensor  # (N,), the value after each window
+    training: int  # windows to train on: the first ones
     mean: float  # MW
     deviation: float  # MW
-
-    @property
-    def training(self) -> int:
-        return len(self.targets) - HELD_OUT
 
 
 def make_task(series: Tensor, device: torch.device) -> Task:
@@ -146,7 +143,8 @@ def make_task(series: Tensor, device: torch.device) -> Task:
     seen = series[:-HELD_OUT]
     mean, deviation = seen.mean().item(), seen.std().item()
     normal = ((series - mean) / deviation).to(device, torch.float32)
-    return Task(normal.unfold(0, WINDOW, 1)[:-1].T.contiguous(), normal[WINDOW:], mean, deviation)
+    windows = normal.unfold(0, WINDOW, 1)[:-1].T.contiguous()
+    return Task(windows, normal[WINDOW:], len(seen) - WINDOW, mean, deviation)
 
 
 class Forecaster(nn.Module):
@@ -190,6 +188,7 @@ def train_all(task: Task, hidden: int, epochs: int, device: torch.device, consol
 def train(
     task: Task, name: str, hidden: int, epochs: int, device: torch.device, after_epoch: Callable[[], None]
 ) -> Result:
+    """Train one model and let it forecast the held-out half hours."""
     torch.manual_seed(SEED)
     shuffle = torch.Generator().manual_seed(SEED)
     model = Forecaster(MODELS[name], hidden).to(device)
@@ -279,15 +278,15 @@ def _findings(results: list[Result], errors: dict[str, tuple[float, float]], dev
     if beaten:
         yield f"Better than the naive forecast in both errors: {', '.join(beaten)}."
     if behind:
-        yield f"NOT better than the naive forecast: {', '.join(behind)}; train longer with --epochs."
+        yield f"NOT better than the naive forecast: {', '.join(behind)}; train longer (--epochs) or wider (--hidden)."
     by_name = {result.name: result for result in results}
     plan = tritongru.explain(by_name["GRU"].model.rnn, batch=BATCH, time=WINDOW, device=device)
     yield f"The GRU ran on {plan}"
     gru, lstm = (statistics.median(by_name[name].seconds) for name in ("GRU", "LSTM"))
-    times, word = (gru / lstm, "slower") if gru > lstm else (lstm / gru, "faster")
-    yield f"An epoch took the GRU {gru:.2f} s and the LSTM {lstm:.2f} s: here the GRU is {times:.1f} times {word}."
+    comparison = f"{gru / lstm:.1f} times slower" if gru > lstm else f"{lstm / gru:.1f} times faster"
+    yield f"An epoch took the GRU {gru:.2f} s and the LSTM {lstm:.2f} s: here the GRU is {comparison}."
     if gru > lstm and device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        yield "On a CPU torch runs an LSTM in oneDNN and a GRU as a loop over time steps; tritongru's kernels need a GPU."
+        yield "On a CPU torch runs an LSTM in oneDNN, a GRU as a loop over time steps; tritongru's kernels need a GPU."
 
 
 def draw(path: Path, truth: Tensor, forecasts: dict[str, Tensor], errors: dict[str, tuple[float, float]]) -> None:
@@ -304,15 +303,14 @@ def draw(path: Path, truth: Tensor, forecasts: dict[str, Tensor], errors: dict[s
     demand.plot(forecasts["GRU"][:WEEK] / 1000, color=COLOURS["GRU"], label="GRU")
     demand.plot(truth[:WEEK] / 1000, "k.", markersize=3, label="true")
     demand.tick_params(labelbottom=False)
+    demand.legend(loc="upper right", ncols=3, frameon=False)
     misses.set_title("Forecast minus true", loc="left")
     for name in reversed(forecasts):  # the GRU last, on top
         misses.plot((forecasts[name] - truth)[:WEEK], color=COLOURS[name], linewidth=1, label=name)
-    first = FIRST_DAY + datetime.timedelta(weeks=10)
-    days = [first + datetime.timedelta(days=day) for day in range(7)]
+    days = [HELD_OUT_FROM + datetime.timedelta(days=day) for day in range(7)]
     misses.set_xticks(range(0, WEEK, DAY), [f"{day:%a} {day.day} {day:%b}" for day in days], ha="left")
-    for axes in (demand, misses):
-        axes.margins(x=0, y=0.1)
-        axes.legend(loc="lower right", ncols=4, frameon=False)
+    misses.margins(x=0, y=0.1)
+    misses.legend(loc="lower right", ncols=4, frameon=False)
     colours = [COLOURS[name] for name in errors]
     for place, (title, form) in enumerate((("sMAPE, %, both weeks", "%.2f"), ("RMSE, MW, both weeks", "%.0f"))):
         bars = figure.add_subplot(grid[place, 1])

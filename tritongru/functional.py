@@ -121,11 +121,6 @@ def _check_shapes(
             f"{options.directions} directions, one layer at least), got {len(weights)}"
         )
     hidden, features = weights[1].shape[-1], weights[0].shape[-1]
-    for k, weight in enumerate(weights):
-        inputs = features if k < options.directions * options.tensors else options.directions * hidden
-        shape = ((3 * hidden, inputs), (3 * hidden, hidden), (3 * hidden,), (3 * hidden,))[k % options.tensors]
-        if weight.shape != shape:
-            raise ValueError(f"weights[{k}] should have the shape {shape}, got {tuple(weight.shape)}")
     check_dtype(input, weights[0])
     check_features(input, batch_sizes, features)
     if hx is not None:
@@ -147,7 +142,7 @@ def run(
     if options.impl == "torch" or (options.impl == "auto" and not input.is_cuda):
         return _run_torch(input, hx, weights, batch_sizes, options)
     check_choice("impl", options.impl, IMPLS)
-    _check_same(input, hx, weights)
+    _check_tensors(input, hx, weights, options)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, hx, *weights))
     dtype = _autocast_dtype(input) or input.dtype
     refusal = _refusal(weights[1].shape[-1], dtype, input.device, learns)
@@ -166,7 +161,6 @@ def _autocast_dtype(input: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _refusal(hidden: int, dtype: torch.dtype, device: torch.device, training: bool) -> str:
     """Why Triton cannot run a layer, or an empty string; each reason is logged once."""
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -183,6 +177,10 @@ def _refusal(hidden: int, dtype: torch.dtype, device: torch.device, training: bo
         return ""
     _log_once(answer.reason)
     return answer.reason
+
+
+# What torch.compiler.assume_constant_result sets; the decorator itself would import the compiler, which takes seconds.
+_refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -284,18 +282,28 @@ def _layer_weights(own: Sequence[Tensor], each: int) -> tuple[Tensor, Tensor, Te
     return w_ih, w_hh, torch.cat((own[2], own[each + 2])), torch.stack((own[3], own[each + 3]))
 
 
-def _check_same(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> None:
+def _check_tensors(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: Options) -> None:
+    """What a kernel would not notice: it reads memory by the shapes and types that it is told."""
     for kind, tensor in (("hidden", hx), *(("parameter", w) for w in weights)):
         if tensor is not None and tensor.device != input.device:
             raise RuntimeError(
                 f"Input and {kind} tensors are not at the same device, found input tensor at {input.device} and "
                 f"{kind} tensor at {tensor.device}"
             )
-    if hx is not None and hx.dtype != input.dtype and _autocast_dtype(input) is None:
+    casts = _autocast_dtype(input) is not None
+    if hx is not None and hx.dtype != input.dtype and not casts:
         raise RuntimeError(
             "Input and hidden tensors are not the same dtype, found input tensor with "
             f"{_scalar_type(input)} and hidden tensor with {_scalar_type(hx)}"
         )
+    hidden = weights[1].shape[-1]
+    for k, weight in enumerate(weights):
+        inputs = input.shape[-1] if k < options.directions * options.tensors else options.directions * hidden
+        shape = ((3 * hidden, inputs), (3 * hidden, hidden), (3 * hidden,), (3 * hidden,))[k % options.tensors]
+        if weight.shape != shape:
+            raise RuntimeError(f"weight {k} of the GRU should have the shape {shape}, got {tuple(weight.shape)}")
+        if weight.dtype != input.dtype and not casts:
+            raise RuntimeError(f"weight {k} of the GRU should have the dtype {input.dtype}, got {weight.dtype}")
 
 
 def _scalar_type(tensor: Tensor) -> str:

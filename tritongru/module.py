@@ -79,6 +79,13 @@ class GRU(nn.RNNBase):
         self.impl = impl
         self.memory = memory
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        try:
+            super().__setattr__(name, value)
+        except TypeError:  # by now RNNBase has listed the refused value among its weights
+            self._flat_weights = [self._parameters[n] for n in self._flat_weights_names]
+            raise
+
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
@@ -123,6 +130,9 @@ class GRU(nn.RNNBase):
     def _weights(self) -> list[Tensor]:
         """The weights as they are now: parameters, or what a parametrization or functional_call put in their place."""
         weights = [getattr(self, name) for name in self._flat_weights_names]
+        for name, weight in zip(self._flat_weights_names, weights, strict=True):
+            if weight is None:
+                raise TypeError(f"{name} is None; assign a torch.nn.Parameter to it")
         if weights[0].is_cuda and any(
             ref is None or ref() is not w for ref, w in zip(self._flat_weight_refs, weights, strict=False)
         ):

@@ -237,11 +237,33 @@ class GRULayer(torch.autograd.Function):
         ctx.batch = batch
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dgates: None) -> tuple[Tensor | None, ...]:
         needs = list(ctx.needs_input_grad[:6])
-        grads = torch.ops.tritongru.gru_backward(dy, dhn, *ctx.saved_tensors, ctx.batch, needs)
+        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # create_graph=True
+        run: Any = GRULayerBackward.apply if twice else torch.ops.tritongru.gru_backward
+        grads = run(dy, dhn, *ctx.saved_tensors, ctx.batch, needs)
         return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None, None
+
+
+class GRULayerBackward(torch.autograd.Function):
+    """``gru_backward`` as a step of a graph that may be differentiated again, which then says that it cannot be:
+    without it the second derivative would silently be taken as zero."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        grads: tuple[Tensor, ...] = torch.ops.tritongru.gru_backward(*inputs)
+        return grads
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Nothing is kept: there is no second derivative."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError(
+            "the derivative for 'tritongru::gru_backward' is not implemented; to run double backwards, build the "
+            "layer with impl='torch'"
+        )
 
 
 def gru_layer(

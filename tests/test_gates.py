@@ -1,0 +1,60 @@
+"""Gate math alone, over the whole range of fp32, against float64."""
+
+import pytest
+import torch
+
+
+def run(kernel, x, device, **flags):
+    y = torch.full_like(x, float("nan"), device=device)
+    kernel[(-(-x.numel() // 256),)](x.to(device), y, x.numel(), BLOCK=256, **flags)
+    return y.cpu()
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    from gate_kernels import sigmoid_kernel, tanh_kernel
+
+    return sigmoid_kernel, tanh_kernel
+
+
+def values():
+    torch.manual_seed(0)
+    magnitudes = torch.logspace(-38, 38, 2001, dtype=torch.float64).float()
+    edges = torch.tensor([0.0, 0.015625, 0.25, 1.0, 44.0, 88.8, 104.0, 3.4028235e38])
+    positive = torch.cat((magnitudes, edges, torch.rand(2000) * 20))
+    return torch.cat((positive, -positive))
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_sigmoid(refine, kernels, device):
+    x = values()
+    y, exact = run(kernels[0], x, device, REFINE=refine).double(), torch.sigmoid(x.double())
+    assert y.isfinite().all()
+    assert ((y - exact).abs() <= (1.5 if refine else 4) * 2**-24 * (1 + exact)).all()
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_tanh_series_is_relatively_exact(refine, kernels, device):
+    x = values()
+    y, exact = run(kernels[1], x, device, SERIES=True, REFINE=refine).double(), torch.tanh(x.double())
+    normal = exact.abs() > 2**-126
+    assert ((y - exact).abs() <= 24 * 2**-24 * exact.abs())[normal].all()
+    assert (y[~normal].abs() <= 2**-126).all()
+
+
+def test_tanh_in_16_bit_storage(kernels, device):
+    x = values()
+    y, exact = run(kernels[1], x, device, SERIES=False, REFINE=False).double(), torch.tanh(x.double())
+    normal = exact.abs() > 2**-126
+    assert ((y - exact).abs() <= 1e-4 * exact.abs())[normal].all(), "more than a fifth of float16's eps"
+
+
+def test_nan_stays_and_infinity_saturates(kernels, device):
+    x = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    for refine in (False, True):
+        s = run(kernels[0], x, device, REFINE=refine)
+        t = run(kernels[1], x, device, SERIES=True, REFINE=refine)
+        assert s[0].isnan()
+        assert t[0].isnan()
+        torch.testing.assert_close(s[1:], torch.tensor([1.0, 0.0]), rtol=0, atol=1e-6)
+        torch.testing.assert_close(t[1:], torch.tensor([1.0, -1.0]), rtol=0, atol=1e-6)
