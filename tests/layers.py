@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 from tolerance import assert_close_to_float64
+from torch import Tensor, nn
 
 import tritongru
 

@@ -129,7 +129,7 @@ def test_precision_follows_torchs_switch(monkeypatch):
         rnn.fp32_precision = before
 
 
-def test_explain_a_module(device):
+def test_explain_a_module():
     gru = tritongru.GRU(8, 65, bidirectional=True)
     answer = tritongru.explain(gru, batch=20, time=10, device=GPUS["h200"])
     assert (answer.family, answer.programs, answer.block_b, answer.block_h, answer.time) == ("resident", 4, 16, 80, 10)
@@ -137,6 +137,7 @@ def test_explain_a_module(device):
     assert tritongru.explain(gru.eval(), device=GPUS["h200"]).backward is None
     assert "a model, not a measurement" in str(answer)
     assert tritongru.explain(tritongru.GRU(8, 65, impl="torch"), device=GPUS["h200"]).family == "torch"
+    assert tritongru.explain(tritongru.GRU(8, 65)).family == "torch", "on a CPU auto runs torch, interpreter or not"
     with pytest.raises(ValueError, match="batch should be at least 1, got 0"):
         tritongru.explain(gru, batch=0)
 

@@ -50,7 +50,7 @@ COLOURS = {"GRU": "#0072B2", "LSTM": "#E69F00", "RNN": "#009E73", NAIVE: "#99999
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the demo. Each value is checked here, so that nobody trains for a minute to meet an error."""
     add = parser.add_argument
-    add("--epochs", type=_count(1000), default=15, metavar="N", help="passes over the training weeks (%(default)s)")
+    add("--epochs", type=_count(1000), default=12, metavar="N", help="passes over the training weeks (%(default)s)")
     add("--hidden", type=_count(2048), default=64, metavar="N", help="hidden size of every model (%(default)s)")
     add("--out", type=_picture, default="demo.png", metavar="FILE", help="where the picture goes (%(default)s)")
     add("--device", type=_device, default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
@@ -303,14 +303,14 @@ def draw(path: Path, truth: Tensor, forecasts: dict[str, Tensor], errors: dict[s
     demand.plot(forecasts["GRU"][:WEEK] / 1000, color=COLOURS["GRU"], label="GRU")
     demand.plot(truth[:WEEK] / 1000, "k.", markersize=3, label="true")
     demand.tick_params(labelbottom=False)
-    demand.legend(loc="upper right", ncols=3, frameon=False)
     misses.set_title("Forecast minus true", loc="left")
     for name in reversed(forecasts):  # the GRU last, on top
         misses.plot((forecasts[name] - truth)[:WEEK], color=COLOURS[name], linewidth=1, label=name)
     days = [HELD_OUT_FROM + datetime.timedelta(days=day) for day in range(7)]
     misses.set_xticks(range(0, WEEK, DAY), [f"{day:%a} {day.day} {day:%b}" for day in days], ha="left")
-    misses.margins(x=0, y=0.1)
-    misses.legend(loc="lower right", ncols=4, frameon=False)
+    for axes in (demand, misses):
+        axes.margins(x=0)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False, borderpad=0)
     colours = [COLOURS[name] for name in errors]
     for place, (title, form) in enumerate((("sMAPE, %, both weeks", "%.2f"), ("RMSE, MW, both weeks", "%.0f"))):
         bars = figure.add_subplot(grid[place, 1])

@@ -19,7 +19,7 @@ from tritongru.functional import (
     draws_dropout,
     run,
 )
-from tritongru.plan import Device, Plan, plan_on
+from tritongru.plan import CPU, Device, Plan, plan_on
 
 
 def _arguments_of_gru(
@@ -245,8 +245,11 @@ def explain(
             raise ValueError(f"{name} should be at least 1, got {value}")
     weight = next(gru.parameters())
     where = weight.device if device is None else torch.device(device) if isinstance(device, str) else device
-    if getattr(gru, "impl", "auto") == "torch":
+    impl = getattr(gru, "impl", "auto")
+    if impl == "torch":
         return Plan("torch", "impl='torch' was asked for", str(where), str(weight.dtype).removeprefix("torch."))
+    if impl == "auto" and isinstance(where, torch.device) and where.type == "cpu":
+        where = CPU  # the interpreter serves impl="triton" alone
     return plan_on(
         where,
         gru.hidden_size,

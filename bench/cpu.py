@@ -1,0 +1,71 @@
+"""Without a GPU: what a call through tritongru costs over nn.GRU on the CPU, and what importing it costs."""
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from bench import pair
+from bench.cases import CPU_CASES, Case
+from bench.rows import Row, RowFile, facts, file_name, row
+from bench.timing import CpuTimer, interleaved, spread
+
+ALLOWED = 0.02  # of nn.GRU's time, on the realistic call
+IMPORT_REPEATS = 5
+IMPORT_CODE = "import time, torch; t = time.perf_counter(); import tritongru; print(time.perf_counter() - t)"
+IMPORT_KEYS = ("hidden", "batch", "time", "layers", "directions", "dtype", "tf32", "mode")
+
+
+def overhead(case: Case, limit_s: float) -> tuple[dict[str, list[float]], float]:
+    """Samples of both, and by which part a call of ours is longer: the median over neighbouring pairs of samples."""
+    device = torch.device("cpu")
+    both = pair.build(case, "auto", device)
+    samples = interleaved(CpuTimer(), pair.steps_of(both, case, device), rounds=400, limit_s=limit_s)
+    pairs = zip(samples[pair.OURS], samples[pair.THEIRS], strict=True)
+    return samples, statistics.median(ours / theirs for ours, theirs in pairs) - 1
+
+
+def import_ms(left: Callable[[], float]) -> list[float]:
+    """Milliseconds of `import tritongru` after `import torch`, in fresh processes."""
+    taken: list[float] = []
+    while len(taken) < IMPORT_REPEATS and (not taken or left() > 0):
+        done = subprocess.run([sys.executable, "-c", IMPORT_CODE], capture_output=True, text=True, check=True)
+        taken.append(1000 * float(done.stdout))
+    return taken
+
+
+def import_row(taken: list[float], where: Row) -> Row:
+    """A row about no shape: what speaks of one is null."""
+    about = row(CPU_CASES[0], pair.OURS, where, family=None, parity=None, ms=statistics.median(taken))
+    if len(taken) > 1:
+        about["spread"] = round(spread(taken), 6)
+    return about | {"case": "import", "us_per_step": None} | dict.fromkeys(IMPORT_KEYS)
+
+
+def without_gpu(cases: Sequence[Case], left: Callable[[], float], out: Path, commit: str | None) -> int:
+    print("There is no GPU here, so only what a CPU can tell is timed: call overhead and import time.", flush=True)
+    where = facts(None, commit)
+    file = RowFile(out / file_name("cpu", None, where["date"]))
+    torch.set_num_threads(1)  # threads meeting at barriers make more noise than the overhead we look for
+    for case in cases:
+        parity, family = pair.check(case, "auto", torch.device("cpu"))
+        samples, more = overhead(case, min(15.0, left() / 4))
+        own = {pair.OURS: (family, parity.ours), pair.THEIRS: ("torch", parity.theirs)}
+        for name, taken in samples.items():
+            about = {"ms": statistics.median(taken), "spread": spread(taken)}
+            file.append(row(case, name, where, family=own[name][0], parity=own[name][1], **about))
+        ours, theirs = (1000 * statistics.median(samples[name]) for name in (pair.OURS, pair.THEIRS))
+        size = f"T={case.time}, B={case.batch}, H={case.hidden}"
+        print(f"Call of {size}: ours {ours:.1f} us, nn.GRU {theirs:.1f} us, overhead {100 * more:+.2f} %", end="")
+        if case is CPU_CASES[0]:
+            print(f" ({'within' if more <= ALLOWED else 'OVER'} the {100 * ALLOWED:.0f} % it may be).", flush=True)
+        else:
+            print(f" or {more * theirs:+.2f} us.", flush=True)
+    taken = import_ms(left)
+    file.append(import_row(taken, where))
+    print(f"import tritongru adds {statistics.median(taken):.1f} ms to import torch (median of {len(taken)}).")
+    print(f"Rows: {file.path}")
+    return 0

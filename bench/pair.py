@@ -1,0 +1,137 @@
+"""One case, both implementations: the same weights, compared and then timed. Runs on any device."""
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import tritongru
+from bench.cases import Case
+from bench.parity import Data, Parity, compare, poison, quantities, tf32, truth
+from bench.timing import interleaved, l2_bytes, spread, timer_for
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+OURS, THEIRS = "tritongru", "nn.GRU"
+
+
+@dataclass(frozen=True)
+class Pair:
+    ours: torch.nn.Module
+    theirs: torch.nn.Module
+    family: str  # what `explain` says that ours runs
+
+    def layers(self) -> dict[str, torch.nn.Module]:
+        return {OURS: self.ours, THEIRS: self.theirs}
+
+
+Build = Callable[[Case, str, torch.device], Pair]
+
+
+def build(case: Case, impl: str, device: torch.device) -> Pair:
+    options: dict[str, Any] = {"device": device, "dtype": DTYPES[case.dtype], "bidirectional": case.directions == 2}
+    theirs = torch.nn.GRU(case.hidden, case.hidden, case.layers, **options).train(case.mode == "train")
+    theirs.flatten_parameters()
+    ours = tritongru.GRU(case.hidden, case.hidden, case.layers, **options, impl=impl).train(case.mode == "train")
+    ours.load_state_dict(theirs.state_dict())
+    ours.flatten_parameters()
+    plan = tritongru.explain(ours, batch=case.batch, time=case.time, device=device)
+    return Pair(ours, theirs, plan.family)
+
+
+def random(case: Case, device: torch.device) -> Data:
+    kind: dict[str, Any] = {"device": device, "dtype": DTYPES[case.dtype]}
+    state = case.layers * case.directions, case.batch, case.hidden
+    x = torch.randn(case.time, case.batch, case.hidden, **kind)
+    dy = torch.randn(case.time, case.batch, case.directions * case.hidden, **kind)
+    return Data(x, torch.randn(state, **kind).tanh(), dy, torch.randn(state, **kind))
+
+
+def check(case: Case, impl: str, device: torch.device, build: Build = build) -> tuple[Parity, str]:
+    """Parity of one case on fresh random data, and the family that ran. Ours runs twice: a moving error is a race."""
+    with tf32(case.tf32):
+        pair = build(case, impl, device)
+        data = random(case, device)
+        exact = truth(pair.theirs, case.mode, data)
+        theirs = quantities(pair.theirs, case.mode, data)
+        poison(device)
+        first = quantities(pair.ours, case.mode, data)
+        poison(device)
+        second = quantities(pair.ours, case.mode, data)
+        found = max((compare(run, theirs, exact, case.rounding) for run in (first, second)), key=lambda run: run.ours)
+        same = all(torch.equal(first[name], second[name]) for name in first)
+        return dataclasses.replace(found, repeatable=same), pair.family
+
+
+def input_sets(data: Data, device: torch.device) -> list[torch.Tensor]:
+    """So many inputs that one round over them does not stay in L2."""
+    size = data.x.numel() * data.x.element_size()
+    count = min(64, max(3, 2 * l2_bytes(device) // size)) if device.type == "cuda" else 3
+    return list(torch.randn(count, *data.x.shape, device=device, dtype=data.x.dtype).unbind())
+
+
+class Step:
+    """One call of a layer, each time on the next of several inputs: eval forward, or forward and backward."""
+
+    def __init__(self, layer: torch.nn.Module, mode: str, inputs: list[torch.Tensor], data: Data) -> None:
+        self.layer, self.mode, self.h0, self.dy = layer, mode, data.h0, data.dy
+        # Own leaves: the two layers of a pair must not add to each other's gradients.
+        self.inputs = [x.detach().requires_grad_(mode == "train") for x in inputs]
+        self.upcoming = itertools.cycle(self.inputs)
+        self.weights = list(layer.parameters())
+
+    def __call__(self) -> None:
+        x = next(self.upcoming)
+        if self.mode == "forward":
+            with torch.inference_mode():
+                self.layer(x, self.h0)
+            return
+        x.grad = None
+        for weight in self.weights:
+            weight.grad = None
+        y, _ = self.layer(x, self.h0)
+        y.backward(self.dy)  # the gradient of sum(y * dy), without the product
+
+    def forget(self) -> None:
+        for leaf in (*self.inputs, *self.weights):
+            leaf.grad = None
+
+
+def peak_mib(step: Step, device: torch.device) -> float | None:
+    """Memory that one call needs above what inputs and weights hold already."""
+    if device.type != "cuda":
+        return None
+    step()  # what is allocated once and kept is no part of a call
+    step.forget()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device) - before
+    step.forget()
+    return peak / 2**20
+
+
+Times = dict[str, dict[str, float | None]]
+
+
+def steps_of(pair: Pair, case: Case, device: torch.device) -> dict[str, Step]:
+    data = random(case, device)
+    inputs = input_sets(data, device)
+    return {name: Step(layer, case.mode, inputs, data) for name, layer in pair.layers().items()}
+
+
+def take_time(case: Case, impl: str, device: torch.device, build: Build = build, **limits: Any) -> Times:
+    """Per implementation: the median in ms, its spread, and the peak memory. To be called on a green case only."""
+    with tf32(case.tf32):
+        steps = steps_of(build(case, impl, device), case, device)
+        peaks = {name: peak_mib(step, device) for name, step in steps.items()}
+        samples = interleaved(timer_for(device), steps, **limits)
+    return {
+        name: {"ms": statistics.median(taken), "spread": spread(taken), "peak_mib": peaks[name]}
+        for name, taken in samples.items()
+    }

@@ -1,0 +1,102 @@
+"""Rows: one JSON object per case and implementation, written to disk before the next case starts."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.cases import Case
+
+KEYS = (
+    *("case", "hidden", "batch", "time", "layers", "directions", "dtype", "tf32", "mode"),
+    *("impl", "family", "ms", "us_per_step", "spread", "peak_mib", "parity"),
+    *("gpu", "driver", "torch", "triton", "cudnn", "commit", "date"),
+)
+Row = dict[str, Any]
+
+
+def output_of(*command: str) -> str | None:
+    """First line of a command's output, or None if there is no such program or it failed."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=Path(__file__).parent)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.split("\n")
+    return lines[0].strip() or None if done.returncode == 0 else None
+
+
+def facts(gpu: str | None, commit: str | None = None) -> Row:
+    """Where and with what the rows of this run were made."""
+    import torch
+
+    try:
+        import triton
+    except ImportError:  # torch for the CPU brings none
+        triton = None
+    cudnn: Any = torch.backends.cudnn
+    driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else None
+    return {
+        "gpu": gpu,
+        "driver": driver,
+        "torch": torch.__version__,
+        "triton": triton and triton.__version__,
+        "cudnn": cudnn.version(),
+        "commit": commit or output_of("git", "describe", "--always", "--dirty", "--exclude", "*") or "unknown",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def number(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity: what is not a finite number is null."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+
+
+def row(
+    case: Case,
+    impl: str,
+    where: Row,
+    *,
+    family: str | None,
+    parity: float | None,
+    ms: float | None = None,
+    spread: float | None = None,
+    peak_mib: float | None = None,
+) -> Row:
+    shape = {key: getattr(case, key) for key in KEYS[1:9]}
+    result = {
+        "family": family,
+        "ms": number(ms),
+        "us_per_step": number(None if ms is None else 1000 * ms / case.time),
+        "spread": number(spread),
+        "peak_mib": number(peak_mib),
+        "parity": number(parity),
+    }
+    return {"case": case.name, **shape, "impl": impl, **result, **where}
+
+
+def file_name(kind: str, gpu: str | None, date: str) -> str:
+    device = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") if gpu else ""
+    return "-".join(part for part in (kind, device, date) if part) + ".jsonl"
+
+
+class RowFile:
+    """Appends rows; each is whole and on disk when `append` returns, so a stop at any moment loses nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: Row) -> None:
+        if tuple(row) != KEYS:
+            raise ValueError(f"a row has exactly the keys {', '.join(KEYS)}; got {', '.join(row)}")
+        with self.path.open("ab") as file:
+            file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,597 @@
+"""The benchmark room: rows that are whole, times only of what is right, and a run that survives its cases."""
+
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bench import children, gate, pair, parity, report, rows, timing, warm
+from bench.cases import CPU_CASES, Case, gate_cases
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+TRAIN = Case(8, 3, 5, "fp32", "train")
+FORWARD = Case(8, 3, 5, "fp32", "forward")
+WHERE = dict.fromkeys(rows.KEYS[16:], "here")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Timing loops on more threads than there are free cores take seconds instead of milliseconds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Spoilt(nn.GRU):
+    """A GRU whose results go through `spoil` before anyone sees them."""
+
+    def forward(self, x, h0):
+        y, hn = super().forward(x, h0)
+        return self.spoil(y), hn
+
+
+def build_with(spoil=lambda y: y, family="resident"):
+    def build(case, impl, device):
+        options = {"dtype": pair.DTYPES[case.dtype], "bidirectional": case.directions == 2}
+        theirs = nn.GRU(case.hidden, case.hidden, case.layers, **options).train(case.mode == "train")
+        ours = copy.deepcopy(theirs)
+        ours.__class__, ours.spoil = Spoilt, spoil
+        return pair.Pair(ours, theirs, family)
+
+    return build
+
+
+class WrongGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y):
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy * 1.001
+
+
+def asker(build, asked=None):
+    """Answers as the child process of a run does, but here and on the CPU."""
+
+    def ask(what, case, limit_s):
+        if asked is not None:
+            asked.append((what, case.name))
+        if what == "parity":
+            return pair.check(case, "auto", CPU, build)
+        return pair.take_time(case, "auto", CPU, build, rounds=2, limit_s=0.2)
+
+    return ask
+
+
+def run(tmp_path, ask, cases=(TRAIN, FORWARD), seconds=100.0, impl="auto"):
+    """Exit code, rows and printed lines of a run."""
+    file, lines = rows.RowFile(tmp_path / "rows.jsonl"), []
+    code = gate.run(cases, ask, file, WHERE, gate.Budget(seconds), impl, lines.append)
+    return code, rows.read(file.path) if file.path.exists() else [], lines
+
+
+# Rows
+
+
+def test_a_row_has_exactly_the_promised_keys():
+    numbers = {"parity": 0.5, "ms": 2.0, "spread": 0.01, "peak_mib": 3.0}
+    made = rows.row(TRAIN, "tritongru", rows.facts(None), family="resident", **numbers)
+    promised = (
+        "case hidden batch time layers directions dtype tf32 mode impl family ms us_per_step spread peak_mib parity "
+        "gpu driver torch triton cudnn commit date"
+    )
+    assert list(made) == promised.split()
+    assert made["us_per_step"] == pytest.approx(1000 * 2.0 / 5)
+    assert made["torch"] == torch.__version__
+    assert made["gpu"] is made["driver"] is None
+
+
+def test_what_is_not_finite_becomes_null(tmp_path):
+    file = rows.RowFile(tmp_path / "rows.jsonl")
+    file.append(rows.row(TRAIN, "tritongru", WHERE, family=None, parity=math.inf, ms=math.nan))
+    (read,) = rows.read(file.path)
+    assert read["parity"] is read["ms"] is read["us_per_step"] is None
+
+
+@pytest.mark.parametrize("change", [{"extra": 1}, {"case": None}])
+def test_a_row_with_other_keys_is_refused(tmp_path, change):
+    made = rows.row(TRAIN, "tritongru", WHERE, family=None, parity=0.5)
+    wrong = made | change if "extra" in change else {k: v for k, v in made.items() if k != "case"}
+    file = rows.RowFile(tmp_path / "rows.jsonl")
+    with pytest.raises(ValueError, match="exactly the keys"):
+        file.append(wrong)
+    assert not file.path.exists()
+
+
+def test_rows_are_on_disk_one_by_one_and_a_kill_leaves_whole_ones(tmp_path):
+    program = f"""if True:
+        import sys; sys.path.insert(0, {str(ROOT)!r})
+        from pathlib import Path
+        from bench.cases import gate_cases
+        from bench.rows import KEYS, RowFile, row
+        file = RowFile(Path({str(tmp_path)!r}) / "rows.jsonl")
+        while True:
+            file.append(row(gate_cases()[0], "tritongru", dict.fromkeys(KEYS[16:], "x" * 5000), family="f", parity=0.5))
+            print("row", flush=True)
+    """
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        for _ in range(3):
+            assert process.stdout.readline() == "row\n"
+        process.kill()
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert len(lines) >= 3
+    assert all(tuple(json.loads(line)) == rows.KEYS for line in lines)
+
+
+def test_file_names_say_gpu_and_date():
+    assert rows.file_name("gate", "NVIDIA H200", "2026-11-22") == "gate-nvidia-h200-2026-11-22.jsonl"
+    assert rows.file_name("cpu", None, "2026-11-22") == "cpu-2026-11-22.jsonl"
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert rows.facts("some GPU")["commit"] == "unknown"
+    assert rows.facts("some GPU")["driver"] is None
+
+
+def test_case_names_are_unique_and_tell_the_case():
+    names = [case.name for case in (*gate_cases(), *CPU_CASES)]
+    assert len(set(names)) == len(names) == 56
+    assert gate_cases()[0].name == "h128-b64-t512-bf16-train"
+    assert Case(8, 2, 3, "fp32", "forward", True, 2, 2).name == "h8-b2-t3-l2-bi-fp32-tf32-forward"
+
+
+# Parity
+
+
+MORE = [Case(8, 3, 5, "bf16", "train"), Case(8, 3, 5, "fp16", "train", layers=2, directions=2)]
+
+
+@pytest.mark.parametrize("case", [TRAIN, FORWARD, *MORE])
+def test_the_same_function_is_green(case):
+    found, family = pair.check(case, "auto", CPU, build_with())
+    assert found.green
+    assert found.ours == found.theirs <= 0.5
+    assert found.repeatable
+    assert family == "resident"
+
+
+LAST = tuple(map(torch.tensor, (4, 2, 7)))  # one element of the output (T, B, H)
+SPOILS = {
+    "one element": lambda y: y.index_put(LAST, torch.tensor(1e-4), accumulate=True),
+    "one NaN": lambda y: y.index_put(LAST, torch.tensor(math.nan)),
+    "shape": lambda y: y[:, :1].expand(-1, 2, -1),
+    "dtype": lambda y: y.double(),
+    "gradient only": WrongGradient.apply,
+}
+
+
+@pytest.mark.parametrize("kind", SPOILS)
+def test_planted_faults_are_red(kind):
+    case = TRAIN if kind == "gradient only" else FORWARD
+    found, _ = pair.check(case, "auto", CPU, build_with(SPOILS[kind]))
+    assert not found.green
+    assert "error" in found.worst
+
+
+def test_a_rival_that_is_nan_cannot_make_ours_green():
+    y = torch.ones(2, dtype=torch.float64)
+    found = parity.compare({"output": y}, {"output": y * math.nan}, {"output": y}, 1e-6)
+    assert not found.green
+
+
+def test_a_quantity_that_is_missing_is_red():
+    y = torch.ones(2, dtype=torch.float64)
+    found = parity.compare({"output": y}, {"output": y, "h_n": y}, {"output": y, "h_n": y}, 1e-6)
+    assert not found.green
+    assert "h_n" in found.worst
+
+
+def test_an_error_that_moves_is_noticed():
+    def noise(y):
+        return y + 1e-8 * torch.rand_like(y)
+
+    found, _ = pair.check(FORWARD, "auto", CPU, build_with(noise))
+    assert found.green
+    assert not found.repeatable
+
+
+def test_both_tf32_switches_are_set_and_set_back():
+    def switches():
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    before = switches()
+    for on in (True, False):
+        with parity.tf32(on):
+            assert switches() == (on, on)
+            assert (torch.backends.cudnn.rnn.fp32_precision == "tf32") is on
+            assert (torch.backends.cuda.matmul.fp32_precision == "tf32") is on
+        assert switches() == before
+
+
+# Timing
+
+
+def test_spread_and_geomean():
+    assert timing.spread([float(value) for value in range(1, 102)]) == pytest.approx((91 - 11) / 51)
+    assert timing.spread([2.0, 2.0, 2.0]) == 0
+    assert timing.geomean([0.5, 2.0, 8.0]) == pytest.approx(2.0)
+
+
+def test_calls_take_turns_in_batches_of_the_least_length():
+    log = []
+
+    class Fake:
+        def ms(self, call, count):
+            call()
+            log.append((call.__name__, count))
+            return 0.5 if call.__name__ == "a" else 20.0
+
+    def a(): ...
+    def b(): ...
+
+    samples = timing.interleaved(Fake(), {"a": a, "b": b}, rounds=9, limit_s=5)
+    assert {name: len(taken) for name, taken in samples.items()} == {"a": 9, "b": 9}
+    assert log[-18:] == [("a", 10), ("b", 1)] * 9
+
+
+def test_a_slow_case_gets_fewer_rounds():
+    calls = {"a": lambda: None, "b": lambda: None}
+    samples = timing.interleaved(timing.CpuTimer(), calls, rounds=10**6, limit_s=0.05)
+    assert timing.FEWEST_ROUNDS <= len(samples["a"]) == len(samples["b"]) < 10**6
+
+
+def test_the_cuda_timer_records_around_the_calls_and_waits_for_the_last(monkeypatch):
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            log.append("record")
+
+        def synchronize(self):
+            log.append("wait")
+
+        def elapsed_time(self, end):
+            assert end is not self
+            return 12.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append("idle"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(L2_cache_size=100))
+    timer = timing.CudaTimer(CPU)
+    assert timer.scratch.numel() == 200
+    assert timer.ms(lambda: log.append("call"), 3) == 4.0
+    assert log == ["idle", "record", "call", "call", "call", "record", "wait"]
+    assert not timer.scratch.any()
+
+
+def test_peak_memory_is_that_of_a_second_call_over_what_was_there(monkeypatch):
+    log = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append("idle"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: log.append("reset"))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5 * 2**20)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: log.append("read") or 12 * 2**20)
+
+    class Step:
+        def __call__(self):
+            log.append("call")
+
+        def forget(self):
+            log.append("forget")
+
+    assert pair.peak_mib(Step(), types.SimpleNamespace(type="cuda")) == 7.0
+    assert log == ["call", "forget", "idle", "reset", "call", "idle", "read", "forget"]
+
+
+@pytest.mark.parametrize("case", [TRAIN, FORWARD])
+def test_a_step_computes_fresh_gradients_on_rotating_inputs(case):
+    steps = pair.steps_of(build_with()(case, "auto", CPU), case, CPU)
+    step = steps[pair.OURS]
+    step()
+    first = [weight.grad for weight in step.weights]
+    for _ in step.inputs:
+        step()
+    if case.mode == "forward":
+        assert first == [None] * len(first)
+        return
+    for weight, before in zip(step.weights, first, strict=True):
+        torch.testing.assert_close(weight.grad, before)  # the same input again, and nothing added up
+    assert all(weight.grad is None for weight in steps[pair.THEIRS].weights)
+    step.forget()
+    assert all(leaf.grad is None for leaf in (*step.weights, *step.inputs))
+
+
+# The run
+
+
+def test_a_green_run_writes_a_row_per_case_and_implementation(tmp_path):
+    asked = []
+    code, read, lines = run(tmp_path, asker(build_with(family="resident"), asked))
+    assert [what for what, _ in asked] == ["parity", "parity", "speed", "speed"]
+    assert [(row["case"], row["impl"]) for row in read] == [
+        (case.name, impl) for case in (TRAIN, FORWARD) for impl in ("tritongru", "nn.GRU")
+    ]
+    assert [row["family"] for row in read] == ["resident", "torch"] * 2
+    for row in read:
+        assert row["ms"] > 0
+        assert row["us_per_step"] == pytest.approx(1000 * row["ms"] / 5, rel=1e-4)
+        assert 0 < row["parity"] <= 0.5
+        assert row["spread"] >= 0
+        assert row["peak_mib"] is None
+    slower = any(line.startswith("Slower than nn.GRU") for line in lines)
+    assert code == int(slower)  # the same function twice: either may come out ahead
+    assert "2 of 2 cases green and timed, 0 red" in lines[-1]
+
+
+def test_a_red_case_is_not_timed_and_the_exit_code_says_so(tmp_path):
+    asked = []
+    code, read, lines = run(tmp_path, asker(build_with(SPOILS["one element"]), asked))
+    assert code == 1
+    assert [what for what, _ in asked] == ["parity", "parity"]
+    assert len(read) == 4
+    assert all(row["ms"] is row["us_per_step"] is row["spread"] is None for row in read)
+    assert all((row["parity"] > 1) is (row["impl"] == "tritongru") for row in read)
+    assert any(line.startswith(f"Red: {TRAIN.name}: ") for line in lines)
+    assert "NOT passed" in lines[-1]
+
+
+def fixed(ratio=2.0, family="resident"):
+    """A run in which ours is `ratio` times faster."""
+    times = {"tritongru": {"ms": 1.0, "spread": 0.0}, "nn.GRU": {"ms": ratio, "spread": 0.0}}
+
+    def ask(what, case, limit_s):
+        return (parity.Parity(0.4, 0.3, "", True), family) if what == "parity" else times
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("ratio", "family", "impl", "code"),
+    [
+        (2.0, "resident", "auto", 0),
+        (0.999, "resident", "auto", 1),
+        (0.99, "torch", "auto", 0),
+        (0.97, "torch", "auto", 1),
+        (0.5, "resident", "triton", 0),
+    ],
+)
+def test_the_verdict_flags_a_slower_case(tmp_path, ratio, family, impl, code):
+    found, read, lines = run(tmp_path, fixed(ratio, family), impl=impl)
+    assert found == code
+    least = 0.98 if family == "torch" else 1.0
+    slower = [line for line in lines if line.startswith("Slower than nn.GRU: ")]
+    each = f"{TRAIN.name} {ratio:.3f}x, {FORWARD.name} {ratio:.3f}x"
+    assert slower == ([f"Slower than nn.GRU: {each}"] if ratio < least else [])
+    assert read[0]["impl"] == ("tritongru" if impl == "auto" else "tritongru[triton]")
+
+
+@pytest.mark.parametrize("stage", ["parity", "speed"])
+def test_a_case_without_an_answer_is_recorded_and_the_run_goes_on(tmp_path, stage):
+    def ask(what, case, limit_s):
+        if (what, case) == (stage, TRAIN):
+            raise children.TimedOut("no answer within 30 s, killed")
+        return fixed()(what, case, limit_s)
+
+    code, read, lines = run(tmp_path, ask)
+    assert code == 1
+    assert {row["impl"]: (row["ms"], row["parity"]) for row in read if row["case"] == TRAIN.name} == {
+        "tritongru": (None, None),
+        "nn.GRU": (None, None),
+    }
+    assert [row["ms"] for row in read if row["case"] == FORWARD.name] == [1.0, 2.0]
+    assert f"Red: {TRAIN.name}: no answer within 30 s, killed" in lines
+
+
+def test_a_spent_budget_leaves_cases_out_by_name(tmp_path):
+    code, read, lines = run(tmp_path, fixed(), seconds=gate.RESERVE_S / 2)
+    assert (code, read) == (1, [])
+    assert f"No time for the parity of: {TRAIN.name}, {FORWARD.name}" in lines
+
+
+def test_a_budget_that_ends_between_the_stages_keeps_the_parity(tmp_path, monkeypatch):
+    left = iter([100.0] * 4 + [1.0] * 9)  # two questions a case
+    monkeypatch.setattr(gate.Budget, "left", lambda self: next(left))
+    code, read, lines = run(tmp_path, fixed())
+    assert code == 1
+    assert [(row["ms"], row["parity"]) for row in read] == [(None, 0.4), (None, 0.3)] * 2
+    assert f"No time for the speed of: {TRAIN.name}, {FORWARD.name}" in lines
+
+
+def test_a_case_that_the_end_of_the_budget_stopped_is_not_called_red(tmp_path, monkeypatch):
+    left = iter([100.0, 100.0, 0.0, 0.0])
+
+    def ask(what, case, limit_s):
+        raise children.TimedOut("no answer within 9 s, killed")
+
+    monkeypatch.setattr(gate.Budget, "left", lambda self: next(left))
+    code, read, lines = run(tmp_path, ask)
+    assert (code, read) == (1, [])
+    assert "0 red" in lines[-1]
+
+
+def test_the_table_and_the_means_come_last():
+    results = [report.Result(case, 0.4, 0.3, True, "resident") for case in gate_cases()]
+    for result in results:
+        result.times = {"tritongru": {"ms": 1.0}, "nn.GRU": {"ms": 8.0 if result.case.mode == "train" else 2.0}}
+    lines = [*report.table(results), *report.means(results), *report.verdict(results, "auto")[1]]
+    assert lines[1].split() == ["h128-b64-t512-bf16-train", "1.953", "15.625", "8.00", "0.400", "resident"]
+    assert "  all          4.00x (54 cases, 2.00x to 8.00x)" in lines
+    assert len("\n".join(lines)) < 12_000
+    assert max(map(len, lines)) <= 120
+
+
+def test_the_end_of_a_run_in_which_all_is_red_is_short():
+    results = [report.Result(case, failure="RuntimeError: " + "because " * 99) for case in gate_cases()]
+    lines = [*report.table(results), *report.means(results), *report.verdict(results, "auto")[1]]
+    assert len("\n".join(lines)) < 12_000
+    assert sum(line.count("-t512-") for line in lines if line.startswith("Red")) == len(results)
+    assert lines[-1].startswith("Verdict: NOT passed; 0 of 54 cases green and timed, 54 red")
+
+
+def test_with_a_gpu_the_gate_compiles_asks_a_child_and_names_the_file(tmp_path, monkeypatch, capsys):
+    stopped = []
+
+    class FakeChild:
+        def __init__(self, handler):
+            assert handler is gate.answer
+
+        def ask(self, what, case, impl, *, limit_s, start_s):
+            assert 0 < limit_s <= gate.CASE_LIMIT_S
+            return fixed()(what, case, limit_s)
+
+        def stop(self):
+            stopped.append(True)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
+    monkeypatch.setattr(warm, "warm", lambda cases, limit_s: {"h64-fp32-train": "exit code 1"})
+    monkeypatch.setattr(gate, "Child", FakeChild)
+    assert gate.gate(60.0, tmp_path, "auto", "h64-b16", "abc1234") == 0
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("gate-nvidia-h200-20")
+    read = rows.read(path)
+    assert len(read) == 12
+    assert {(row["gpu"], row["commit"]) for row in read} == {("NVIDIA H200", "abc1234")}
+    assert "not compiled: h64-fp32-train: exit code 1" in capsys.readouterr().out
+    assert stopped == [True]
+
+
+# Child processes
+
+
+@pytest.fixture
+def handlers(tmp_path, monkeypatch):
+    """A module that a child can import quickly."""
+    (tmp_path / "quick_handlers.py").write_text(
+        "import os, time\n"
+        "from bench.children import Failed\n"
+        "def handle(what, value=0):\n"
+        "    if what == 'pid': return os.getpid()\n"
+        "    if what == 'sleep': time.sleep(60)\n"
+        "    if what == 'die': os._exit(3)\n"
+        "    if what == 'fail': raise Failed('this one only')\n"
+        "    raise ValueError(f'no {what}\\nsecond line')\n"
+        "def job(seconds, code):\n"
+        "    time.sleep(seconds)\n"
+        "    raise SystemExit(code)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import quick_handlers
+
+    yield quick_handlers
+    sys.modules.pop("quick_handlers")
+
+
+def test_a_child_that_hangs_dies_or_breaks_is_replaced(handlers):
+    child = children.Child(handlers.handle)
+    try:
+        first = child.ask("pid", limit_s=20)
+        with pytest.raises(children.Failed, match=r"^this one only$"):
+            child.ask("fail", limit_s=20)
+        assert child.ask("pid", limit_s=20) == first
+        with pytest.raises(children.TimedOut, match=r"no answer within 0 s, killed"):
+            child.ask("sleep", limit_s=0.3)
+        second = child.ask("pid", limit_s=20)
+        with pytest.raises(children.Failed, match=r"ended with exit code 3"):
+            child.ask("die", limit_s=20)
+        with pytest.raises(children.Failed, match=r"^ValueError: no luck \(quick_handlers.py:8\)$"):
+            child.ask("luck", limit_s=20)
+        third = child.ask("pid", limit_s=20)
+        assert len({first, second, third}) == 3
+    finally:
+        child.stop()
+    assert child.process is None
+
+
+def test_parallel_jobs_report_what_failed_and_end_in_time(handlers):
+    jobs = [("good", (0, 0)), ("bad", (0, 7)), ("fine", (0, 0))]
+    assert children.run_all(handlers.job, jobs, workers=2, limit_s=60) == {"bad": "exit code 7"}
+    jobs = [("slow", (60, 0)), ("late", (0, 0))]
+    assert children.run_all(handlers.job, jobs, workers=1, limit_s=1) == {
+        "slow": "not done after 1 s, killed",
+        "late": "not started, no time left",
+    }
+
+
+# The command line
+
+
+def bench(*arguments):
+    """The command as a user has it: without the switch by which the tests run kernels on a CPU."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["gate", "--budget", "soon"], "expected a positive number of seconds, got 'soon'"),
+        (["gate", "--budget", "-1"], "expected a positive number of seconds, got '-1'"),
+        (["gate", "--budget", "nan"], "expected a positive number of seconds, got 'nan'"),
+        (["gate", "--out", "README.md/rows"], "is no folder for rows"),
+        (["gate", "--fast"], "unrecognized arguments: --fast"),
+        (["gate", "--impl", "cudnn"], "invalid choice: 'cudnn'"),
+        ([], "the following arguments are required"),
+    ],
+)
+def test_a_bad_value_gets_one_sentence(arguments, sentence, capsys, monkeypatch, tmp_path):
+    from bench.__main__ import main
+
+    (tmp_path / "README.md").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    text = capsys.readouterr()
+    assert text.out == ""
+    assert sentence in text.err
+    assert text.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--only", "h7-"], "No case has 'h7-' in its name; names look like h128-b64-t512-bf16-train."),
+        (["--impl", "triton"], "There is no GPU here, and --impl triton needs one."),
+    ],
+)
+def test_what_cannot_be_measured_is_said(arguments, sentence, capsys, monkeypatch, tmp_path):
+    from bench.__main__ import main
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["gate", "--out", str(tmp_path), *arguments]) == 2
+    assert capsys.readouterr().out == sentence + "\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is what happens without a GPU")
+def test_without_a_gpu_the_gate_times_calls_and_imports(tmp_path):
+    done = bench("gate", "--budget", "1", "--out", str(tmp_path / "new"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("There is no GPU here")
+    assert " % (" in done.stdout
+    (path,) = (tmp_path / "new").iterdir()
+    assert path.name.startswith("cpu-20")
+    read = rows.read(path)
+    assert all(tuple(row) == rows.KEYS for row in read)
+    assert [(row["case"], row["impl"], row["family"]) for row in read] == [
+        *((case.name, impl, "torch") for case in CPU_CASES for impl in ("tritongru", "nn.GRU")),
+        ("import", "tritongru", None),
+    ]
+    assert all(row["ms"] > 0 and row["gpu"] is None for row in read)
+    assert all(row["parity"] <= 0.5 for row in read[:-1])
