@@ -1,8 +1,10 @@
 """Compile kernels without a GPU and read what the compiler made.
 
-``python -m bench.compile`` makes ``tritongru/kernels/launches.json`` anew: for each kernel, kind of arithmetic and
-padded hidden size, the launch configurations that use no stack, the cheapest first by the plan's cost model; a dearer
-one stays only where it needs less shared memory, for chips that have less. TRITON_INTERPRET must not be set.
+``python -m bench.compile table`` makes ``tritongru/kernels/launches.json`` anew: for each kernel, kind of arithmetic
+and padded hidden size, the launch configurations that use no stack, the cheapest first by the plan's cost model; a
+dearer one stays only where it needs less shared memory, for chips that have less. ``python -m bench.compile check
+sm_90 forward`` compiles every row that the plan picks on that chip and prints what came out as JSON lines.
+TRITON_INTERPRET must not be set.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tritongru.plan import BLOCK_B, GPUS, Launch, chunks_of, dot_precision
+from tritongru.plan import BARRIER_CYCLES, BLOCK_B, GPUS, SCHEDULERS, Launch, chunks_of, dot_precision, plan
 
 LAUNCHES = Path(__file__).parents[1] / "tritongru" / "kernels" / "launches.json"
 SIZES = {"16-bit": range(32, 193, 16), "tf32": range(32, 129, 16), "ieee": range(32, 97, 16)}
@@ -153,7 +155,8 @@ def rows_for(backend: str, kernel: str, kind: str, hidden: int) -> list[dict[str
         facts = compile_kernel(kernel, hidden, dtype, launch, archs[0])
         if facts.shared_bytes > largest or facts.stack:
             continue
-        cost = (facts.instructions or 0) * max(1, launch.num_warps / 4) + 30 * (facts.barriers or 0)
+        slots = (facts.instructions or 0) * max(1, launch.num_warps / SCHEDULERS)
+        cost = slots + BARRIER_CYCLES * (facts.barriers or 0)
         priced.append((cost or -launch.stages, launch, facts))
     rows: list[dict[str, Any]] = []
     for _, launch, facts in sorted(priced, key=lambda item: item[0]):
@@ -186,11 +189,52 @@ def rows_for(backend: str, kernel: str, kind: str, hidden: int) -> list[dict[str
     return rows
 
 
+def picked(arch: str, kernel: str) -> list[tuple[str, int, Launch]]:
+    """(kind, padded hidden size, configuration) of every row that the plan picks on a chip."""
+    device = next(gpu for gpu in GPUS.values() if gpu.arch == arch)
+    found = []
+    for kind, sizes in SIZES.items():
+        for hidden in sizes:
+            dtype = "float16" if kind == "16-bit" else "float32"
+            precision = "ieee" if kind == "ieee" else "tf32"
+            answer = plan(hidden, dtype, device, precision=precision, training=kernel == "backward")
+            launch: Launch | None = getattr(answer, kernel)
+            if launch is not None:
+                found.append((kind, hidden, launch))
+    return found
+
+
+def check(arch: str, kernel: str) -> None:
+    """Compile each picked row plainly and, by turns, with an odd size, two directions, packed rows, nothing saved."""
+    for i, (kind, hidden, launch) in enumerate(picked(arch, kernel)):
+        dtype = ("bfloat16", "float16")[i % 2] if kind == "16-bit" else "float32"
+        plain = compile_kernel(kernel, hidden, dtype, launch, arch)
+        size, packed = hidden - (1, 0, 4)[i % 3], i % 2 == 0
+        other = compile_kernel(
+            kernel, size, dtype, launch, arch, directions=1 + i % 2, packed=packed, save_gates=i % 4 == 0
+        )
+        row = {"kind": kind, "hidden": hidden, "plan": asdict(launch), "plain": asdict(plain), "other": asdict(other)}
+        print(json.dumps(row), flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.compile", description=__doc__)
-    parser.parse_args()
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("table")
+    command = commands.add_parser("check")
+    command.add_argument("arch", choices=TARGETS)
+    command.add_argument("kernel", choices=("forward", "backward"))
+    args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET=1 is set, so nothing would be compiled; unset it")
+    if args.command == "check":
+        check(args.arch, args.kernel)
+    else:
+        make_table()
+    return 0
+
+
+def make_table() -> None:
     rows: list[dict[str, Any]] = []
     for backend in ("cuda", "hip"):
         for kind, sizes in SIZES.items():
@@ -202,7 +246,6 @@ def main() -> int:
     temporary = LAUNCHES.with_suffix(".tmp")
     temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     temporary.replace(LAUNCHES)
-    return 0
 
 
 if __name__ == "__main__":

@@ -24,6 +24,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     skip = pytest.mark.skip(reason="needs a GPU, and torch.cuda.is_available() is False")
     for item in items:
         if "gpu" in item.keywords:
-            item.add_marker(pytest.mark.timeout(120))
+            item.add_marker(pytest.mark.timeout(120, method="thread"))  # ends the worker, kernel and all
             if not HAS_GPU:
                 item.add_marker(skip)

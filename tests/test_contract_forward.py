@@ -545,7 +545,7 @@ TRITON_WORDS = {  # where torch on the CPU makes no check of its own for packed 
     "device": "^Input and parameter tensors are not at the same device, found input tensor at meta and parameter",
     "hx device": "^Input and hidden tensors are not at the same device, found input tensor at cpu and hidden tensor",
     "hx dtype": "^Input and hidden tensors are not the same dtype, found input tensor with Float and hidden tensor",
-    "growing batch": "batch_sizes",
+    "growing batch": "batch_sizes|must match",
 }
 
 

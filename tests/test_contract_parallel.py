@@ -1,6 +1,5 @@
 """tritongru.GRU in several processes: data-parallel gradients, weights in shared memory, replicas."""
 
-import gc
 import time
 
 import pytest
@@ -54,7 +53,10 @@ def in_two_processes(worker, *args):
 
 
 def data_parallel_gradients(rank, impl):
-    """Gradients of this process's part of the batch: its own, and those averaged over the processes."""
+    """Gradients of this process's part of the batch: its own, and those averaged over the processes.
+
+    A function of its own, so that DistributedDataParallel is gone before its process group: otherwise it may hang.
+    """
     module = build(tritongru.GRU, device_for(impl), impl=impl)
     if rank == 1:
         nn.init.zeros_(module.weight_hh_l0)  # the first process's weights shall win
@@ -75,7 +77,6 @@ def data_parallel_worker(rank, impl, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=PROCESSES)
     try:
         torch.save(data_parallel_gradients(rank, impl), f"{folder}/{rank}.pt")
-        gc.collect()  # a DistributedDataParallel that outlives its process group can hang when it goes
     finally:
         dist.destroy_process_group()
 

@@ -1,0 +1,60 @@
+"""The README's snippets run, and its numbers are the plan's."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tritongru.plan import GPUS, plan
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[1])
+def test_python_snippets_run(code):
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def commands():
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python -m ")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_run(command):
+    done = subprocess.run([sys.executable, *shlex.split(command)[1:]], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_the_two_commands_set_everything_up():
+    """.ci/run executes the one for the tests; tests/test_demo.py runs the demo."""
+    demo, tests = (block.strip() for block in blocks("sh")[:2])
+    for command, extra, last in ((demo, "demo", "-m tritongru demo"), (tests, "test", "-m pytest")):
+        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -e ")
+        assert f'".[{extra}]"' in command
+        assert command.endswith(f".venv/bin/python {last}")
+        assert "\n" not in command
+    assert commands()
+
+
+def test_sizes_are_the_plans():
+    found = re.search(r"H = (\d+) in 16 bit, H = (\d+) in fp32\s+with TF32 and H = (\d+) in IEEE", README)
+    for size, dtype, precision in zip(
+        map(int, found.groups()), ("float16", "float32", "float32"), ("tf32", "tf32", "ieee"), strict=True
+    ):
+        for hidden, family in ((size, "resident"), (size + 1, "torch")):
+            assert plan(hidden, dtype, GPUS["h200"], precision=precision).family == family, (hidden, dtype, precision)
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
