@@ -4,6 +4,7 @@
 and padded hidden size, the launch configurations that use no stack, the cheapest first by the plan's cost model; a
 dearer one stays only where it needs less shared memory, for chips that have less. ``python -m bench.compile check
 sm_90 forward`` compiles every row that the plan picks on that chip and prints what came out as JSON lines.
+``python -m bench.compile markdown`` prints the table of docs/kernels.md.
 TRITON_INTERPRET must not be set.
 """
 
@@ -221,17 +222,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.compile", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("table")
+    commands.add_parser("markdown")
     command = commands.add_parser("check")
     command.add_argument("arch", choices=TARGETS)
     command.add_argument("kernel", choices=("forward", "backward"))
     args = parser.parse_args()
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if args.command != "markdown" and os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET=1 is set, so nothing would be compiled; unset it")
-    if args.command == "check":
+    if args.command == "markdown":
+        print(markdown())
+    elif args.command == "check":
         check(args.arch, args.kernel)
     else:
         make_table()
     return 0
+
+
+def markdown() -> str:
+    columns = ["backend", "kernel", "kind", "hidden", "chunks", "num_warps", "stages", "shared_bytes", "registers"]
+    columns += ["instructions", "barriers", "tensor_core"]
+    lines = ["| " + " | ".join(columns).replace("_", " ") + " |", "|" + " --- |" * len(columns)]
+    for row in json.loads(LAUNCHES.read_text()):
+        cells = [row[name] for name in columns]
+        cells[4] = " + ".join(map(str, row["chunks"]))
+        lines.append("| " + " | ".join("-" if cell is None else str(cell) for cell in cells) + " |")
+    return "\n".join(lines)
 
 
 def make_table() -> None:

@@ -1,4 +1,4 @@
-"""The README's snippets run, and its numbers are the plan's."""
+"""The README's snippets run; numbers in the README and docs are the plan's."""
 
 import re
 import shlex
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.compile import markdown
 from tritongru.plan import GPUS, plan
 
 ROOT = Path(__file__).parents[1]
@@ -58,3 +59,8 @@ def test_sizes_are_the_plans():
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_table_of_configurations_is_the_plans():
+    page = (ROOT / "docs" / "kernels.md").read_text()
+    assert page.split("<!-- configurations -->")[1].strip() == markdown()
