@@ -17,7 +17,7 @@ import tritongru
 IMPLS = ("auto", "triton")
 DEVICE = {"auto": "cpu", "torch": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cpu"}
 KINDS = ("batched", "unbatched", "packed", "packed unsorted")
-LENGTHS = {"packed": [4, 2, 1], "packed unsorted": [2, 4, 1]}
+LENGTHS = {"packed": [4, 2, 1], "packed unsorted": [2, 1, 4]}  # a permutation that is not its own inverse
 T, B, I, H = 4, 3, 3, 5
 
 both_impls = pytest.mark.parametrize("impl", IMPLS)
@@ -518,7 +518,7 @@ def sizes(*numbers, dtype=torch.int64):
     return torch.tensor(numbers, dtype=dtype)
 
 
-UNSORTED = (2, 4, 1)
+UNSORTED = (2, 1, 4)  # a permutation that is not its own inverse
 REFUSED_PACKED = {
     "3-D data": (packed(data=torch.zeros(7, 1, 3)), None),
     "features": (packed(data=torch.zeros(7, 5)), None),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib.metadata
 import logging
 import os
 from collections.abc import Sequence
@@ -170,8 +170,12 @@ def _refusal(hidden: int, dtype: torch.dtype, device: torch.device, training: bo
         )
     if device.type not in ("cpu", "cuda"):
         return f"the tensors are on the device {device}, and the kernels run on CUDA and ROCm devices"
-    if not _has_triton():
+    if not _installed("triton"):
         return "the package triton is not installed; install it with: pip install triton"
+    numpy = _installed("numpy")
+    if device.type == "cpu" and _installed("triton") < (3, 7) and numpy >= (2, 4):
+        found = ".".join(map(str, numpy))
+        return f"the interpreter of Triton 3.6 needs NumPy below 2.4, got {found}; run: pip install 'numpy<2.4'"
     answer = plan_on(device, hidden, dtype, training=training)
     if answer.family != "torch":
         return ""
@@ -184,8 +188,12 @@ _refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _installed(package: str) -> tuple[int, ...]:
+    """Major and minor version of a package, or nothing where it is not installed."""
+    try:
+        return tuple(int(number) for number in importlib.metadata.version(package).split(".")[:2])
+    except importlib.metadata.PackageNotFoundError:
+        return ()
 
 
 @functools.cache
