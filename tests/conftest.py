@@ -2,12 +2,15 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+torch.set_num_threads(1)  # the workers of a run share the cores already
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
@@ -18,6 +21,16 @@ if not HAS_GPU:
 def device() -> torch.device:
     """Where kernels run: a GPU, or the CPU under the interpreter."""
     return torch.device("cuda" if HAS_GPU else "cpu")
+
+
+@pytest.fixture
+def ieee() -> Iterator[None]:
+    """fp32 products in full: the interpreter makes them so anyway, and gates are then refined to fp32 accuracy."""
+    rnn, matmul = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    before = rnn.fp32_precision, matmul.fp32_precision
+    rnn.fp32_precision = matmul.fp32_precision = "ieee"
+    yield
+    rnn.fp32_precision, matmul.fp32_precision = before
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -73,6 +73,16 @@ def assert_same_results(ours, theirs, x, hx=None, impl="auto", compute=results, 
         assert_close_to_float64(actual[what], expected64[what], expected[what], what)
 
 
+def test_the_tolerance_rule_itself():
+    exact, torchs = torch.tensor([1.0, -2.0], dtype=torch.float64), torch.tensor([1.0, -2.00001])
+    assert_close_to_float64(torch.tensor([1.00002, -2.0]), exact, torchs, "twice torch's error")
+    for wrong in ([1.00003, -2.0], [float("nan"), -2.0], [1.0, float("inf")], [1.0], [[1.0, -2.0]]):
+        with pytest.raises(AssertionError, match=r"^wrong: "):
+            assert_close_to_float64(torch.tensor(wrong), exact, torchs, "wrong")
+    with pytest.raises(AssertionError, match=r"^wrong: torch\.float64"):
+        assert_close_to_float64(exact, exact, torchs, "wrong")
+
+
 # ---- every combination of options, forward and every gradient ----
 
 

@@ -38,14 +38,9 @@ def test_parity_of_layers(layers, memory, device):
 
 
 @pytest.mark.parametrize("H", [33, 48, 64])
+@pytest.mark.usefixtures("ieee")
 def test_parity_in_ieee(H, device):
-    rnn, matmul = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
-    before = rnn.fp32_precision, matmul.fp32_precision
-    try:
-        rnn.fp32_precision = matmul.fp32_precision = "ieee"
-        assert_parity(Case(T=65, B=33, I=20, H=H, bidirectional=True), device)
-    finally:
-        rnn.fp32_precision, matmul.fp32_precision = before
+    assert_parity(Case(T=65, B=33, I=20, H=H, bidirectional=True), device)
 
 
 def test_parity_of_a_long_sequence(device):

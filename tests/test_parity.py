@@ -39,6 +39,7 @@ def test_dtypes_on_odd_sizes(H, dtype, device):
 
 
 @pytest.mark.parametrize("scale", [1e-4, 30.0, 1e4])
+@pytest.mark.usefixtures("ieee")
 def test_small_and_large_values(scale, device):
     assert_parity(Case(scale=scale, hx=False), device)
 

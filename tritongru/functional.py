@@ -142,7 +142,7 @@ def run(
     if options.impl == "torch" or (options.impl == "auto" and not input.is_cuda):
         return _run_torch(input, hx, weights, batch_sizes, options)
     check_choice("impl", options.impl, IMPLS)
-    _check_tensors(input, hx, weights, options)
+    _check_tensors(input, hx, weights, batch_sizes, options)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, hx, *weights))
     dtype = _autocast_dtype(input) or input.dtype
     refusal = _refusal(weights[1].shape[-1], dtype, input.device, learns)
@@ -255,8 +255,6 @@ def _run_triton(
     offsets = None
     if batch_sizes is None:
         steps = input.shape[1 if options.batch_first else 0]
-        if steps == 0:
-            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         x = (input.transpose(0, 1) if options.batch_first else input).reshape(steps * batch, input.shape[-1])
     else:
         x, offsets = _packed_rows(input, batch_sizes)
@@ -290,7 +288,9 @@ def _layer_weights(own: Sequence[Tensor], each: int) -> tuple[Tensor, Tensor, Te
     return w_ih, w_hh, torch.cat((own[2], own[each + 2])), torch.stack((own[3], own[each + 3]))
 
 
-def _check_tensors(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: Options) -> None:
+def _check_tensors(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
+) -> None:
     """What a kernel would not notice: it reads memory by the shapes and types that it is told."""
     for kind, tensor in (("hidden", hx), *(("parameter", w) for w in weights)):
         if tensor is not None and tensor.device != input.device:
@@ -298,6 +298,8 @@ def _check_tensors(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], 
                 f"Input and {kind} tensors are not at the same device, found input tensor at {input.device} and "
                 f"{kind} tensor at {tensor.device}"
             )
+    if batch_sizes is None and input.shape[1 if options.batch_first else 0] == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     casts = _autocast_dtype(input) is not None
     if hx is not None and hx.dtype != input.dtype and not casts:
         raise RuntimeError(
@@ -323,6 +325,8 @@ def _packed_rows(data: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
     """The rows that batch_sizes counts, and the first row of each step, on the data's device without waiting for it."""
     if batch_sizes.dtype != torch.int64:
         raise RuntimeError(f"expected scalar type Long but found {_scalar_type(batch_sizes)}")
+    if (batch_sizes[1:] > batch_sizes[:-1]).any():
+        raise RuntimeError(f"batch_sizes should never grow from step to step, got {batch_sizes.tolist()}")
     offsets = torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0))
     rows = int(offsets[-1])
     if data.shape[0] < rows:

@@ -10,30 +10,36 @@ import triton.language as tl
 
 
 @triton.jit
-def sigmoid(x, REFINE: tl.constexpr):
-    """Within about two fp32 ulps (the hardware ``rsqrt`` is good to 2^-22.9); ``REFINE`` adds a Newton step, which
-    fp32 products deserve and TF32 or 16-bit ones would drown."""
-    y = 1.0 + tl.exp2(x * -1.4426950408889634)  # exp(-x) = exp2(-x log2 e)
+def reciprocal(y, REFINE: tl.constexpr):
+    """1 / y for y >= 1, good to about two fp32 ulps (the hardware's ``rsqrt`` is good to 2^-22.9); ``REFINE`` adds a
+    Newton step, which fp32 products deserve and TF32 or 16-bit ones would drown."""
     if REFINE:
         y = tl.minimum(y, 1e30, propagate_nan=tl.PropagateNan.ALL)  # the step would make inf * 0 of an infinite y
     root = tl.rsqrt(y)
-    s = root * root
+    inverse = root * root
     if REFINE:
-        s += s * (1.0 - y * s)
-    return s
+        inverse += inverse * (1.0 - y * inverse)
+    return inverse
+
+
+@triton.jit
+def sigmoid(x, REFINE: tl.constexpr):
+    return reciprocal(1.0 + tl.exp2(x * -1.4426950408889634), REFINE)  # exp(-x) = exp2(-x log2 e)
 
 
 @triton.jit
 def tanh(x, SERIES: tl.constexpr, REFINE: tl.constexpr):
-    """2 sigmoid(2x) - 1, whose absolute error is an fp32 ulp of 1 everywhere. Near 0, where that would be a large
-    relative one, fp32 storage takes the Taylor series (``SERIES``, below 1/4) and 16-bit storage x itself (below
-    1/64: a relative error of 8e-5, a sixth of float16's eps)."""
-    y = 2.0 * sigmoid(2.0 * x, REFINE) - 1.0
+    """For fp32 storage (``SERIES``) 1 - 2e / (1 + e) of e = exp(-2|x|), which keeps the last bits next to 1, and below
+    1/4, where the subtraction would cost them, the Taylor series. For 16-bit storage 2 sigmoid(2x) - 1, and below 1/64
+    x itself: a relative error of 8e-5, a sixth of float16's eps."""
     if SERIES:
+        e = tl.exp2(tl.abs(x) * -2.8853900817779268)
+        y = 1.0 - 2.0 * e * reciprocal(1.0 + e, REFINE)
         x2 = x * x
         series = x + x * x2 * (-1 / 3 + x2 * (2 / 15 + x2 * (-17 / 315 + x2 * (62 / 2835))))
-        y = tl.where(tl.abs(x) < 0.25, series, y)
+        y = tl.where(tl.abs(x) < 0.25, series, tl.where(x < 0, -y, y))
     else:
+        y = 2.0 * sigmoid(2.0 * x, REFINE) - 1.0
         y = tl.where(tl.abs(x) < 0.015625, x, y)
     return y
 
