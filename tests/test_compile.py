@@ -30,13 +30,14 @@ def test_every_row_compiles(arch, kernel):
     same_triton = importlib.metadata.version("triton") == TABLE_MADE_WITH
     for row in rows:
         planned = row["plan"]
-        for name in ("plain", "other"):
-            found = row[name]
+        assert row["found"]
+        for name, found in row["found"].items():
             assert found["stack"] == 0, (name, row)
             assert found["shared_bytes"] <= planned["shared_bytes"] <= limit, (name, row)
             if arch.startswith("sm_"):
                 assert found["registers"] * 32 * planned["num_warps"] <= 65536, (name, row)
                 assert found["tensor_core"] > 0, (name, row)
+                assert found["loads"] <= 40 * len(planned["chunks"]), ("W_hh is read again every step", name, row)
         if arch == "sm_90" and same_triton:
-            assert row["plain"]["instructions"] <= 1.02 * planned["instructions"], row
-            assert row["plain"]["barriers"] <= planned["barriers"], row
+            assert row["found"]["plain"]["instructions"] <= 1.02 * planned["instructions"], row
+            assert row["found"]["plain"]["barriers"] <= planned["barriers"], row

@@ -29,7 +29,7 @@ def test_total_and_within_limits(hidden, dtype, gpu, batch, training):
     assert (answer.backward is not None) == training
     for launch in filter(None, (answer.forward, answer.backward)):
         assert launch.shared_bytes <= device.shared_bytes
-        assert hidden <= sum(launch.chunks) < hidden + 32
+        assert hidden <= sum(launch.chunks) < max(hidden + 32, 33)
     assert (answer.programs - 1) * BLOCK_B < max(batch, 1) <= max(answer.programs, 1) * BLOCK_B
 
 

@@ -189,11 +189,9 @@ def plan(
     if dtype not in DTYPES:
         return replace(answer, reason=f"no kernel computes in {dtype}; convert to one of {', '.join(DTYPES)}")
     kind = kind_of(dtype, precision)
-    size = padded(hidden)
     found: list[Launch | None] = []
     for kernel in ("forward", "backward") if training else ("forward",):
-        rows = launches().get((device.backend, kernel, kind, size), ())
-        found.append(next((row for row in rows if row.shared_bytes <= device.shared_bytes), None))
+        found.append(_smallest(device, kernel, kind, padded(hidden)))
         if found[-1] is None:
             return replace(answer, reason=_too_large(kernel, kind, hidden, dtype, device))
     forward, backward = found[0], found[1] if training else None
@@ -217,6 +215,14 @@ def plan(
         forward=forward,
         backward=backward,
     )
+
+
+def _smallest(device: Device, kernel: str, kind: str, size: int) -> Launch | None:
+    """The configuration of the smallest size, from ``size`` on, that fits the device: a few sizes have none of their
+    own, because every form of theirs spills registers."""
+    sizes = sorted(key[3] for key in launches() if key[:3] == (device.backend, kernel, kind) and key[3] >= size)
+    rows = (row for size in sizes for row in launches()[device.backend, kernel, kind, size])
+    return next((row for row in rows if row.shared_bytes <= device.shared_bytes), None)
 
 
 def _too_large(kernel: str, kind: str, hidden: int, dtype: str, device: Device) -> str:
