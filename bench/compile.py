@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -150,8 +151,7 @@ def candidates(backend: str, kind: str, hidden: int) -> list[Launch]:
 def rows_for(backend: str, kernel: str, kind: str, hidden: int) -> list[dict[str, Any]]:
     """The configurations worth keeping, the cheapest first."""
     dtype = "bfloat16" if kind == "16-bit" else "float32"
-    archs = ["gfx942", "gfx950"] if backend == "hip" else ["sm_90"]
-    others = ["gfx950"] if backend == "hip" else ["sm_80", "sm_100"]
+    archs = ["gfx942", "gfx950"] if backend == "hip" else ["sm_90", "sm_80"]
     largest = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.backend == backend)
     priced = []
     for launch in candidates(backend, kind, hidden):
@@ -164,16 +164,15 @@ def rows_for(backend: str, kernel: str, kind: str, hidden: int) -> list[dict[str
         priced.append((cost or -launch.stages, launch, facts))
     rows: list[dict[str, Any]] = []
     for _, launch, facts in sorted(priced, key=lambda item: item[0]):
-        if rows and facts.shared_bytes >= rows[-1]["shared_bytes"]:
-            continue  # dearer and no smaller
-        # an odd size, two directions and packed rows ask for the most registers; older chips for other layouts
-        other = [
-            compile_kernel(kernel, hidden - 1, dtype, launch, archs[0], directions=2, packed=True),
-            *(compile_kernel(kernel, hidden, dtype, launch, arch, packed=True) for arch in others),
-        ]
-        shared = max(f.shared_bytes for f in (facts, *other))
-        if shared > largest or any(f.stack for f in other) or (rows and shared >= rows[-1]["shared_bytes"]):
+        if not _worth_keeping(rows, facts.shared_bytes):
             continue
+        other = [*_demanding(kernel, hidden, dtype, launch, archs[0])]
+        other.append(compile_kernel(kernel, hidden, dtype, launch, archs[1], packed=True))
+        shared = max(f.shared_bytes for f in (facts, *other))
+        if shared > largest or any(f.stack for f in other) or not _worth_keeping(rows, shared):
+            continue
+        newer = ("sm_100", "sm_120") if backend == "cuda" else ()
+        spills = [arch for arch in newer if any(f.stack for f in _demanding(kernel, hidden, dtype, launch, arch))]
         rows.append(
             {
                 "backend": backend,
@@ -188,9 +187,21 @@ def rows_for(backend: str, kernel: str, kind: str, hidden: int) -> list[dict[str
                 "instructions": facts.instructions,
                 "barriers": facts.barriers,
                 "tensor_core": facts.tensor_core,
+                "spills_on": spills,
             }
         )
     return rows
+
+
+def _worth_keeping(rows: list[dict[str, Any]], shared_bytes: int) -> bool:
+    """A dearer configuration is for chips on which the cheaper ones do not fit or spill."""
+    return all(shared_bytes < row["shared_bytes"] or row["spills_on"] for row in rows)
+
+
+def _demanding(kernel: str, hidden: int, dtype: str, launch: Launch, arch: str) -> Iterator[Facts]:
+    """The options that ask for the most registers: two directions and packed rows, of sizes that align badly."""
+    for size in (hidden - 1, hidden - 4):
+        yield compile_kernel(kernel, size, dtype, launch, arch, directions=2, packed=True)
 
 
 def picked(arch: str, kernel: str) -> list[tuple[str, int, Launch]]:

@@ -57,7 +57,7 @@ CPU = Device("the CPU", "cpu", "", 0, 0, 0)
 class Launch:
     """One compiled form of a kernel. ``chunks``: widths into which the hidden units are cut; ``stages``: steps that
     loads run ahead; ``instructions``, ``barriers``: of one time step and warp, read from the machine code for sm_90
-    (None where there is no such reading)."""
+    (None where there is no such reading); ``spills_on``: chips on which registers would go to memory."""
 
     chunks: tuple[int, ...]
     block_b: int
@@ -67,6 +67,7 @@ class Launch:
     dot_precision: str
     instructions: int | None = None
     barriers: int | None = None
+    spills_on: tuple[str, ...] = ()
 
     def us_per_step(self, clock_mhz: int) -> float | None:
         """Issue slots of a step at one instruction a cycle and scheduler, plus the assumed cost of its barriers."""
@@ -131,6 +132,7 @@ def launches() -> dict[tuple[str, str, str, int], tuple[Launch, ...]]:
                 dot_precision(row["backend"], row["kind"]),
                 row["instructions"],
                 row["barriers"],
+                tuple(row["spills_on"]),
             )
         )
     return {key: tuple(rows) for key, rows in table.items()}
@@ -222,7 +224,11 @@ def _smallest(device: Device, kernel: str, kind: str, size: int) -> Launch | Non
     own, because every form of theirs spills registers."""
     sizes = sorted(key[3] for key in launches() if key[:3] == (device.backend, kernel, kind) and key[3] >= size)
     rows = (row for size in sizes for row in launches()[device.backend, kernel, kind, size])
-    return next((row for row in rows if row.shared_bytes <= device.shared_bytes), None)
+    return next((row for row in rows if _fits(row, device)), None)
+
+
+def _fits(launch: Launch, device: Device) -> bool:
+    return launch.shared_bytes <= device.shared_bytes and device.arch not in launch.spills_on
 
 
 def _too_large(kernel: str, kind: str, hidden: int, dtype: str, device: Device) -> str:
@@ -230,8 +236,7 @@ def _too_large(kernel: str, kind: str, hidden: int, dtype: str, device: Device) 
         (
             size
             for (backend, name, other, size), rows in launches().items()
-            if (backend, name, other) == (device.backend, kernel, kind)
-            and any(row.shared_bytes <= device.shared_bytes for row in rows)
+            if (backend, name, other) == (device.backend, kernel, kind) and any(_fits(row, device) for row in rows)
         ),
         default=0,
     )
