@@ -83,6 +83,24 @@ def test_every_buffer_is_written(memory, device, monkeypatch):
     assert len(poisoned) >= 6, "the operators no longer allocate by new_empty, so nothing was poisoned"
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("H", [5, 33])
+def test_nothing_beside_the_tensors_is_read(H, bidirectional, device):
+    """Weights, input and state lie between NaNs: what is read past an edge shows, even where it meets a zero."""
+
+    def between_nans(tensor):
+        buffer = torch.full((tensor.numel() + 8192,), float("nan"), device=tensor.device, dtype=tensor.dtype)
+        return buffer[4096:-4096].view(tensor.shape).copy_(tensor.detach())
+
+    ours, x, hx = build(Case(T=3, B=2, H=H, bidirectional=bidirectional), device)
+    expected = outputs_and_gradients(ours, x, hx)
+    for parameter in ours.parameters():
+        parameter.data = between_nans(parameter)
+    found = outputs_and_gradients(ours, between_nans(x), between_nans(hx))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
 def test_the_same_bits_every_time(device):
     ours, x, hx = build(Case(T=9, B=17, H=40, layers=2, bidirectional=True), device)
     first, second = (outputs_and_gradients(ours, x, hx) for _ in range(2))

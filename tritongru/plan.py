@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-FAMILIES = ("resident", "torch")
 PRECISIONS = ("tf32", "ieee")
 DTYPES = ("float32", "float16", "bfloat16")
 BLOCK_B = 16  # rows of a tensor-core tile; a batch tile is one such row block
