@@ -43,6 +43,7 @@ def test_explain_in_words_says_that_the_model_is_one():
     assert "resident: " in done.stdout
     assert "programs 4 of 16 rows" in done.stdout
     assert "a model, not a measurement" in done.stdout
+    assert "float32, products in tf32" in done.stdout
 
 
 def test_explain_options_matter():

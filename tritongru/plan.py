@@ -106,7 +106,8 @@ class Plan:
         lines = [
             f"{self.family}: {self.reason}",
             f"  programs {self.programs} of {self.block_b} rows x {self.block_h} hidden units, {self.num_warps} warps, "
-            f"{self.shared_bytes} bytes of shared memory each",
+            f"{self.shared_bytes} bytes of shared memory each; {self.dtype}"
+            + (f", products in {self.precision}" if self.precision else ""),
         ]
         for name, us in (("forward", self.us_per_step), ("backward", self.us_per_step_backward)):
             if us is not None:

@@ -1,0 +1,95 @@
+"""``tritongru.gru`` and the way to torch's module and back."""
+
+import pytest
+import torch
+from layers import Case, build
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import tritongru
+
+
+@pytest.mark.parametrize("impl", ["auto", "triton"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_function_is_the_module(bias, impl, device):
+    module, x, hx = build(Case(layers=2, bidirectional=True, bias=bias), device, batch_first=True)
+    module.impl = impl
+    x = x.transpose(0, 1)
+    options = {"num_layers": 2, "bias": bias, "batch_first": True, "bidirectional": True, "impl": impl}
+    for found, expected in zip(tritongru.gru(x, hx, list(module.parameters()), **options), module(x, hx), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("impl", ["auto", "triton"])
+def test_packed_data(impl, device):
+    module, x, _ = build(Case(T=4, B=3), device)
+    module.impl = impl
+    packed = pack_padded_sequence(x, torch.tensor([4, 2, 1]))
+    output, h_n = tritongru.gru(packed.data, None, list(module.parameters()), batch_sizes=packed.batch_sizes, impl=impl)
+    expected, expected_h = module(packed)
+    torch.testing.assert_close(output, expected.data, rtol=0, atol=0)
+    torch.testing.assert_close(h_n, expected_h, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "change, error, says",
+    [
+        ({"impl": "cuda"}, ValueError, "impl should be one of 'auto', 'triton', 'torch', got 'cuda'"),
+        ({"memory": "x"}, ValueError, "memory should be one of 'save', 'recompute', got 'x'"),
+        ({"dropout": 2}, ValueError, "dropout should be a number in range [0, 1], got 2"),
+        ({"num_layers": 2}, ValueError, "weights should hold 8 tensors (4 for each of 2 layers and 1 directions"),
+        ({"bias": False}, ValueError, "weights should hold 2 tensors (2 for each of 1 layers and 1 directions"),
+        ({"num_layers": 0}, ValueError, "one layer at least), got 4"),
+        ({"input": torch.zeros(3, 4)}, RuntimeError, "input must have 3 dimensions, got 2"),
+        ({"input": torch.zeros(5, 3, 7)}, RuntimeError, "must be equal to input_size. Expected 4, got 7"),
+        ({"input": torch.zeros(5, 3, 4).double()}, ValueError, "does not match weight dtype (torch.float32)"),
+        ({"hx": torch.zeros(1, 2, 5)}, RuntimeError, "Expected hidden size (1, 3, 5), got [1, 2, 5]"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_errors_are_sentences(change, error, says):
+    module = tritongru.GRU(4, 5)
+    arguments = {"input": torch.zeros(5, 3, 4), "hx": None, "weights": list(module.parameters())} | change
+    with pytest.raises(error) as raised:
+        tritongru.gru(**arguments)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_weight_of_a_wrong_shape_never_reaches_a_kernel(device):
+    module, x, _ = build(Case(), device)
+    weights = [p.detach() for p in module.parameters()]
+    weights[1] = weights[1][:-1]
+    with pytest.raises(RuntimeError, match=r"weight 1 of the GRU should have the shape \(15, 5\), got \(14, 5\)"):
+        tritongru.gru(x, None, weights, impl="triton")
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_from_torch_and_back(copy):
+    theirs = nn.GRU(3, 4, 2, batch_first=True, dropout=0.25, bidirectional=True).eval()
+    theirs.bias_hh_l1.requires_grad_(False)
+    ours = tritongru.GRU.from_torch(theirs, memory="recompute", copy=copy)
+    back = ours.to_torch(copy=copy)
+    x = torch.randn(2, 5, 3)
+    assert str(back) == str(theirs)
+    assert (ours.memory, ours.dropout, ours.batch_first, ours.training, back.training) == (
+        "recompute",
+        0.25,
+        True,
+        False,
+        False,
+    )
+    for (name, p), q, r in zip(theirs.named_parameters(), ours.parameters(), back.parameters(), strict=True):
+        assert (p is q is r) == (not copy), name
+        assert p.requires_grad == q.requires_grad == r.requires_grad
+        assert torch.equal(p, q)
+    for module in (ours, back):
+        assert torch.equal(module(x)[0], theirs(x)[0])
+
+
+def test_from_torch_refuses_what_it_cannot_take():
+    with pytest.raises(TypeError, match=r"expected a torch.nn.GRU, got LSTM"):
+        tritongru.GRU.from_torch(nn.LSTM(2, 3))
+    computed = nn.utils.parametrizations.weight_norm(nn.GRU(2, 3), "weight_hh_l0")
+    with pytest.raises(ValueError, match="weight_hh_l0 is not a parameter of the module but computed"):
+        tritongru.GRU.from_torch(computed)
