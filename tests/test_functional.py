@@ -64,6 +64,13 @@ def test_a_weight_of_a_wrong_shape_never_reaches_a_kernel(device):
         tritongru.gru(x, None, weights, impl="triton")
 
 
+def test_an_option_set_later_is_checked_at_the_call(device):
+    module, x, _ = build(Case(), device)
+    module.memory = "keep"
+    with pytest.raises(ValueError, match="memory should be one of 'save', 'recompute', got 'keep'"):
+        module(x)
+
+
 @pytest.mark.parametrize("copy", [False, True])
 def test_from_torch_and_back(copy):
     theirs = nn.GRU(3, 4, 2, batch_first=True, dropout=0.25, bidirectional=True).eval()

@@ -142,13 +142,14 @@ def run(
     if options.impl == "torch" or (options.impl == "auto" and not input.is_cuda):
         return _run_torch(input, hx, weights, batch_sizes, options)
     check_choice("impl", options.impl, IMPLS)
+    check_choice("memory", options.memory, MEMORIES)
     _check_tensors(input, hx, weights, batch_sizes, options)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, hx, *weights))
     dtype = _autocast_dtype(input) or input.dtype
     refusal = _refusal(weights[1].shape[-1], dtype, input.device, learns)
     if refusal:
         if options.impl == "triton":
-            raise RuntimeError(f"impl='triton' cannot run this layer: {refusal}")
+            raise RuntimeError(f"impl='triton' cannot run this layer: {refusal} (impl='auto' runs torch's GRU here)")
         return _run_torch(input, hx, weights, batch_sizes, options)
     return _run_triton(input, hx, weights, batch_sizes, options)
 

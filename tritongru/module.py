@@ -133,16 +133,16 @@ class GRU(nn.RNNBase):
         for name, weight in zip(self._flat_weights_names, weights, strict=True):
             if weight is None:
                 raise TypeError(f"{name} is None; assign a torch.nn.Parameter to it")
-        if weights[0].is_cuda and any(
-            ref is None or ref() is not w for ref, w in zip(self._flat_weight_refs, weights, strict=False)
-        ):
+        if self.impl != "triton" and weights[0].is_cuda and not torch.compiler.is_compiling():
             self._flatten_again(weights)
         return weights
 
     def _flatten_again(self, weights: list[Tensor]) -> None:
         """What nn.GRU does when a parameter was replaced, so that cuDNN finds one buffer again. Computed weights stay
         out of it: they change with every call, and a module that holds them cannot be copied."""
-        if all(isinstance(w, nn.Parameter) for w in weights):
+        kept = zip(self._flat_weight_refs, weights, strict=False)
+        replaced = any(ref is None or ref() is not w for ref, w in kept)
+        if replaced and all(isinstance(w, nn.Parameter) for w in weights):
             self._init_flat_weights()
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:

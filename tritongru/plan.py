@@ -49,6 +49,7 @@ GPUS = {
     "mi300x": Device("MI300X", "hip", "gfx942", 304, 64 * KB, 2100),
     "mi355x": Device("MI355X", "hip", "gfx950", 256, 160 * KB, 2400),
 }
+AMD_CHIPS = ("gfx942", "gfx950")
 CPU = Device("the CPU", "cpu", "", 0, 0, 0)
 
 
@@ -188,6 +189,9 @@ def plan(
     answer = Plan("torch", "", device.name, dtype, precision if dtype == "float32" else None, time)
     if device.backend == "cpu":
         return replace(answer, reason=f"the tensors are on {device.name}, where torch's own GRU runs")
+    if not _is_served(device):
+        served = f"NVIDIA chips from sm_80 on and AMD's {' and '.join(AMD_CHIPS)}"
+        return replace(answer, reason=f"the kernels are made for {served}, and {device.name} is {device.arch}")
     if dtype not in DTYPES:
         return replace(answer, reason=f"no kernel computes in {dtype}; convert to one of {', '.join(DTYPES)}")
     kind = kind_of(dtype, precision)
@@ -217,6 +221,13 @@ def plan(
         forward=forward,
         backward=backward,
     )
+
+
+def _is_served(device: Device) -> bool:
+    """Whether the compile matrix covers the chip: older tensor cores know neither bfloat16 nor asynchronous copies."""
+    if device.backend == "hip":
+        return device.arch in AMD_CHIPS
+    return int(device.arch.removeprefix("sm_")) >= 80
 
 
 def _smallest(device: Device, kernel: str, kind: str, size: int) -> Launch | None:
