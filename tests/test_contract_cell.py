@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from failures import failure
 from torch import nn
 from torch.func import functional_call, vmap
 from torch.nn.utils import parametrizations, parametrize
@@ -44,15 +45,6 @@ def assert_same_results(ours, theirs, *call):
     for what in expected:
         assert actual[what].dtype == expected[what].dtype, what
         assert torch.equal(actual[what], expected[what]), what
-
-
-def failure(call, *args, **kwargs):
-    """What a call raises, as type and text; None for a call that is accepted."""
-    try:
-        call(*args, **kwargs)
-    except Exception as error:
-        return type(error), str(error)
-    return None
 
 
 # ---- construction ----

@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from failures import assert_same_failure, failure
 from tolerance import assert_close_to_float64
 from torch import nn
 from torch.func import functional_call
@@ -28,21 +29,6 @@ options = pytest.mark.parametrize("kwargs", OPTIONS, ids=lambda kw: "-".join(str
 def seeded(build, seed=0):
     torch.manual_seed(seed)
     return build()
-
-
-def failure(call, *args, **kwargs):
-    """What a call raises, as type and text; None for a call that is accepted."""
-    try:
-        call(*args, **kwargs)
-    except Exception as error:
-        return type(error), str(error)
-    return None
-
-
-def assert_same_failure(ours, theirs, *args, **kwargs):
-    expected = failure(theirs, *args, **kwargs)
-    assert expected is not None
-    assert failure(ours, *args, **kwargs) == expected
 
 
 def small(impl="auto", *args, **kwargs):

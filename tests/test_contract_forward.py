@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from failures import assert_same_failure, failure
 from tolerance import assert_close_to_float64
 from torch import nn
 from torch.func import functional_call, hessian, jacfwd, jacrev
@@ -377,21 +378,6 @@ def test_changing_an_output_is_refused_or_harmless_on_triton(changed):
 
 
 # ---- errors: the order of the checks, the types and the words ----
-
-
-def failure(module, *args, **kwargs):
-    """What a call raises, as type and text; None for a call that is accepted."""
-    try:
-        module(*args, **kwargs)
-    except Exception as error:
-        return type(error), str(error)
-    return None
-
-
-def assert_same_failure(ours, theirs, *args, **kwargs):
-    expected = failure(theirs, *args, **kwargs)
-    assert expected is not None
-    assert failure(ours, *args, **kwargs) == expected
 
 
 def tensors(shapes, device_and_dtype=(("cpu", f32), ("cpu", torch.float64), ("meta", f32))):

@@ -20,7 +20,7 @@ def units(CHUNKS: tl.constexpr, i: tl.constexpr):
 def pairs(CHUNKS: tl.constexpr, i: tl.constexpr):
     """Units and slots of a 16-unit chunk laid out over 32 columns, two neighbouring columns a unit.
 
-    A dot only 16 columns wide would give every warp the same work (2,322 instructions a step at H=112 instead of 500);
+    A dot only 16 columns wide would give every warp the same work (three times the instructions at H = 112);
     32 columns spread over the warps, and a thread holds neighbouring columns, so taking a slot out costs nothing."""
     o = tl.arange(0, 2 * CHUNKS[i])
     return start(CHUNKS, i) + o // 2, o % 2
