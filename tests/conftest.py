@@ -26,11 +26,11 @@ def device() -> torch.device:
 @pytest.fixture
 def ieee() -> Iterator[None]:
     """fp32 products in full: the interpreter makes them so anyway, and gates are then refined to fp32 accuracy."""
-    rnn, matmul = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
-    before = rnn.fp32_precision, matmul.fp32_precision
-    rnn.fp32_precision = matmul.fp32_precision = "ieee"
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32  # the newer names follow these, but not these the newer names
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
     yield
-    rnn.fp32_precision, matmul.fp32_precision = before
+    cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,6 +16,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import tritongru
 
+pytestmark = pytest.mark.usefixtures("ieee")
+
 IMPLS = ("auto", "triton")
 DEVICE = {"auto": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cpu"}
 both_impls = pytest.mark.parametrize("impl", IMPLS)

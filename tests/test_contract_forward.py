@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 import tritongru
 
+pytestmark = pytest.mark.usefixtures("ieee")
+
 IMPLS = ("auto", "triton")
 DEVICE = {"auto": "cpu", "torch": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cpu"}
 KINDS = ("batched", "unbatched", "packed", "packed unsorted")

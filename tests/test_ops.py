@@ -71,6 +71,7 @@ def test_partial_requires_grad(leaf, device):
 
 
 @pytest.mark.parametrize("which", ["output", "h_n"])
+@pytest.mark.usefixtures("ieee")
 def test_gradient_of_one_result_alone(which, device):
     gru, x, hx = build(Case(bidirectional=True), device)
     theirs = gru.to_torch()

@@ -125,6 +125,7 @@ def test_strided_and_expanded_tensors(device):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("ieee")
 def test_changed_weights_are_seen_at_once(device):
     """A ``.data`` write moves no version counter, so nothing may be kept from the weights between calls."""
     ours, x, hx = build(Case(), device)

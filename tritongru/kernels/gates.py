@@ -13,12 +13,10 @@ import triton.language as tl
 def reciprocal(y, REFINE: tl.constexpr):
     """1 / y for y >= 1, good to about two fp32 ulps (the hardware's ``rsqrt`` is good to 2^-22.9); ``REFINE`` adds a
     Newton step, which fp32 products deserve and TF32 or 16-bit ones would drown."""
-    if REFINE:
-        y = tl.minimum(y, 1e30, propagate_nan=tl.PropagateNan.ALL)  # the step would make inf * 0 of an infinite y
     root = tl.rsqrt(y)
     inverse = root * root
     if REFINE:
-        inverse += inverse * (1.0 - y * inverse)
+        inverse += tl.where(y < 1e30, inverse * (1.0 - y * inverse), 0.0)  # of an infinite y it would make inf * 0
     return inverse
 
 
