@@ -172,7 +172,11 @@ def rows_for(backend: str, kernel: str, kind: str, hidden: int) -> list[dict[str
         if shared > largest or any(f.stack for f in other) or not _worth_keeping(rows, shared):
             continue
         newer = ("sm_100", "sm_120") if backend == "cuda" else ()
-        spills = [arch for arch in newer if any(f.stack for f in _demanding(kernel, hidden, dtype, launch, arch))]
+        spills = []
+        for arch in newer:
+            plain = compile_kernel(kernel, hidden, dtype, launch, arch)
+            if plain.stack or any(f.stack for f in _demanding(kernel, hidden, dtype, launch, arch)):
+                spills.append(arch)
         rows.append(
             {
                 "backend": backend,
