@@ -67,16 +67,19 @@ def test_a_late_interpreter_is_refused():
 
 # room -> rooms of ours that it may import when it is imported, and those it may open later
 DOORS = {
-    "plan": (set(), set()),
+    "devices": (set(), set()),
+    "model": ({"devices"}, set()),
+    "launches": (set(), set()),
+    "plan": ({"devices", "launches", "model"}, set()),
     "reference": (set(), set()),
-    "ops": ({"plan"}, {"kernels"}),
+    "ops": ({"launches", "plan"}, {"kernels"}),
     "functional": ({"ops", "plan"}, set()),
-    "module": ({"functional", "plan"}, set()),
-    "env": ({"plan"}, set()),
+    "module": ({"devices", "functional", "plan"}, set()),
+    "env": ({"devices", "plan"}, set()),
     "demo": ({"module", "plan", ""}, {"module", "plan", ""}),
-    "__main__": ({"demo", "env", "plan", ""}, set()),
+    "__main__": ({"demo", "devices", "env", "plan", ""}, set()),
     "__init__": ({"functional", "module", "plan"}, set()),
-    "kernels": ({"plan", "kernels"}, set()),
+    "kernels": ({"launches", "kernels"}, set()),
 }
 
 

@@ -1,4 +1,4 @@
-"""The plan has an answer for every shape, keeps to what the device has, and uses every row of its table."""
+"""The plan has an answer for every shape, keeps to what the device has, and uses every row of its tables."""
 
 import dataclasses
 import itertools
@@ -9,28 +9,61 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tritongru
-from tritongru.plan import BLOCK_B, CPU, DTYPES, GPUS, chunks_of, kind_of, launches, padded, plan, plan_on
+from bench.persistent_table import picked
+from tritongru import model
+from tritongru import plan as planning
+from tritongru.devices import CPU, GPUS, KB
+from tritongru.launches import (
+    BLOCK_B,
+    Measured,
+    PersistentLaunch,
+    chunks_of,
+    launches,
+    padded,
+    persistent_launches,
+)
+from tritongru.plan import DTYPES, kind_of, limits, persistent_options, plan, plan_on
 
+H200 = GPUS["h200"]
 devices = st.sampled_from(sorted(GPUS))
 hiddens = st.integers(1, 4096)
 
 
-@given(hiddens, st.sampled_from([*DTYPES, "float64", "complex64"]), devices, st.integers(0, 10**6), st.booleans())
-@settings(max_examples=300, deadline=None)
-def test_total_and_within_limits(hidden, dtype, gpu, batch, training):
+@given(
+    hiddens,
+    st.sampled_from([*DTYPES, "float64", "complex64"]),
+    devices,
+    st.integers(0, 10**6),
+    st.integers(1, 2),
+    st.booleans(),
+    st.sampled_from(["auto", "triton"]),
+)
+@settings(max_examples=400, deadline=None)
+def test_total_and_within_limits(hidden, dtype, gpu, batch, directions, training, impl):
     device = GPUS[gpu]
-    answer = plan(hidden, dtype, device, batch=batch, training=training)
+    answer = plan(hidden, dtype, device, batch=batch, directions=directions, training=training, impl=impl)
     assert answer.reason
     if answer.family == "torch":
         assert answer.forward is answer.backward is answer.programs is None
         return
-    assert answer.family == "resident"
     assert dtype in DTYPES
     assert (answer.backward is not None) == training
     for launch in filter(None, (answer.forward, answer.backward)):
         assert launch.shared_bytes <= device.shared_bytes
-        assert hidden <= sum(launch.chunks) < hidden + 64
-    assert (answer.programs - 1) * BLOCK_B < max(batch, 1) <= max(answer.programs, 1) * BLOCK_B
+        assert device.family not in launch.spills_on
+    if answer.family == "resident":
+        assert hidden <= sum(answer.forward.chunks) < hidden + 64
+        assert (answer.programs - 1) * BLOCK_B < max(batch, 1) * directions
+        return
+    assert answer.family == "persistent"
+    launch = answer.forward
+    assert hidden <= launch.units == launch.k_split * sum(launch.chunks)
+    assert answer.programs == launch.programs(hidden) * launch.groups * directions
+    assert launch.programs(hidden) * launch.block_h >= hidden
+    assert answer.turns * launch.groups * launch.block_b >= batch
+    registers = 32 * launch.num_warps * launch.registers
+    at_once = min((device.shared_bytes + KB) // (launch.shared_bytes + KB), 65536 // registers)
+    assert answer.programs <= device.multiprocessors * at_once, "a program that is not resident would be waited for"
 
 
 @given(st.integers(1, 2000))
@@ -38,9 +71,9 @@ def test_padding_is_less_than_16_units_and_chunks_add_up(hidden):
     size = padded(hidden)
     assert size % 16 == 0
     assert size - hidden < 16 or size == 32
-    if size <= 496:
-        assert sum(chunks_of(size)) == size
-        assert chunks_of(size).count(16) <= 1
+    assert sum(chunks_of(size)) == sum(chunks_of(size, 64)) == size
+    assert chunks_of(size).count(16) <= 1
+    assert max(chunks_of(size, 64)) <= 64
 
 
 def test_every_row_is_reachable():
@@ -51,12 +84,17 @@ def test_every_row_is_reachable():
         like = next(gpu for gpu in GPUS.values() if gpu.backend == backend)
         device = dataclasses.replace(like, shared_bytes=limit)
         dtype, precision = ("float16", "tf32") if kind == "16-bit" else ("float32", kind)
-        answer = plan(size, dtype, device, precision=precision, training=kernel == "backward")
+        answer = plan(size, dtype, device, precision=precision, training=kernel == "backward", impl="triton")
         chosen |= {(backend, kernel, kind, size, getattr(answer, kernel))}
     for (backend, kernel, kind, size), rows in launches().items():
         for row in rows:
             if kernel == "forward" or launches().get((backend, "forward", kind, size)):
                 assert (backend, kernel, kind, size, row) in chosen
+
+
+def test_every_persistent_row_is_reachable():
+    rows = {(kind, row) for (_, kind, _), rows in persistent_launches().items() for row in rows}
+    assert rows == picked(persistent_launches())
 
 
 def test_rows_are_sorted_and_fit_a_chip():
@@ -69,29 +107,61 @@ def test_rows_are_sorted_and_fit_a_chip():
         assert kind in ("16-bit", "tf32", "ieee")
 
 
+def test_persistent_rows_are_whole():
+    assert persistent_launches()
+    for (backend, kind, units), rows in persistent_launches().items():
+        assert backend == "cuda"
+        assert kind in ("16-bit", "tf32", "ieee")
+        names = [row.name for row in rows]
+        assert len(set(names)) == len(names), "a name stands for one row of a size"
+        for row in rows:
+            assert row.k_split * sum(row.chunks) == row.units == units
+            assert row.instructions > 0 < row.barriers
+            assert row.tensor_core > 0 < row.registers
+            assert row.slots == {"counter": 2, "data": 32}[row.exchange]
+
+
+GRID = itertools.product((256, 384, 512, 768, 1024), (1, 8, 16, 32, 64, 128), DTYPES)
+LARGE = itertools.product((2048,), (1, 8, 16, 32, 64, 128), ["bfloat16"])
+
+
+@pytest.mark.parametrize("hidden, batch, dtype", [*GRID, *LARGE])
+def test_persistent_on_an_h200(hidden, batch, dtype):
+    answer = plan(hidden, dtype, H200, batch=batch, time=512, training=False)
+    assert answer.family == "persistent", answer.reason
+    assert answer.us_per_step < answer.torch_us_per_step
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("hidden", [64, 100, 128])
 def test_resident_on_an_h200(hidden, dtype):
     for training in (False, True):
-        assert plan(hidden, dtype, GPUS["h200"], batch=64, training=training).family == "resident"
+        assert plan(hidden, dtype, H200, batch=64, training=training).family == "resident"
 
 
 def test_no_more_on_chip_than_the_size_needs():
     """H = 65 and H = 100 hold less on chip than H = 128 does, and cost fewer issue slots."""
     slots, shared = {}, {}
     for hidden in (65, 100, 128):
-        launch = plan(hidden, "float16", GPUS["h200"]).forward
+        launch = plan(hidden, "float16", H200).forward
         slots[hidden] = launch.instructions * max(1, launch.num_warps / 4)
         shared[hidden] = launch.shared_bytes
     assert slots[65] < slots[100] < slots[128]
     assert shared[65] < shared[100] < shared[128]
 
 
+@pytest.mark.parametrize("hidden, limit", [(200, 256), (384, 384), (700, 768), (768, 768)])
+def test_sizes_that_are_no_power_of_two_do_no_doubled_work(hidden, limit):
+    launch = plan(hidden, "bfloat16", H200, batch=16, training=False).forward
+    assert launch.units == limit
+    assert launch.programs(hidden) * launch.block_h < hidden + launch.block_h
+
+
 @pytest.mark.parametrize(
     "hidden, dtype, device, reason",
     [
         (128, "float32", CPU, "the tensors are on the CPU, where torch's own GRU runs"),
-        (128, "float64", GPUS["h200"], "no kernel computes in float64; convert to one of float32, float16, bfloat16"),
+        (128, "float64", H200, "no kernel computes in float64; convert to one of float32, float16, bfloat16"),
     ],
 )
 def test_reasons(hidden, dtype, device, reason):
@@ -110,19 +180,103 @@ def test_a_chip_outside_the_compile_matrix_gets_torch(gpu, arch):
 
 
 def test_the_reason_names_the_size_and_the_limit():
-    reason = plan(1000, "bfloat16", GPUS["h200"]).reason
-    largest = max(
-        size for backend, name, kind, size in launches() if (backend, name, kind) == ("cuda", "forward", "16-bit")
+    largest = max(size for backend, kernel, kind, size in launches() if kernel == "backward" and kind == "16-bit")
+    assert plan(1000, "bfloat16", H200).reason == (
+        f"hidden size 1000 in bfloat16 has no backward kernel on H200, which goes up to {min(largest, 176)}; without "
+        "gradients (torch.no_grad, eval) the forward kernels run it"
     )
-    assert "1000" in reason
-    assert f"goes up to {largest} on H200" in reason
+    assert plan(3000, "bfloat16", H200, training=False).reason == (
+        "hidden size 3000 in bfloat16 is too large: the kernels go up to 2048 on H200"
+    )
 
 
 def test_bidirectional_doubles_the_programs_and_waves_the_time():
-    one, two = (plan(64, "float16", GPUS["h200"], batch=40, directions=d) for d in (1, 2))
+    one, two = (plan(64, "float16", H200, batch=40, directions=d) for d in (1, 2))
     assert (one.programs, two.programs) == (3, 6)
-    many = plan(64, "float16", GPUS["h200"], batch=16 * 133)
+    many = plan(64, "float16", H200, batch=16 * 133)
     assert many.us_per_step == pytest.approx(2 * one.us_per_step)
+
+
+def test_both_directions_are_resident_together():
+    one, two = (plan(1024, "bfloat16", H200, batch=16, directions=d, training=False) for d in (1, 2))
+    assert two.family == "persistent"
+    assert two.programs <= 132
+    assert two.us_per_step >= one.us_per_step
+
+
+def test_a_model_that_expects_to_lose_gives_way_unless_triton_is_asked_for():
+    batch = limits(1024, "bfloat16", H200, training=False).largest + BLOCK_B
+    auto, ours = (plan(1024, "bfloat16", H200, batch=batch, training=False, impl=i) for i in ("auto", "triton"))
+    assert auto.family == "torch"
+    assert f"torch's GRU should take {auto.torch_us_per_step:.2f} us a step on H200" in auto.reason
+    assert "ours" in auto.reason
+    assert ours.family == "persistent"
+    assert ours.us_per_step > ours.torch_us_per_step
+
+
+def test_a_sequence_too_short_to_pay_for_its_launches_goes_to_torch():
+    found = limits(768, "bfloat16", H200, training=False)
+    assert found.shortest == 1
+    short = planning.shortest(6.0, 7.0)
+    assert short == model.LAUNCH_US
+    assert planning.shortest(7.0, 7.0) == 1
+
+
+@given(st.sampled_from([128, 256, 768, 1024, 2048]), st.sampled_from(DTYPES), devices, st.integers(1, 5000))
+@settings(max_examples=100, deadline=None)
+def test_limits_agree_with_the_plan(hidden, dtype, gpu, batch):
+    found = limits(hidden, dtype, GPUS[gpu], training=False)
+    rounded = -(-batch // BLOCK_B) * BLOCK_B
+    if rounded <= found.largest and rounded <= 1024:
+        assert plan(hidden, dtype, GPUS[gpu], batch=batch, training=False).family != "torch"
+    if found.largest == 0:
+        assert plan(hidden, dtype, GPUS[gpu], training=False).reason == found.reason
+
+
+def test_rows_overrule_the_model(monkeypatch):
+    key = ("sm_90", "16-bit", 768, 1, 1)
+    options = sorted(persistent_options(H200, "16-bit", 768, 16, 1), key=lambda option: option[0].us)
+    other = options[-1][1]
+    for us, torch_us, family in ((1.5, 8.0, "persistent"), (9.0, 8.0, "torch")):
+        monkeypatch.setattr(planning, "measured", lambda: {key: Measured(us, torch_us, other.name)})  # noqa: B023
+        plan.cache_clear()
+        answer = plan(768, "bfloat16", H200, batch=16, training=False)
+        assert answer.family == family
+        if family == "torch":
+            assert answer.reason == "torch's GRU was measured at 8.00 us a step on H200, ours at 9.00"
+        else:
+            assert (answer.forward.name, answer.us_per_step) == (other.name, 1.5)
+    plan.cache_clear()
+
+
+def test_the_models_parts_and_constants():
+    """Each part of a step, worked out by hand for one configuration."""
+    device = dataclasses.replace(H200, clock_mhz=1000, multiprocessors=100, mma=1000)
+    cost = model.persistent(
+        device,
+        programs=50,
+        neighbours=50,
+        turns=1,
+        tile_bytes=24_000,
+        weight_bytes=12_800,
+        multiply_adds=400_000,
+        bits=16,
+        instructions=200,
+        barriers=10,
+        num_warps=8,
+        per_multiprocessor=1,
+        data=False,
+    )
+    assert cost.exchange == pytest.approx(model.BARRIER_US + 50 * model.ARRIVAL_US)
+    assert (cost.l2, cost.tensor, cost.shared, cost.issue, cost.barriers) == pytest.approx((1.0, 0.4, 0.1, 0.4, 0.3))
+    assert cost.math == pytest.approx(0.7)
+    assert cost.us == pytest.approx(cost.exchange + model.L2_LATENCY_US + 1.7)
+
+
+def test_turns_hide_the_exchange():
+    few, many = (plan(768, "bfloat16", H200, batch=b, training=False, impl="triton") for b in (16, 512))
+    assert many.turns > few.turns == 1
+    assert many.us_per_step < many.turns * few.us_per_step
 
 
 def test_precision_follows_torchs_switch(monkeypatch):
@@ -131,7 +285,7 @@ def test_precision_follows_torchs_switch(monkeypatch):
     try:
         for value, expected in (("tf32", "tf32"), ("ieee", "ieee")):
             rnn.fp32_precision = value
-            answer = plan_on(GPUS["h200"], 64, torch.float32)
+            answer = plan_on(H200, 64, torch.float32)
             assert answer.precision == expected
             assert answer.forward.dot_precision == {"tf32": "tf32", "ieee": "tf32x3"}[expected]
             assert kind_of("float16", expected) == "16-bit"
@@ -141,15 +295,26 @@ def test_precision_follows_torchs_switch(monkeypatch):
 
 def test_explain_a_module():
     gru = tritongru.GRU(8, 65, bidirectional=True)
-    answer = tritongru.explain(gru, batch=20, time=10, device=GPUS["h200"])
+    answer = tritongru.explain(gru, batch=20, time=10, device=H200)
     assert (answer.family, answer.programs, answer.block_b, answer.block_h, answer.time) == ("resident", 4, 16, 80, 10)
     assert answer.backward is not None
-    assert tritongru.explain(gru.eval(), device=GPUS["h200"]).backward is None
+    assert tritongru.explain(gru.eval(), device=H200).backward is None
     assert "a model, not a measurement" in str(answer)
-    assert tritongru.explain(tritongru.GRU(8, 65, impl="torch"), device=GPUS["h200"]).family == "torch"
+    assert tritongru.explain(tritongru.GRU(8, 65, impl="torch"), device=H200).family == "torch"
     assert tritongru.explain(tritongru.GRU(8, 65)).family == "torch", "on a CPU auto runs torch, interpreter or not"
     with pytest.raises(ValueError, match="batch should be at least 1, got 0"):
         tritongru.explain(gru, batch=0)
+
+
+def test_explain_shows_the_parts():
+    gru = tritongru.GRU(64, 768).to(torch.bfloat16).eval()
+    answer = tritongru.explain(gru, batch=16, time=1024, device=H200)
+    assert isinstance(answer.forward, PersistentLaunch)
+    text = str(answer)
+    for part in ("exchange", "l2", "tensor", "shared", "issue", "barriers"):
+        assert f"{part} {getattr(answer.cost, part):.2f}" in text
+    assert f"predicted for torch: {answer.torch_us_per_step:.2f} us a step (a model" in text
+    assert f"exchange of the state by {answer.exchange}; each program serves 1 batch tile\n" in text
 
 
 def test_triton_never_falls_back_and_auto_says_why_once(device, caplog):

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 
 from tritongru import demo, env
-from tritongru.plan import DTYPES, GPUS, PRECISIONS, device_facts, fp32_precision, plan
+from tritongru.devices import GPUS, device_facts
+from tritongru.plan import DTYPES, PRECISIONS, fp32_precision, plan
 
 
 def positive(text: str) -> int:

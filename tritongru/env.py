@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from tritongru.plan import device_facts, fp32_precision
+from tritongru.devices import device_facts
+from tritongru.plan import fp32_precision
 
 
 def report() -> dict[str, Any]:

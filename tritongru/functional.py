@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tritongru import ops
-from tritongru.plan import plan_on
+from tritongru.plan import limits_on, plan_on
 
 logger = logging.getLogger("tritongru")
 
@@ -135,6 +135,12 @@ def _batch(input: Tensor, batch_sizes: Tensor | None, options: Options) -> int:
     return input.shape[0 if options.batch_first else 1]
 
 
+def _steps(input: Tensor, batch_sizes: Tensor | None, options: Options) -> int:
+    if batch_sizes is not None:
+        return batch_sizes.shape[0]
+    return input.shape[1 if options.batch_first else 0]
+
+
 def run(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor]:
@@ -146,11 +152,16 @@ def run(
     _check_tensors(input, hx, weights, batch_sizes, options)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, hx, *weights))
     dtype = _autocast_dtype(input) or input.dtype
-    refusal = _refusal(weights[1].shape[-1], dtype, input.device, learns)
+    asked = (weights[1].shape[-1], dtype, input.device, options.directions, learns)
+    refusal = _refusal(*asked)
     if refusal:
         if options.impl == "triton":
             raise RuntimeError(f"impl='triton' cannot run this layer: {refusal} (impl='auto' runs torch's GRU here)")
         return _run_torch(input, hx, weights, batch_sizes, options)
+    if options.impl == "auto":
+        batch, steps = _batch(input, batch_sizes, options), _steps(input, batch_sizes, options)
+        if batch > _largest_batch(*asked) or steps < _shortest_time(*asked):
+            return _run_torch(input, hx, weights, batch_sizes, options)
     return _run_triton(input, hx, weights, batch_sizes, options)
 
 
@@ -162,7 +173,7 @@ def _autocast_dtype(input: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
-def _refusal(hidden: int, dtype: torch.dtype, device: torch.device, training: bool) -> str:
+def _refusal(hidden: int, dtype: torch.dtype, device: torch.device, directions: int, training: bool) -> str:
     """Why Triton cannot run a layer, or an empty string; each reason is logged once."""
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return (
@@ -177,15 +188,28 @@ def _refusal(hidden: int, dtype: torch.dtype, device: torch.device, training: bo
     if device.type == "cpu" and _installed("triton") < (3, 7) and numpy >= (2, 4):
         found = ".".join(map(str, numpy))
         return f"the interpreter of Triton 3.6 needs NumPy below 2.4, got {found}; run: pip install 'numpy<2.4'"
-    answer = plan_on(device, hidden, dtype, training=training)
+    answer = plan_on(device, hidden, dtype, directions=directions, training=training, impl="triton")
     if answer.family != "torch":
         return ""
     _log_once(answer.reason)
     return answer.reason
 
 
+def _largest_batch(hidden: int, dtype: torch.dtype, device: torch.device, directions: int, training: bool) -> int:
+    """The largest batch that the plan does not give to torch."""
+    found = limits_on(device, hidden, dtype, directions=directions, training=training)
+    if found.reason:
+        _log_once(f"from a batch of {found.largest + 1} on: {found.reason}")
+    return found.largest
+
+
+def _shortest_time(hidden: int, dtype: torch.dtype, device: torch.device, directions: int, training: bool) -> int:
+    return limits_on(device, hidden, dtype, directions=directions, training=training).shortest
+
+
 # What torch.compiler.assume_constant_result sets; the decorator itself would import the compiler, which takes seconds.
-_refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
+for _constant in (_refusal, _largest_batch, _shortest_time):
+    _constant._dynamo_marked_constant = True  # type: ignore[union-attr]
 
 
 @functools.cache
@@ -255,7 +279,7 @@ def _run_triton(
     batch = _batch(input, batch_sizes, options)
     offsets = None
     if batch_sizes is None:
-        steps = input.shape[1 if options.batch_first else 0]
+        steps = _steps(input, None, options)
         x = (input.transpose(0, 1) if options.batch_first else input).reshape(steps * batch, input.shape[-1])
     else:
         x, offsets = _packed_rows(input, batch_sizes)
@@ -299,7 +323,7 @@ def _check_tensors(
                 f"Input and {kind} tensors are not at the same device, found input tensor at {input.device} and "
                 f"{kind} tensor at {tensor.device}"
             )
-    if batch_sizes is None and input.shape[1 if options.batch_first else 0] == 0:
+    if batch_sizes is None and _steps(input, None, options) == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     casts = _autocast_dtype(input) is not None
     if hx is not None and hx.dtype != input.dtype and not casts:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from tritongru.devices import CPU, Device
 from tritongru.functional import (
     IMPLS,
     MEMORIES,
@@ -19,7 +20,7 @@ from tritongru.functional import (
     draws_dropout,
     run,
 )
-from tritongru.plan import CPU, Device, Plan, plan_on
+from tritongru.plan import Plan, plan_on
 
 
 def _arguments_of_gru(
@@ -258,4 +259,5 @@ def explain(
         time=time,
         directions=2 if gru.bidirectional else 1,
         training=gru.training,
+        impl=impl,
     )

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritongru.plan import Launch, plan_on
+from tritongru.launches import PersistentLaunch
+from tritongru.plan import Plan, plan_on
 
 torch.library.define(
     "tritongru::gru_forward",
@@ -46,11 +47,12 @@ def gru_forward(
     hn = x.new_empty((D, batch, H))
     gates = x.new_empty((x.shape[0], D, H, 4) if save_gates else (0,))
     if batch > 0:
-        from tritongru.kernels import resident
+        from tritongru.kernels import persistent, resident
 
+        launch = _plan(x, w_hh, batch, backward=False).forward
+        family: Any = persistent if isinstance(launch, PersistentLaunch) else resident
         gx = _project(x, w_ih, b_ih)
-        launch = _launch(x, w_hh, batch, backward=False)
-        resident.forward(gx, w_hh.contiguous(), _dense(b_hh), _dense(h0), y, hn, gates, offsets, launch)
+        family.forward(gx, w_hh.contiguous(), _dense(b_hh), _dense(h0), y, hn, gates, offsets, launch)
     return y, hn, gates
 
 
@@ -83,7 +85,8 @@ def gru_backward(
     dgx = y.new_empty((N, D, 3 * H))
     da = y.new_empty((N, D, H))
     dh0 = y.new_empty((D, batch, H))
-    launch = _launch(x, w_hh, batch, backward=True)
+    launch = _plan(x, w_hh, batch, backward=True).backward
+    assert launch is not None
     resident.backward(_dense(dy), _dense(dhn), w_hh.contiguous(), _dense(h0), y, gates, dgx, da, dh0, offsets, launch)
 
     dx, dw_ih, dw_hh, db_ih, db_hh = (y.new_empty(0) for _ in range(5))
@@ -107,12 +110,13 @@ def gru_backward(
     return dx, dw_ih, dw_hh, db_ih, db_hh, dh0 if need_h0 else y.new_empty(0)
 
 
-def _launch(x: Tensor, w_hh: Tensor, batch: int, backward: bool) -> Launch:
-    answer = plan_on(x.device, w_hh.shape[2], x.dtype, batch=batch, directions=w_hh.shape[0], training=backward)
-    launch = answer.backward if backward else answer.forward
-    if launch is None:
+def _plan(x: Tensor, w_hh: Tensor, batch: int, backward: bool) -> Plan:
+    """Whether torch would be faster was asked before: who calls an operator wants the kernel."""
+    D, H = w_hh.shape[0], w_hh.shape[2]
+    answer = plan_on(x.device, H, x.dtype, batch=batch, directions=D, training=backward, impl="triton")
+    if answer.forward is None:
         raise RuntimeError(f"no Triton kernel can run this layer: {answer.reason}")
-    return launch
+    return answer
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:

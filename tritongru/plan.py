@@ -1,86 +1,34 @@
 """Which kernel family runs a GRU layer, with which tiles, and what a time step should cost.
 
 ``plan`` is a pure function of (shape, dtype, precision, device facts), so every decision can be asked for without the
-device. The launches themselves are data: ``kernels/launches.json`` lists, for each kernel, kind of arithmetic and
-padded hidden size, the launch configurations that compile without spilling, the cheapest first.
+device. The launches themselves are data: ``kernels/resident.json`` and ``kernels/persistent.json`` list, for each
+kernel, kind of arithmetic and padded hidden size, the configurations that compile without spilling, and
+``kernels/measured.json`` the shapes for which rows in bench/results say otherwise than the model does.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.resources
-import json
 import math
-import os
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
+from tritongru import model
+from tritongru.devices import AMD_CHIPS, KB, Device, device_facts, is_served
+from tritongru.launches import BLOCK_B, Launch, PersistentLaunch, launches, measured, padded, persistent_launches
+
 PRECISIONS = ("tf32", "ieee")
 DTYPES = ("float32", "float16", "bfloat16")
-BLOCK_B = 16  # rows of a tensor-core tile; a batch tile is one such row block
-BARRIER_CYCLES = 30  # assumed cost of one block-wide barrier, not yet measured
-SCHEDULERS = 4  # instruction schedulers of a multiprocessor, one instruction a cycle each
-
-
-@dataclass(frozen=True)
-class Device:
-    """What the plan needs to know of a device. ``shared_bytes``: most shared memory one program may use (bytes).
-    ``clock_mhz``: boost clock, from the vendor's data sheet."""
-
-    name: str
-    backend: str  # "cuda", "hip" or "cpu"
-    arch: str  # "sm_90", "gfx942", ...
-    multiprocessors: int
-    shared_bytes: int
-    clock_mhz: int
-
-
-KB = 1024
-GPUS = {
-    "a100": Device("A100", "cuda", "sm_80", 108, 163 * KB, 1410),
-    "rtx3090": Device("RTX 3090", "cuda", "sm_86", 82, 99 * KB, 1695),
-    "rtx4090": Device("RTX 4090", "cuda", "sm_89", 128, 99 * KB, 2520),
-    "h100": Device("H100", "cuda", "sm_90", 132, 227 * KB, 1980),
-    "h200": Device("H200", "cuda", "sm_90", 132, 227 * KB, 1980),
-    "b200": Device("B200", "cuda", "sm_100", 148, 227 * KB, 1965),
-    "rtx5090": Device("RTX 5090", "cuda", "sm_120", 170, 99 * KB, 2407),
-    "mi300x": Device("MI300X", "hip", "gfx942", 304, 64 * KB, 2100),
-    "mi355x": Device("MI355X", "hip", "gfx950", 256, 160 * KB, 2400),
-}
-AMD_CHIPS = ("gfx942", "gfx950")
-CPU = Device("the CPU", "cpu", "", 0, 0, 0)
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One compiled form of a kernel. ``chunks``: widths into which the hidden units are cut; ``stages``: steps that
-    loads run ahead; ``instructions``, ``barriers``: of one time step and warp, read from the machine code for sm_90
-    (None where there is no such reading); ``spills_on``: chips on which registers would go to memory."""
-
-    chunks: tuple[int, ...]
-    block_b: int
-    num_warps: int
-    stages: int
-    shared_bytes: int
-    dot_precision: str
-    instructions: int | None = None
-    barriers: int | None = None
-    spills_on: tuple[str, ...] = ()
-
-    def us_per_step(self, clock_mhz: int) -> float | None:
-        """Issue slots of a step at one instruction a cycle and scheduler, plus the assumed cost of its barriers."""
-        if self.instructions is None or self.barriers is None or clock_mhz <= 0:
-            return None
-        cycles = self.instructions * max(1.0, self.num_warps / SCHEDULERS) + BARRIER_CYCLES * self.barriers
-        return cycles / clock_mhz
+LARGEST_BATCH = 1 << 16  # up to which `limits` looks for a batch size that torch should run
+REGISTERS = 65536  # of a multiprocessor
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The decision for one layer. ``us_per_step`` and ``us_per_step_backward`` are the model's prediction of the time
-    loop, not measurements; input and weight products outside the loop are not in them."""
+    """The decision for one layer. ``cost`` and ``cost_backward`` are the model's prediction of a step of the time loop,
+    not measurements, as is ``torch_us_per_step``; input and weight products outside the loop are not in them."""
 
     family: str
     reason: str
@@ -93,50 +41,44 @@ class Plan:
     block_h: int | None = None
     num_warps: int | None = None
     shared_bytes: int | None = None
+    exchange: str | None = None
+    turns: int | None = None
     us_per_step: float | None = None
     us_per_step_backward: float | None = None
-    forward: Launch | None = None
+    torch_us_per_step: float | None = None
+    cost: model.Cost | None = None
+    cost_backward: model.Cost | None = None
+    forward: Launch | PersistentLaunch | None = None
     backward: Launch | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __str__(self) -> str:
-        if self.forward is None:
-            return f"{self.family}: {self.reason}"
-        lines = [
-            f"{self.family}: {self.reason}",
-            f"  programs {self.programs} of {self.block_b} rows x {self.block_h} hidden units, {self.num_warps} warps, "
-            f"{self.shared_bytes} bytes of shared memory each; {self.dtype}"
-            + (f", products in {self.precision}" if self.precision else ""),
-        ]
-        for name, us in (("forward", self.us_per_step), ("backward", self.us_per_step_backward)):
-            if us is not None:
-                whole = "" if self.time is None else f", {us * self.time / 1000:.3f} ms for {self.time} steps"
-                lines.append(f"  predicted {name} loop: {us:.2f} us a step{whole} (a model, not a measurement)")
+        lines = [f"{self.family}: {self.reason}"]
+        if self.forward is not None:
+            lines.append(
+                f"  programs {self.programs} of {self.block_b} rows x {self.block_h} hidden units, "
+                f"{self.num_warps} warps, {self.shared_bytes} bytes of shared memory each; {self.dtype}"
+                + (f", products in {self.precision}" if self.precision else "")
+            )
+        if self.exchange is not None:
+            served = f"{self.turns} batch tile{'s' if self.turns != 1 else ''}"
+            lines.append(f"  exchange of the state by {self.exchange}; each program serves {served}")
+        for name, cost in (("forward", self.cost), ("backward", self.cost_backward)):
+            if cost is not None:
+                whole = "" if self.time is None else f", {cost.us * self.time / 1000:.3f} ms for {self.time} steps"
+                lines.append(f"  predicted {name} loop: {cost.us:.2f} us a step{whole} (a model, not a measurement)")
+                lines.append(f"    {_parts(cost)}")
+        if self.torch_us_per_step is not None:
+            lines.append(f"  predicted for torch: {self.torch_us_per_step:.2f} us a step (a model, not a measurement)")
         return "\n".join(lines)
 
 
-@functools.cache
-def launches() -> dict[tuple[str, str, str, int], tuple[Launch, ...]]:
-    """(backend, kernel, kind, padded hidden size) -> configurations, the cheapest first."""
-    table: dict[tuple[str, str, str, int], list[Launch]] = {}
-    for row in json.loads(importlib.resources.files("tritongru.kernels").joinpath("launches.json").read_text()):
-        key = (row["backend"], row["kernel"], row["kind"], row["hidden"])
-        table.setdefault(key, []).append(
-            Launch(
-                tuple(row["chunks"]),
-                BLOCK_B,
-                row["num_warps"],
-                row["stages"],
-                row["shared_bytes"],
-                dot_precision(row["backend"], row["kind"]),
-                row["instructions"],
-                row["barriers"],
-                tuple(row["spills_on"]),
-            )
-        )
-    return {key: tuple(rows) for key, rows in table.items()}
+def _parts(cost: model.Cost) -> str:
+    names = ("exchange", "l2", "tensor", "shared", "issue", "barriers")
+    shown = [f"{name} {getattr(cost, name):.2f}" for name in names if getattr(cost, name) > 0]
+    return ", ".join(shown) + " (us; tensor, shared and issue overlap)" if cost.exchange else ", ".join(shown)
 
 
 def kind_of(dtype: str, precision: str) -> str:
@@ -144,25 +86,7 @@ def kind_of(dtype: str, precision: str) -> str:
     return precision if dtype == "float32" else "16-bit"
 
 
-def dot_precision(backend: str, kind: str) -> str:
-    """The ``input_precision`` of the kernel's products. IEEE is reached on NVIDIA's tensor cores by three TF32
-    products (error near 2^-22); AMD's matrix cores take fp32 as it is."""
-    if backend == "hip":
-        return "ieee"
-    return "tf32x3" if kind == "ieee" else "tf32"
-
-
-def padded(hidden: int) -> int:
-    """Hidden units that a kernel works on: a multiple of 16, and 32 at least."""
-    return max(32, math.ceil(hidden / 16) * 16)
-
-
-def chunks_of(hidden: int) -> tuple[int, ...]:
-    """A padded hidden size as a sum of powers of two, the widest first."""
-    return tuple(width for width in (256, 128, 64, 32, 16) if hidden & width)
-
-
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=4096)
 def plan(
     hidden: int,
     dtype: str,
@@ -173,6 +97,7 @@ def plan(
     directions: int = 1,
     precision: str = "tf32",
     training: bool = True,
+    impl: str = "auto",
 ) -> Plan:
     """The plan of one layer.
 
@@ -181,53 +106,90 @@ def plan(
         dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or any other torch dtype's name (which no kernel serves).
         device: facts of the device, e.g. ``GPUS["h200"]``.
         batch: batch size B.
-        time: time steps T, if known; it plays no part in the decision.
+        time: time steps T, if known.
         directions: 1, or 2 for a bidirectional layer.
         precision: ``"tf32"`` or ``"ieee"``: how fp32 products are made; 16-bit types ignore it.
         training: whether a backward pass must be possible as well.
+        impl: ``"auto"`` gives torch what torch is expected to do faster; ``"triton"`` takes a kernel wherever there is
+            one.
     """
     answer = Plan("torch", "", device.name, dtype, precision if dtype == "float32" else None, time)
     if device.backend == "cpu":
         return replace(answer, reason=f"the tensors are on {device.name}, where torch's own GRU runs")
-    if not _is_served(device):
+    if not is_served(device):
         served = f"NVIDIA chips from sm_80 on and AMD's {' and '.join(AMD_CHIPS)}"
         return replace(answer, reason=f"the kernels are made for {served}, and {device.name} is {device.arch}")
     if dtype not in DTYPES:
         return replace(answer, reason=f"no kernel computes in {dtype}; convert to one of {', '.join(DTYPES)}")
     kind = kind_of(dtype, precision)
-    found: list[Launch | None] = []
-    for kernel in ("forward", "backward") if training else ("forward",):
-        found.append(_smallest(device, kernel, kind, padded(hidden)))
-        if found[-1] is None:
-            return replace(answer, reason=_too_large(kernel, kind, hidden, dtype, device))
-    forward, backward = found[0], found[1] if training else None
-    assert forward is not None
-    tiles = math.ceil(batch / forward.block_b) * directions
-    waves = max(1, math.ceil(tiles / device.multiprocessors))
-    kb = 3 * hidden * hidden * (4 if dtype == "float32" else 2) / KB
-    us = forward.us_per_step(device.clock_mhz)
-    us_backward = backward.us_per_step(device.clock_mhz) if backward else None
+    backward = _smallest(device, "backward", kind, padded(hidden)) if training else None
+    options = [
+        option
+        for option in (
+            _resident(device, kind, hidden, batch, directions),
+            _persistent(device, kind, hidden, batch, directions),
+        )
+        if option is not None
+    ]
+    if not options or (training and backward is None):
+        return replace(answer, reason=_too_large("backward" if options else "forward", kind, hidden, dtype, device))
+    cost, launch = min(options, key=lambda option: math.inf if option[0] is None else option[0].us)
+    bits = 32 if dtype == "float32" else 16
+    theirs = model.torch_us(device, hidden, bits, batch, directions)
+    answer = replace(answer, torch_us_per_step=theirs)
+    refusal = None if impl == "triton" else _slower(device, kind, hidden, batch, time, directions, cost, theirs)
+    if refusal is not None and isinstance(launch, PersistentLaunch):
+        return replace(answer, reason=refusal, cost=cost)
+    kb = 3 * hidden * hidden * bits // 8 / KB
+    tiles = math.ceil(batch / launch.block_b)
+    answer = replace(
+        answer,
+        block_b=launch.block_b,
+        num_warps=launch.num_warps,
+        shared_bytes=launch.shared_bytes,
+        cost=cost,
+        us_per_step=cost.us if cost else None,
+        forward=launch,
+        backward=backward,
+    )
+    if backward is not None:
+        cost_backward = _resident_cost(device, backward, batch, directions)
+        us = cost_backward.us if cost_backward else None
+        answer = replace(answer, cost_backward=cost_backward, us_per_step_backward=us)
+    if isinstance(launch, PersistentLaunch):
+        return replace(
+            answer,
+            family="persistent",
+            reason=f"W_hh ({kb:.0f} KB) stays on chip, spread over {launch.programs(hidden)} programs for each batch "
+            "tile, so one launch runs the whole time loop",
+            programs=launch.programs(hidden) * launch.groups * directions,
+            block_h=launch.block_h,
+            exchange=launch.exchange,
+            turns=math.ceil(tiles / launch.groups),
+        )
     return replace(
         answer,
         family="resident",
         reason=f"W_hh ({kb:.0f} KB) fits one multiprocessor, so one launch runs the whole time loop",
-        programs=tiles,
-        block_b=forward.block_b,
-        block_h=sum(forward.chunks),
-        num_warps=forward.num_warps,
-        shared_bytes=forward.shared_bytes,
-        us_per_step=None if us is None else us * waves,
-        us_per_step_backward=None if us_backward is None else us_backward * waves,
-        forward=forward,
-        backward=backward,
+        programs=tiles * directions,
+        block_h=sum(launch.chunks),
     )
 
 
-def _is_served(device: Device) -> bool:
-    """Whether the compile matrix covers the chip: older tensor cores know neither bfloat16 nor asynchronous copies."""
-    if device.backend == "hip":
-        return device.arch in AMD_CHIPS
-    return int(device.arch.removeprefix("sm_")) >= 80
+Option = tuple[model.Cost | None, Launch | PersistentLaunch]
+
+
+def _resident(device: Device, kind: str, hidden: int, batch: int, directions: int) -> Option | None:
+    launch = _smallest(device, "forward", kind, padded(hidden))
+    return None if launch is None else (_resident_cost(device, launch, batch, directions), launch)
+
+
+def _resident_cost(device: Device, launch: Launch, batch: int, directions: int) -> model.Cost | None:
+    if launch.instructions is None or launch.barriers is None or device.clock_mhz <= 0:
+        return None
+    tiles = math.ceil(batch / launch.block_b) * directions
+    waves = max(1, math.ceil(tiles / device.multiprocessors))
+    return model.resident(device, launch.instructions, launch.barriers, launch.num_warps, waves)
 
 
 def _smallest(device: Device, kernel: str, kind: str, size: int) -> Launch | None:
@@ -238,12 +200,109 @@ def _smallest(device: Device, kernel: str, kind: str, size: int) -> Launch | Non
     return next((row for row in rows if _fits(row, device)), None)
 
 
-def _fits(launch: Launch, device: Device) -> bool:
-    return launch.shared_bytes <= device.shared_bytes and device.arch not in launch.spills_on
+def _fits(launch: Launch | PersistentLaunch, device: Device) -> bool:
+    return launch.shared_bytes <= device.shared_bytes and device.family not in launch.spills_on
+
+
+def _persistent(device: Device, kind: str, hidden: int, batch: int, directions: int) -> Option | None:
+    """The cheapest configuration by the model, or the one that rows say is best."""
+    options = persistent_options(device, kind, hidden, batch, directions)
+    found = measured().get((device.family, kind, hidden, math.ceil(batch / BLOCK_B), directions))
+    if found is not None and found.launch is not None:
+        for cost, launch in options:
+            if launch.name == found.launch:
+                return replace(cost, us=found.us), launch
+    return min(options, key=lambda option: option[0].us, default=None)
+
+
+def persistent_options(
+    device: Device,
+    kind: str,
+    hidden: int,
+    batch: int,
+    directions: int,
+    rows: tuple[PersistentLaunch, ...] | None = None,
+) -> list[tuple[model.Cost, PersistentLaunch]]:
+    """Every configuration, of the table or of the given rows, that is resident on the device as a whole, with its
+    predicted cost."""
+    if device.backend != "cuda" or device.clock_mhz <= 0 or not device.mma:
+        return []
+    if rows is None:
+        sizes = (key[2] for key in persistent_launches() if key[:2] == (device.backend, kind) and key[2] >= hidden)
+        rows = persistent_launches().get((device.backend, kind, min(sizes, default=0)), ())
+    options = []
+    for row in rows:
+        if not _fits(row, device):
+            continue
+        tiles = max(1, math.ceil(batch / row.block_b))
+        programs = row.programs(hidden)
+        at_once = min(
+            (device.shared_bytes + KB) // (row.shared_bytes + KB), REGISTERS // (32 * row.num_warps * row.registers)
+        )
+        groups = min(tiles, device.multiprocessors * at_once // (programs * directions))
+        if groups == 0:
+            continue
+        groups = math.ceil(tiles / math.ceil(tiles / groups))  # no program idles in the last turn if that costs nothing
+        exchanged = tiles * directions * row.slots * row.block_b * row.units * row.bits // 8
+        if exchanged > device.l2_bytes // 2:  # what is exchanged should never leave L2
+            continue
+        cost = model.persistent(
+            device,
+            programs=programs * groups * directions,
+            neighbours=programs,
+            turns=math.ceil(tiles / groups),
+            tile_bytes=row.block_b * row.units * row.bits // 8,
+            weight_bytes=row.gates * row.block_h * row.units * row.bits // 8,
+            multiply_adds=row.products * row.gates * row.block_h * row.units * row.block_b,
+            bits=row.bits,
+            instructions=row.instructions,
+            barriers=row.barriers,
+            num_warps=row.num_warps,
+            per_multiprocessor=at_once,
+            data=row.exchange == "data",
+        )
+        options.append((cost, replace(row, groups=groups)))
+    return options
+
+
+def _slower(
+    device: Device,
+    kind: str,
+    hidden: int,
+    batch: int,
+    time: int | None,
+    directions: int,
+    cost: model.Cost | None,
+    theirs: float | None,
+) -> str | None:
+    """Why torch is expected to win, if it is."""
+    found = measured().get((device.family, kind, hidden, math.ceil(batch / BLOCK_B), directions))
+    if found is not None:
+        if found.us <= found.torch_us:
+            return None
+        return f"torch's GRU was measured at {found.torch_us:.2f} us a step on {device.name}, ours at {found.us:.2f}"
+    if cost is None or theirs is None:
+        return None
+    if cost.us > theirs:
+        return (
+            f"torch's GRU should take {theirs:.2f} us a step on {device.name} with hidden size {hidden} and batch "
+            f"{batch}, ours {cost.us:.2f}; impl='triton' runs ours regardless"
+        )
+    if time is not None and time < shortest(cost.us, theirs):
+        return (
+            f"with {time} step{'s' if time != 1 else ''} the launches around the time loop cost more than the loop "
+            "saves; impl='triton' runs ours regardless"
+        )
+    return None
+
+
+def shortest(ours: float, theirs: float) -> int:
+    """Steps from which the time saved pays for one more launch (of what clears the exchange)."""
+    return 1 if ours >= theirs else math.ceil(model.LAUNCH_US / (theirs - ours))
 
 
 def _too_large(kernel: str, kind: str, hidden: int, dtype: str, device: Device) -> str:
-    limit = max(
+    resident = max(
         (
             size
             for (backend, name, other, size), rows in launches().items()
@@ -252,10 +311,48 @@ def _too_large(kernel: str, kind: str, hidden: int, dtype: str, device: Device) 
         default=0,
     )
     arithmetic = f"{dtype} ({kind})" if dtype == "float32" else dtype
-    return (
-        f"hidden size {hidden} in {arithmetic} does not fit one multiprocessor: "
-        f"the {kernel} kernel goes up to {limit} on {device.name}"
-    )
+    if kernel == "backward":
+        return (
+            f"hidden size {hidden} in {arithmetic} has no backward kernel on {device.name}, which goes up to "
+            f"{resident}; without gradients (torch.no_grad, eval) the forward kernels run it"
+        )
+    sizes = {key[2] for key in persistent_launches() if key[:2] == (device.backend, kind)}
+    largest = max((size for size in sizes if persistent_options(device, kind, size, 1, 1)), default=resident)
+    return f"hidden size {hidden} in {arithmetic} is too large: the kernels go up to {largest} on {device.name}"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where ``impl="auto"`` takes a kernel: from ``shortest`` time steps and up to ``largest`` rows of a batch;
+    ``reason`` says why torch runs everything else, or, if ``largest`` is 0, everything."""
+
+    reason: str
+    shortest: int
+    largest: int
+
+
+@functools.lru_cache(maxsize=1024)
+def limits(
+    hidden: int, dtype: str, device: Device, *, directions: int = 1, precision: str = "tf32", training: bool = True
+) -> Limits:
+    """The plan's answers for all batch sizes and lengths at once, so that a compiler may keep both symbolic."""
+
+    def at(batch: int) -> Plan:
+        return plan(hidden, dtype, device, batch=batch, directions=directions, precision=precision, training=training)
+
+    first = at(1)
+    if first.family == "torch":
+        return Limits(first.reason, 1, 0)
+    steps, largest, batch = 1, 1, BLOCK_B
+    while batch <= LARGEST_BATCH:
+        answer = at(batch)
+        if answer.family == "torch":
+            return Limits(answer.reason, steps, largest)
+        if answer.family == "persistent" and answer.torch_us_per_step and answer.us_per_step:
+            steps = max(steps, shortest(answer.us_per_step, answer.torch_us_per_step))
+        largest = batch
+        batch += BLOCK_B if batch < 1024 else batch // 8
+    return Limits("", steps, 1 << 62)
 
 
 def plan_on(
@@ -267,6 +364,7 @@ def plan_on(
     time: int | None = None,
     directions: int = 1,
     training: bool = True,
+    impl: str = "auto",
 ) -> Plan:
     """``plan`` for a torch device (or for the facts of one) under torch's present precision switch."""
     return plan(
@@ -278,34 +376,24 @@ def plan_on(
         directions=directions,
         precision=fp32_precision(),
         training=training,
+        impl=impl,
+    )
+
+
+def limits_on(
+    device: torch.device | Device, hidden: int, dtype: torch.dtype, *, directions: int = 1, training: bool = True
+) -> Limits:
+    """``limits`` for a torch device under torch's present precision switch."""
+    return limits(
+        hidden,
+        str(dtype).removeprefix("torch."),
+        device if isinstance(device, Device) else device_facts(device),
+        directions=directions,
+        precision=fp32_precision(),
+        training=training,
     )
 
 
 def fp32_precision() -> str:
     """``"tf32"`` or ``"ieee"``: torch's switch for recurrent layers, ``torch.backends.cudnn.rnn.fp32_precision``."""
     return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]
-
-
-def device_facts(device: torch.device) -> Device:
-    """Facts of a torch device; with TRITON_INTERPRET=1 the CPU stands in for an H200, whose kernels it then runs."""
-    if device.type == "cuda":
-        return _cuda_facts(torch.cuda.current_device() if device.index is None else device.index)
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
-        return replace(GPUS["h200"], name="Triton's interpreter (as an H200)")
-    return CPU if device.type == "cpu" else replace(CPU, name=device.type)
-
-
-@functools.cache
-def _cuda_facts(index: int) -> Device:
-    found = torch.cuda.get_device_properties(index)
-    hip = torch.version.hip is not None
-    arch = found.gcnArchName.split(":")[0] if hip else f"sm_{found.major}{found.minor}"
-    listed = next((gpu for gpu in GPUS.values() if gpu.arch == arch), None)
-    return Device(
-        found.name,
-        "hip" if hip else "cuda",
-        arch,
-        found.multi_processor_count,
-        found.shared_memory_per_block if hip else found.shared_memory_per_block_optin,  # type: ignore[attr-defined]
-        listed.clock_mhz if listed else 0,
-    )

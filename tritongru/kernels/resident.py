@@ -4,14 +4,11 @@ W_hh is loaded once, before the loop, and the compiler keeps it in shared memory
 what later steps need from memory is fetched ahead by the software pipeline (``STAGES``).
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction
 
 from tritongru.kernels.chunks import (
     load_bias,
@@ -25,20 +22,9 @@ from tritongru.kernels.chunks import (
     units,
 )
 from tritongru.kernels.gates import gru_step, gru_step_backward
-from tritongru.plan import Launch
-
-
-@triton.jit
-def tile_at(t, i_b, T, B, offsets, BB: tl.constexpr, PACKED: tl.constexpr):
-    """First row of batch tile i_b at step t and how many rows are left from there: none outside [0, T)."""
-    inside = (t >= 0) & (t < T)
-    if PACKED:
-        first = tl.load(offsets + t, mask=inside, other=0)
-        count = tl.load(offsets + t + 1, mask=inside, other=0) - first
-    else:
-        first = t.to(tl.int64) * B
-        count = tl.where(inside, B, 0)
-    return first + i_b * BB, count - i_b * BB
+from tritongru.kernels.launching import kernel_options, on_device_of, steps
+from tritongru.kernels.rows import tile_at
+from tritongru.launches import Launch
 
 
 @triton.jit(do_not_specialize=["T", "B"])
@@ -254,32 +240,11 @@ def backward(
         )
 
 
-def steps(y: Tensor, batch: int, offsets: Tensor | None) -> int:
-    return y.shape[0] // batch if offsets is None else offsets.shape[0] - 1
-
-
 def options(y: Tensor, launch: Launch) -> dict[str, Any]:
-    if y.is_cpu and not isinstance(resident_forward_kernel, InterpretedFunction):
-        raise RuntimeError("TRITON_INTERPRET=1 was set after the kernels were loaded; set it before the first call")
     return {
         "CHUNKS": launch.chunks,
         "BB": launch.block_b,
         "STAGES": launch.stages,
         "PRECISION": launch.dot_precision,
-        "UPCAST": y.is_cpu and y.dtype == torch.bfloat16,  # the interpreter's dot misreads bfloat16 operands
-        "num_warps": launch.num_warps,
-        **compiler_options("hip" if torch.version.hip else "cuda", launch),
+        **kernel_options(y, launch.num_warps),
     }
-
-
-def compiler_options(backend: str, launch: Launch) -> dict[str, Any]:
-    """Fused multiply-adds are asked for by name, because their default changes between Tritons. Without ``maxnreg``
-    ptxas spills a few registers to let a second program in, for which there is no shared memory."""
-    options: dict[str, Any] = {"enable_fp_fusion": True}
-    if backend == "cuda":
-        options["maxnreg"] = min(255, 65536 // (32 * launch.num_warps))
-    return options
-
-
-def on_device_of(y: Tensor) -> AbstractContextManager[Any]:
-    return torch.cuda.device(y.device) if y.is_cuda else nullcontext()

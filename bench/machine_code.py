@@ -1,0 +1,94 @@
+"""Compile a kernel without a GPU and read what the compiler made of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_86": ("cuda", 86, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "sm_120": ("cuda", 120, 32),
+    "gfx942": ("hip", "gfx942", 64),
+    "gfx950": ("hip", "gfx950", 64),
+}
+ELEMENT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+INTEGERS = ("T", "B", "tiles", "limit")  # arguments that are no pointers
+POINTERS = {"offsets": "*i64", "trouble": "*i64", "counters": "*i32", "state": "*fp32"}  # others have the storage dtype
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of one compiled kernel. ``instructions``, ``barriers``, ``tensor_core`` and ``loads`` (from global memory) are
+    those of the time loop, per warp; they and ``registers`` are None where the code is not NVIDIA's."""
+
+    shared_bytes: int
+    stack: int
+    registers: int | None = None
+    instructions: int | None = None
+    barriers: int | None = None
+    tensor_core: int | None = None
+    loads: int | None = None
+
+
+def compile_for(fn: Any, constants: dict[str, Any], dtype: str, num_warps: int, arch: str) -> Facts:
+    """Compile a kernel as its launcher would, for pointers that are aligned to 16 bytes, and read the result."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from tritongru.kernels.launching import compiler_options
+
+    signature = {}
+    for name in fn.arg_names:
+        kind = "constexpr" if name in constants else "i32" if name in INTEGERS else None
+        signature[name] = kind or POINTERS.get(name, "*" + ELEMENT[dtype])
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(fn.arg_names) if signature[name].startswith("*")
+    }
+    backend, chip, lanes = TARGETS[arch]
+    options = {"num_warps": num_warps} | compiler_options(backend, num_warps)
+    compiled = triton.compile(
+        ASTSource(fn, signature, constants, aligned), target=GPUTarget(backend, chip, lanes), options=options
+    )
+    if backend == "hip":
+        scratch = re.search(r"\.private_segment_fixed_size:\s*(\d+)", compiled.asm["amdgcn"])
+        return Facts(compiled.metadata.shared, int(scratch[1]) if scratch else 0)
+    return _read_sass(compiled.asm["cubin"], compiled.metadata.shared)
+
+
+def _read_sass(cubin: bytes, shared_bytes: int) -> Facts:
+    import triton
+
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, sass = (
+            subprocess.run([cuobjdump, flag, file.name], capture_output=True, text=True, check=True).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump told no register count: {usage!r}")
+    loop = _longest_loop(re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", sass))
+    count = [sum(bool(re.search(pattern, line)) for line in loop) for pattern in (r"\bBAR\.", "MMA", r"\bLDG")]
+    return Facts(shared_bytes, int(found[2]), int(found[1]), len(loop), *count)
+
+
+def _longest_loop(code: list[tuple[str, str]]) -> list[str]:
+    """The instructions between the farthest backward branch and its target: the time loop."""
+    place = {int(address, 16): i for i, (address, _) in enumerate(code)}
+    best: list[str] = []
+    for i, (_, line) in enumerate(code):
+        branch = re.search(r"\bBRA\b.*0x([0-9a-f]+)", line)
+        to = place.get(int(branch[1], 16)) if branch else None
+        if to is not None and to < i and i - to >= len(best):
+            best = [text for _, text in code[to : i + 1]]
+    return best

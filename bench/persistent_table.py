@@ -1,0 +1,197 @@
+"""The table of persistent launches: what compiles without spilling and is the model's choice for some shape."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from bench.machine_code import Facts, compile_for
+from tritongru import plan as planning
+from tritongru.devices import GPUS
+from tritongru.launches import PersistentLaunch, bits_of, chunks_of, dot_precision, persistent_launches
+
+LAUNCHES = Path(__file__).parents[1] / "tritongru" / "kernels" / "persistent.json"
+SIZES = {
+    "16-bit": (256, 384, 512, 768, 1024, 1536, 2048),
+    "tf32": (256, 384, 512, 768, 1024),
+    "ieee": (128, 256, 384, 512, 768, 1024),
+}
+# Of a part of the contraction. Chunks are in flight at once and wide ones spill; but each chunk of words is waited for.
+WIDEST_CHUNK = {"counter": 64, "data": 256}
+RING = 32  # slots of the exchange whose data are their own flags
+LARGEST_SHARED = max(gpu.shared_bytes for gpu in GPUS.values())
+BATCHES = (1, 17, 33, 49, 65, 97, 129, 193, 257, 385, 513, 769, 1025, 2049, 4097, 8193)
+ARCHS = ("sm_80", "sm_86", "sm_100", "sm_120")  # besides sm_90, on which no row may spill
+DROPPED = ("bits", "dot_precision", "groups")  # follow from the kind, or are the plan's
+
+
+def dtype_of(kind: str, i: int = 0) -> str:
+    return ("bfloat16", "float16")[i % 2] if kind == "16-bit" else "float32"
+
+
+def candidates(kind: str, units: int) -> Iterator[PersistentLaunch]:
+    """In the order of the tune: narrow tiles first, then wide ones; for each the exchange by counter, then by data."""
+    bits = bits_of(kind)
+    narrow = itertools.product((8, 16, 32), (8, 4) if units <= 512 else (8,), (True, False), ("counter", "data"))
+    shapes = [(16, *shape, shape[1]) for shape in narrow]
+    shapes += [(64, block_h, 4, True, "counter", 1) for block_h in (8, 16)]
+    for block_b, block_h, warps, pad, exchange, k_split in shapes:
+        least = 32 if exchange == "data" and bits == 16 else 16  # units of a product, of which data makes two
+        width, odd = divmod(units, k_split)
+        if odd or width % least:
+            continue
+        launch = PersistentLaunch(
+            bits,
+            units,
+            chunks_of(width, WIDEST_CHUNK[exchange]),
+            block_b,
+            block_h,
+            warps,
+            k_split,
+            pad,
+            exchange,
+            RING if exchange == "data" else 2,
+            0,
+            dot_precision("cuda", kind),
+        )
+        held = launch.products - launch.products // 2  # tf32x3 keeps the high and the low part of W
+        if held * launch.gates * block_h * units * bits // 8 < LARGEST_SHARED:
+            yield launch
+
+
+def compile_launch(
+    launch: PersistentLaunch,
+    hidden: int,
+    dtype: str,
+    arch: str,
+    *,
+    directions: int = 1,
+    packed: bool = False,
+    save_gates: bool = True,
+) -> Facts:
+    from tritongru.kernels import persistent
+
+    constants = {
+        "D": directions,
+        "H": hidden,
+        "USE_BIAS": True,
+        "USE_H0": True,
+        "SAVE_GATES": save_gates,
+        "PACKED": packed,
+        "UPCAST": False,
+        **persistent.blocks(launch),
+    }
+    return compile_for(persistent.persistent_forward_kernel, constants, dtype, launch.num_warps, arch)
+
+
+def plain(launch: PersistentLaunch, kind: str, arch: str) -> Facts:
+    return compile_launch(launch, launch.units, dtype_of(kind), arch)
+
+
+def demanding(launch: PersistentLaunch, kind: str, arch: str) -> Facts:
+    """Two directions, packed rows and a size that aligns to nothing ask for the most registers."""
+    return compile_launch(launch, launch.units - 1, dtype_of(kind), arch, directions=2, packed=True)
+
+
+def compiled(kind: str, launch: PersistentLaunch) -> PersistentLaunch | None:
+    """The launch with what the compiler made of it for sm_90, or None if it spills there or holds too much."""
+    facts = plain(launch, kind, "sm_90")
+    if facts.stack or facts.shared_bytes > LARGEST_SHARED:
+        return None
+    other = demanding(launch, kind, "sm_90")
+    if other.stack or other.shared_bytes > LARGEST_SHARED:
+        return None
+    return replace(
+        launch,
+        shared_bytes=max(facts.shared_bytes, other.shared_bytes),
+        registers=max(facts.registers or 255, other.registers or 255),
+        instructions=facts.instructions or 0,
+        barriers=facts.barriers or 0,
+        tensor_core=facts.tensor_core or 0,
+    )
+
+
+def elsewhere(kind: str, launch: PersistentLaunch) -> PersistentLaunch:
+    """The launch with the other chips on which it would spill."""
+    spills = tuple(
+        arch
+        for arch in ARCHS
+        if launch.shared_bytes <= max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == arch)
+        and (plain(launch, kind, arch).stack or demanding(launch, kind, arch).stack)
+    )
+    return replace(launch, spills_on=spills)
+
+
+def picked(launches: dict[tuple[str, str, int], tuple[PersistentLaunch, ...]]) -> set[tuple[str, PersistentLaunch]]:
+    """(kind, configuration) of those that the plan takes for some shape on some device."""
+    found = set()
+    for (_, kind, units), rows in launches.items():
+        previous = max((size for size in SIZES[kind] if size < units), default=1)
+        for device, batch, directions, hidden in itertools.product(
+            GPUS.values(), BATCHES, (1, 2), (units, (previous + units) // 2)
+        ):
+            options = planning.persistent_options(device, kind, hidden, batch, directions, rows)
+            if options:
+                found.add((kind, replace(min(options, key=lambda option: option[0].us)[1], groups=1)))
+    return found
+
+
+def make() -> None:
+    kinds = [(kind, launch) for kind, sizes in SIZES.items() for size in sizes for launch in candidates(kind, size)]
+    with ProcessPoolExecutor(2) as pool:
+        good = [
+            (kind, launch)
+            for (kind, _), launch in zip(kinds, pool.map(_compiled, kinds, chunksize=4), strict=True)
+            if launch is not None
+        ]
+        print(f"{len(good)} of {len(kinds)} candidates compile without spilling", flush=True)
+        table: dict[tuple[str, str, int], tuple[PersistentLaunch, ...]] = {}
+        for kind, launch in good:
+            key = ("cuda", kind, launch.units)
+            table[key] = (*table.get(key, ()), launch)
+        wanted = picked(table)
+        kept = [item for item in good if item in wanted]
+        rows = list(pool.map(_elsewhere, kept, chunksize=2))
+    print(f"{len(rows)} are the plan's choice for some shape", flush=True)
+    temporary = LAUNCHES.with_suffix(".tmp")
+    temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in _as_rows(rows)) + "\n]\n")
+    temporary.replace(LAUNCHES)
+
+
+def _compiled(item: tuple[str, PersistentLaunch]) -> PersistentLaunch | None:
+    return compiled(*item)
+
+
+def _elsewhere(item: tuple[str, PersistentLaunch]) -> tuple[str, PersistentLaunch]:
+    return item[0], elsewhere(*item)
+
+
+def _as_rows(launches: Iterable[tuple[str, PersistentLaunch]]) -> Iterator[dict[str, Any]]:
+    for kind, launch in launches:
+        fields = {name: value for name, value in asdict(launch).items() if name not in DROPPED}
+        yield {"backend": "cuda", "kind": kind, **fields}
+
+
+def check(arch: str) -> None:
+    """Compile each row that fits the chip, plainly or demandingly by turns; on sm_90, whose counts are in the table,
+    every row both ways."""
+    shared = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == arch)
+    rows = [(kind, row) for (_, kind, _), rows in persistent_launches().items() for row in rows]
+    for i, (kind, row) in enumerate(rows):
+        if row.shared_bytes > shared or arch in row.spills_on:
+            continue
+        found = {}
+        if arch == "sm_90" or i % 2:
+            found["plain"] = plain(row, kind, arch)
+        if arch == "sm_90" or not i % 2:
+            size = row.units - (1, 0, 4)[i % 3]
+            found["other"] = compile_launch(
+                row, size, dtype_of(kind, i), arch, directions=2, packed=i % 4 < 2, save_gates=i % 8 < 4
+            )
+        facts = {name: asdict(value) for name, value in found.items()}
+        print(json.dumps({"kind": kind, "hidden": row.units, "plan": asdict(row), "found": facts}), flush=True)

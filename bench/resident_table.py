@@ -1,0 +1,169 @@
+"""The table of resident launches: which configurations compile well, read from the machine code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench.machine_code import Facts, compile_for
+from tritongru.devices import GPUS
+from tritongru.launches import BLOCK_B, Launch, chunks_of, dot_precision
+from tritongru.model import BARRIER_CLOCKS, SCHEDULERS
+from tritongru.plan import plan
+
+LAUNCHES = Path(__file__).parents[1] / "tritongru" / "kernels" / "resident.json"
+SIZES = {"16-bit": range(32, 193, 16), "tf32": range(32, 129, 16), "ieee": range(32, 97, 16)}
+SPARE_REGISTERS = 248  # of 255: with 4 warps, a form that needs more here spills on another chip or with another option
+
+
+def compile_kernel(
+    kernel: str,
+    hidden: int,
+    dtype: str,
+    launch: Launch,
+    arch: str,
+    *,
+    directions: int = 1,
+    packed: bool = False,
+    save_gates: bool = True,
+) -> Facts:
+    """Compile the resident ``forward`` or ``backward``."""
+    from tritongru.kernels import resident
+
+    constants: dict[str, Any] = {
+        "D": directions,
+        "H": hidden,
+        "USE_H0": True,
+        "PACKED": packed,
+        "UPCAST": False,
+        "PRECISION": launch.dot_precision,
+        "CHUNKS": launch.chunks,
+        "BB": launch.block_b,
+        "STAGES": launch.stages,
+    }
+    if kernel == "forward":
+        constants |= {"USE_BIAS": True, "SAVE_GATES": save_gates}
+    else:
+        constants |= {"USE_DY": True, "USE_DHN": True}
+    fn = getattr(resident, f"resident_{kernel}_kernel")
+    return compile_for(fn, constants, dtype, launch.num_warps, arch)
+
+
+def candidates(backend: str, kind: str, hidden: int) -> list[Launch]:
+    warps = (4, 8, 16) if hidden == 128 else (4, 8) if hidden == 64 or hidden > 96 or kind != "16-bit" else (4,)
+    if backend == "hip":
+        warps = (4,)
+    return [
+        Launch(chunks_of(hidden), BLOCK_B, w, stages, 0, dot_precision(backend, kind))
+        for w in warps
+        for stages in ((2, 1) if backend == "hip" else (3, 2, 1))
+    ]
+
+
+def rows_for(backend: str, kernel: str, kind: str, hidden: int) -> list[dict[str, Any]]:
+    """The configurations worth keeping, the cheapest first."""
+    dtype = "bfloat16" if kind == "16-bit" else "float32"
+    archs = ["gfx942", "gfx950"] if backend == "hip" else ["sm_90", "sm_80"]
+    largest = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.backend == backend)
+    priced = []
+    for launch in candidates(backend, kind, hidden):
+        facts = compile_kernel(kernel, hidden, dtype, launch, archs[0])
+        tight = launch.num_warps == 4 and (facts.registers or 0) > SPARE_REGISTERS
+        if facts.shared_bytes > largest or facts.stack or tight:
+            continue
+        slots = (facts.instructions or 0) * max(1, launch.num_warps / SCHEDULERS)
+        cost = slots + BARRIER_CLOCKS * (facts.barriers or 0)
+        priced.append((cost or -launch.stages, launch, facts))
+    rows: list[dict[str, Any]] = []
+    for _, launch, facts in sorted(priced, key=lambda item: item[0]):
+        if not _worth_keeping(rows, facts.shared_bytes):
+            continue
+        other = [*_demanding(kernel, hidden, dtype, launch, archs[0])]
+        other.append(compile_kernel(kernel, hidden, dtype, launch, archs[1], packed=True))
+        shared = max(f.shared_bytes for f in (facts, *other))
+        if shared > largest or any(f.stack for f in other) or not _worth_keeping(rows, shared):
+            continue
+        newer = ("sm_100", "sm_120") if backend == "cuda" else ()
+        spills = []
+        for arch in newer:
+            plain = compile_kernel(kernel, hidden, dtype, launch, arch)
+            if plain.stack or any(f.stack for f in _demanding(kernel, hidden, dtype, launch, arch)):
+                spills.append(arch)
+        rows.append(
+            {
+                "backend": backend,
+                "kernel": kernel,
+                "kind": kind,
+                "hidden": hidden,
+                "chunks": list(launch.chunks),
+                "num_warps": launch.num_warps,
+                "stages": launch.stages,
+                "shared_bytes": shared,
+                "registers": facts.registers,
+                "instructions": facts.instructions,
+                "barriers": facts.barriers,
+                "tensor_core": facts.tensor_core,
+                "spills_on": spills,
+            }
+        )
+    return rows
+
+
+def _worth_keeping(rows: list[dict[str, Any]], shared_bytes: int) -> bool:
+    """A dearer configuration is for chips on which the cheaper ones do not fit or spill."""
+    return all(shared_bytes < row["shared_bytes"] or row["spills_on"] for row in rows)
+
+
+def _demanding(kernel: str, hidden: int, dtype: str, launch: Launch, arch: str) -> Iterator[Facts]:
+    """The options that ask for the most registers: two directions and packed rows, of sizes that align badly."""
+    for size in (hidden - 1, hidden - 4):
+        yield compile_kernel(kernel, size, dtype, launch, arch, directions=2, packed=True)
+
+
+def picked(arch: str, kernel: str) -> list[tuple[str, int, Launch]]:
+    """(kind, padded hidden size, configuration) of every row that the plan picks on a chip."""
+    device = next(gpu for gpu in GPUS.values() if gpu.arch == arch)
+    found = []
+    for kind, sizes in SIZES.items():
+        for hidden in sizes:
+            dtype = "float16" if kind == "16-bit" else "float32"
+            precision = "ieee" if kind == "ieee" else "tf32"
+            answer = plan(hidden, dtype, device, precision=precision, training=kernel == "backward")
+            launch: Launch | None = getattr(answer, kernel)
+            if launch is not None and sum(launch.chunks) == hidden:
+                found.append((kind, hidden, launch))
+    return found
+
+
+def check(arch: str, kernel: str) -> None:
+    """Compile each picked row plainly and with an odd size, two directions, packed rows or nothing saved, by turns;
+    on sm_90, whose counts are in the table, each row both ways."""
+    for i, (kind, hidden, launch) in enumerate(picked(arch, kernel)):
+        dtype = ("bfloat16", "float16")[i % 2] if kind == "16-bit" else "float32"
+        found = {}
+        if arch == "sm_90" or i % 2:
+            found["plain"] = compile_kernel(kernel, hidden, dtype, launch, arch)
+        if arch == "sm_90" or not i % 2:
+            size, packed, save_gates = hidden - (1, 0, 4)[i % 3], i % 4 < 2, i % 8 < 4
+            found["other"] = compile_kernel(
+                kernel, size, dtype, launch, arch, directions=2, packed=packed, save_gates=save_gates
+            )
+        facts = {name: asdict(value) for name, value in found.items()}
+        print(json.dumps({"kind": kind, "hidden": hidden, "plan": asdict(launch), "found": facts}), flush=True)
+
+
+def make() -> None:
+    rows: list[dict[str, Any]] = []
+    for backend in ("cuda", "hip"):
+        for kind, sizes in SIZES.items():
+            for kernel in ("forward", "backward"):
+                for hidden in sizes:
+                    found = rows_for(backend, kernel, kind, hidden)
+                    rows += found
+                    print(backend, kind, kernel, hidden, len(found), flush=True)
+    temporary = LAUNCHES.with_suffix(".tmp")
+    temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    temporary.replace(LAUNCHES)

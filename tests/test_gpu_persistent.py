@@ -1,0 +1,217 @@
+"""The persistent kernels on a GPU: what the interpreter and the simulator cannot tell."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from layers import Case, build
+from tolerance import assert_close_to_float64
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import tritongru
+from tritongru.devices import device_facts
+from tritongru.plan import kind_of, persistent_options, plan_on
+
+pytestmark = pytest.mark.gpu
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def assert_inference_parity(case, device):
+    ours, x, hx = build(case, device)
+    plan = plan_on(
+        device, case.H, case.dtype, batch=case.B, directions=case.states // case.layers, training=False, impl="triton"
+    )
+    if plan.family != "persistent":
+        pytest.skip(f"this GPU runs it as {plan.family}: {plan.reason}")
+    exact = ours.to_torch(copy=True).double()
+    with torch.inference_mode():
+        found = ours(x, hx)
+        same = ours.to_torch(copy=True)(x, hx)
+        expected = exact(x.double(), None if hx is None else hx.double())
+    for k, values in enumerate(zip(found, expected, same, strict=True)):
+        assert_close_to_float64(*values, f"{case} result {k}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("H", [193, 200, 256, 384, 500, 512, 768, 1000, 1024])
+def test_sizes(H, dtype, device):
+    assert_inference_parity(Case(T=65, B=17, I=20, H=H, dtype=dtype), device)
+
+
+@pytest.mark.parametrize("B", [1, 8, 16, 33, 64, 128, 300])
+@pytest.mark.parametrize("H", [256, 768])
+def test_batches(H, B, device):
+    assert_inference_parity(Case(T=33, B=B, I=20, H=H, bidirectional=B < 64, dtype=torch.bfloat16), device)
+
+
+@pytest.mark.parametrize("H", [256, 512])
+@pytest.mark.usefixtures("ieee")
+def test_ieee(H, device):
+    assert_inference_parity(Case(T=65, B=17, I=20, H=H), device)
+
+
+def test_a_long_sequence_of_a_large_layer(device):
+    assert_inference_parity(Case(T=3000, B=16, I=8, H=1024, dtype=torch.bfloat16), device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("H", [256, 384, 768, 1024])
+@pytest.mark.parametrize("B", [5, 70])
+def test_every_configuration(B, H, dtype, device):
+    """All that fit the GPU, not only the one that the plan picks, with gates saved and not."""
+    from tritongru.kernels import persistent
+
+    T, D = 40, 1
+    torch.manual_seed(0)
+    exact = torch.nn.GRU(H, H).double()
+    x, h0 = torch.randn(T, B, H).to(dtype), torch.randn(D, B, H).to(dtype)
+    w_ih, w_hh, b_ih, b_hh = (p.detach().to(device, dtype) for p in exact.parameters())
+    for p, rounded in zip(exact.parameters(), (w_ih, w_hh, b_ih, b_hh), strict=True):
+        p.data = rounded.double().cpu()
+    theirs = torch.nn.GRU(H, H).to(device, dtype)
+    theirs.load_state_dict(exact.state_dict())
+    with torch.inference_mode():
+        expected, same = exact(x.double(), h0.double()), theirs(x.to(device), h0.to(device))
+    gx = torch.addmm(b_ih, x.to(device).view(T * B, H), w_ih.t())
+    kind = kind_of(str(dtype).removeprefix("torch."), "tf32")
+    options = persistent_options(device_facts(device), kind, H, B, D)
+    assert options
+    for _, launch in options:
+        for save in (True, False):
+            y, hn = torch.full((T * B, D, H), math.nan, device=device, dtype=dtype), torch.empty_like(h0, device=device)
+            gates = y.new_full((T * B, D, H, 4) if save else (0,), math.nan)
+            persistent.forward(gx, w_hh[None], b_hh[None], h0.to(device), y, hn, gates, None, launch)
+            torch.cuda.synchronize()
+            for found, e, s in zip((y.view(T, B, H), hn), expected, same, strict=True):
+                assert_close_to_float64(found, e, s, f"{launch.name} gates={save}")
+            assert not gates.isnan().any()
+
+
+def test_packed_rows(device):
+    ours, x, _ = build(Case(T=50, B=40, I=8, H=300, bidirectional=True, hx=False), device)
+    lengths = torch.randint(1, 51, (40,))
+    lengths[3] = 50
+    exact = ours.to_torch(copy=True).double()
+    results = []
+    with torch.no_grad():
+        for gru, input in ((ours, x), (exact, x.double()), (ours.to_torch(copy=True), x)):
+            output, h_n = gru(pack_padded_sequence(input, lengths, enforce_sorted=False))
+            results.append((output.data, h_n))
+    for k, values in enumerate(zip(*results, strict=True)):
+        assert_close_to_float64(*values, f"result {k}")
+
+
+@pytest.fixture
+def large(device):
+    ours, x, hx = build(Case(T=200, B=64, I=16, H=768, dtype=torch.bfloat16), device)
+    with torch.inference_mode():
+        yield ours, x, hx, ours(x, hx)[0]
+
+
+def test_the_same_bits_every_time(large):
+    ours, x, hx, expected = large
+    for _ in range(20):
+        assert torch.equal(ours(x, hx)[0], expected)
+
+
+def test_two_streams_at_once_both_finish(large):
+    """Together they are more programs than the GPU holds: one launch has to wait for the other as a whole."""
+    ours, x, hx, expected = large
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    outputs = []
+    for stream in streams * 4:
+        with torch.cuda.stream(stream):
+            outputs.append(ours(x, hx)[0])
+    torch.cuda.synchronize()
+    for output in outputs:
+        assert torch.equal(output, expected)
+
+
+def test_beside_other_work(large):
+    """A stream full of matrix products competes for the multiprocessors."""
+    ours, x, hx, expected = large
+    other, a = torch.cuda.Stream(), torch.randn(4096, 4096, device=x.device)
+    with torch.cuda.stream(other):
+        for _ in range(50):
+            a = a @ a / 100
+    assert torch.equal(ours(x, hx)[0], expected)
+    torch.cuda.synchronize()
+
+
+def test_graph_replays_count_anew(large):
+    ours, x, hx, expected = large
+    static = x.clone()
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        ours(static, hx)
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        output, _ = ours(static, hx)
+    for _ in range(5):
+        static.copy_(x)
+        graph.replay()
+        assert torch.equal(output, expected)
+        static.copy_(torch.randn_like(x))
+        graph.replay()
+        assert torch.equal(output, ours(static, hx)[0])
+
+
+def test_no_call_waits_for_the_gpu(large):
+    ours, x, hx, _ = large
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ours(x, hx)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_nothing_is_compiled_for_a_new_length_or_batch(large, device):
+    from tritongru.kernels.persistent import persistent_forward_kernel as kernel
+
+    ours = large[0]
+    counts = []
+    for T, B in ((32, 64), (1, 49), (33, 50), (513, 64), (7, 63)):
+        ours(torch.randn(T, B, 16, device=device, dtype=torch.bfloat16))
+        counts.append(sum(len(cache[0]) for cache in kernel.device_caches.values()))
+    assert counts == counts[:1] * 5, counts
+
+
+@pytest.mark.parametrize("exchange", ["counter", "data"])
+def test_a_wait_that_is_cut_short_is_reported_and_survived(exchange, device):
+    """No look more than the first: some program is not there yet, gives up, and says so."""
+    from tritongru.kernels import persistent
+
+    T, B, H = 50, 16, 768
+    options = persistent_options(device_facts(device), "16-bit", H, B, 1)
+    launch = next((launch for _, launch in options if launch.exchange == exchange), None)
+    if launch is None:
+        pytest.skip(f"no configuration exchanges by {exchange}")
+    gx = torch.randn(T * B, 1, 3 * H, device=device, dtype=torch.bfloat16)
+    w_hh = torch.randn(1, 3 * H, H, device=device, dtype=torch.bfloat16) / 30
+    y, hn, none = gx.new_empty(T * B, 1, H), gx.new_empty(1, B, H), gx.new_empty(0)
+    run = [gx, w_hh, None, None, y, hn, none, None, dataclasses.replace(launch, groups=1)]
+    persistent.forward(*run, limit=0)
+    torch.cuda.synchronize()
+    assert hn.isnan().any()
+    with pytest.raises(RuntimeError, match="a persistent GRU kernel gave up at its time step"):
+        persistent.forward(*run)
+    persistent.forward(*run)
+    torch.cuda.synchronize()
+    assert hn.isfinite().all()
+
+
+def test_auto_runs_it_in_eval_and_torch_in_training(device):
+    ours = tritongru.GRU(8, 768).to(device, torch.bfloat16)
+    x = torch.randn(20, 4, 8, device=device, dtype=torch.bfloat16)
+    assert tritongru.explain(ours.eval(), batch=4, time=20).family == "persistent"
+    with torch.no_grad():
+        output, _ = ours(x)
+    again, _ = ours.train()(x)
+    again.sum().backward()
+    assert ours.weight_hh_l0.grad is not None
+    torch.testing.assert_close(output, again.detach(), rtol=0.05, atol=0.05)

@@ -1,0 +1,87 @@
+"""Facts of the devices that the plan knows, so that a decision can be asked for without the device."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass, replace
+
+import torch
+
+KB, MB = 1024, 1024**2
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the plan needs to know of a device, from the vendors' data sheets.
+
+    ``shared_bytes``: most shared memory one program may use (bytes; a multiprocessor has about 1 KB more).
+    ``clock_mhz``: boost clock. ``l2_bytes``: size of the last cache that all multiprocessors share. ``mma``: 16-bit
+    multiply-adds with fp32 sums that a multiprocessor's tensor cores do in a clock through warp-level instructions."""
+
+    name: str
+    backend: str  # "cuda", "hip" or "cpu"
+    arch: str  # "sm_90", "gfx942", ...
+    multiprocessors: int
+    shared_bytes: int
+    clock_mhz: int
+    l2_bytes: int = 0
+    mma: int = 0
+
+    @property
+    def family(self) -> str:
+        """The chip of the compile matrix that stands for this one: sm_86 for an RTX 4090 (sm_89)."""
+        if self.backend != "cuda" or self.arch == "sm_80":
+            return self.arch
+        return {"8": "sm_86", "9": "sm_90", "10": "sm_100", "12": "sm_120"}.get(self.arch[3:-1], self.arch)
+
+
+# mma: the data sheets' dense rate over clock and multiprocessors; on sm_90 and sm_100 warp-level instructions reach
+# only a part of it, on an H100 62 % (arXiv:2402.13499), and that share is assumed for the B200 as well.
+GPUS = {
+    "a100": Device("A100", "cuda", "sm_80", 108, 163 * KB, 1410, 40 * MB, 1024),
+    "rtx3090": Device("RTX 3090", "cuda", "sm_86", 82, 99 * KB, 1695, 6 * MB, 256),
+    "rtx4090": Device("RTX 4090", "cuda", "sm_89", 128, 99 * KB, 2520, 72 * MB, 256),
+    "h100": Device("H100", "cuda", "sm_90", 132, 227 * KB, 1980, 50 * MB, 1270),
+    "h200": Device("H200", "cuda", "sm_90", 132, 227 * KB, 1980, 50 * MB, 1270),
+    "b200": Device("B200", "cuda", "sm_100", 148, 227 * KB, 1965, 126 * MB, 2540),
+    "rtx5090": Device("RTX 5090", "cuda", "sm_120", 170, 99 * KB, 2407, 96 * MB, 256),
+    "mi300x": Device("MI300X", "hip", "gfx942", 304, 64 * KB, 2100, 256 * MB, 1024),
+    "mi355x": Device("MI355X", "hip", "gfx950", 256, 160 * KB, 2400, 256 * MB, 2048),
+}
+AMD_CHIPS = ("gfx942", "gfx950")
+CPU = Device("the CPU", "cpu", "", 0, 0, 0)
+
+
+def is_served(device: Device) -> bool:
+    """Whether the compile matrix covers the chip: older tensor cores know neither bfloat16 nor asynchronous copies."""
+    if device.backend == "hip":
+        return device.arch in AMD_CHIPS
+    return int(device.arch.removeprefix("sm_")) >= 80
+
+
+def device_facts(device: torch.device) -> Device:
+    """Facts of a torch device; with TRITON_INTERPRET=1 the CPU stands in for an H200, whose kernels it then runs."""
+    if device.type == "cuda":
+        return _cuda_facts(torch.cuda.current_device() if device.index is None else device.index)
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return replace(GPUS["h200"], name="Triton's interpreter (as an H200)")
+    return CPU if device.type == "cpu" else replace(CPU, name=device.type)
+
+
+@functools.cache
+def _cuda_facts(index: int) -> Device:
+    found = torch.cuda.get_device_properties(index)
+    hip = torch.version.hip is not None
+    arch = found.gcnArchName.split(":")[0] if hip else f"sm_{found.major}{found.minor}"
+    listed = next((gpu for gpu in GPUS.values() if gpu.arch == arch), None)
+    return Device(
+        found.name,
+        "hip" if hip else "cuda",
+        arch,
+        found.multi_processor_count,
+        found.shared_memory_per_block if hip else found.shared_memory_per_block_optin,  # type: ignore[attr-defined]
+        listed.clock_mhz if listed else 0,
+        int(getattr(found, "L2_cache_size", 0)) or (listed.l2_bytes if listed else 0),
+        listed.mma if listed else 0,
+    )

@@ -1,0 +1,157 @@
+"""How the programs that share a batch tile and direction hand each other their hidden units.
+
+A slot holds the state of one step: BB rows by all units, in the order in which the tensor cores' registers want it, so
+that the sixteen bytes a thread loads are what it feeds to one product. A tile travels from L2 into registers, without
+shared memory and without a barrier. Two forms, ``DATA`` says which:
+
+counter  Two slots. A program stores its units and adds one to the tile's counter (release); it reads the tile when
+         the counter says that everybody has (acquire). A slot is written again one step after everybody has read it:
+         who arrives for step s has read step s - 1.
+data     The words are their own flags: a ring of slots starts EMPTY, and a program reads a tile again until no word is.
+         One trip through L2 instead of two, for more words read. A slot is emptied once everybody has read it, and
+         written again only after a round of the counter, one in half a ring, has told everyone that it was empty.
+"""
+
+import triton
+import triton.language as tl
+
+# All bits set: a NaN of either type. `words` changes the one state that would look like it.
+EMPTY = tl.constexpr(0xFFFFFFFF)
+
+
+@triton.constexpr_function
+def first_unit(CHUNKS, KS, i):
+    return KS * sum(CHUNKS[:i])
+
+
+@triton.constexpr_function
+def parts(DATA, E):
+    """Into how many products a chunk is cut: the two halves of a word are taken apart, each feeds one."""
+    return 2 if DATA and E == 2 else 1
+
+
+@triton.jit
+def unit_at(k, PART: tl.constexpr, E: tl.constexpr, PARTS: tl.constexpr):
+    """The unit that stands at place k of a chunk's product. E: values in a 32-bit word.
+
+    Sixteen bytes hold a unit's neighbours (k half, row half, word); a lane of four owns a run of them."""
+    if PARTS == 2:
+        k = k // 16 * 32 + k % 2 * 16 + k // 2 % 4 * 4 + k // 8 % 2 * 2 + PART
+    else:
+        k = k // (8 * E) * (8 * E) + k // E % 4 * (2 * E) + k // (4 * E) % 2 * E + k % E
+    return k
+
+
+@triton.jit
+def place(o_b, o_u, BB: tl.constexpr, E: tl.constexpr):
+    """Where unit o_u of row o_b of a tile lies in a slot: the inverse of the order in which `_load` reads."""
+    o = (o_u // (8 * E) * (BB // 16) + o_b // 16) * 8 + o_b % 8
+    o = (o * 4 + o_u // (2 * E) % 4) * 2 + o_u // E % 2
+    return (o * 2 + o_b // 8 % 2) * E + o_u % E
+
+
+@triton.jit
+def _pieces(BB: tl.constexpr, KS: tl.constexpr, BK: tl.constexpr, E: tl.constexpr, V: tl.constexpr):
+    """Offsets of a chunk's sixteen-byte pieces: (group of 8 E units, sixteen rows, KS, eight rows, lane of four, V)."""
+    G: tl.constexpr = BK // (8 * E)
+    R: tl.constexpr = BB // 16
+    o_g = tl.arange(0, G)[:, None, None, None, None, None]
+    o_r = tl.arange(0, R)[None, :, None, None, None, None]
+    o_s = tl.arange(0, KS)[None, None, :, None, None, None]
+    o_8 = tl.arange(0, 8)[None, None, None, :, None, None]
+    o_4 = tl.arange(0, 4)[None, None, None, None, :, None]
+    o_v = tl.arange(0, V)[None, None, None, None, None, :]
+    return ((((o_s * G + o_g) * R + o_r) * 8 + o_8) * 4 + o_4) * V + o_v
+
+
+@triton.jit
+def _operand(b, BB: tl.constexpr, KS: tl.constexpr, K: tl.constexpr, E: tl.constexpr, PARTS: tl.constexpr):
+    """Pieces as the left operand (KS, BB, K) of a product: no thread gives anything to another."""
+    if PARTS == 2:
+        b = tl.reshape(b, (K // 16, 2, BB // 16, KS, 8, 4, 2, 2))
+        b = tl.permute(b, (3, 2, 7, 4, 0, 6, 5, 1))
+    else:
+        b = tl.reshape(b, (K // (8 * E), BB // 16, KS, 8, 4, 2, 2, E))
+        b = tl.permute(b, (2, 1, 6, 3, 0, 5, 4, 7))
+    return tl.reshape(b, (KS, BB, K))
+
+
+@triton.jit
+def arrive(counter):
+    tl.debug_barrier()  # the release below speaks for one thread; the others' stores must be done before it
+    tl.atomic_add(counter, 1, sem="release")
+
+
+@triton.jit
+def wait(counter, target, limit):
+    """Whether ``target`` programs have arrived; looks once, and at most ``limit`` times more."""
+    count = target - 1
+    looks = limit + 1
+    while (count < target) & (looks > 0):
+        count = tl.atomic_add(counter, 0, sem="acquire")
+        looks -= 1
+    return count >= target
+
+
+@triton.jit
+def words(b_y, E: tl.constexpr):
+    """(rows, units) of the storage dtype as 32-bit words, none of them EMPTY. The units come in the order of
+    `persistent.swapped`, the words in order."""
+    if E == 2:
+        b = tl.reshape(b_y.to(tl.int16, bitcast=True), (b_y.shape[0], b_y.shape[1] // 4, 2, 2))
+        lo, hi = tl.split(tl.permute(b, (0, 1, 3, 2)))
+        b = (hi.to(tl.int32) << 16) | (lo.to(tl.int32) & 0xFFFF)
+        b = tl.reshape(b, (b_y.shape[0], b_y.shape[1] // 2))
+    else:
+        b = b_y.to(tl.int32, bitcast=True)
+    return tl.minimum(b.to(tl.uint32, bitcast=True), EMPTY - 1)
+
+
+@triton.jit
+def publish(slot, b_y, o_slot, m_slot, o_word, m_word, E: tl.constexpr, DATA: tl.constexpr):
+    """The program's own units into a slot, as words or as they are."""
+    if DATA:
+        tl.store(slot.to(tl.pointer_type(tl.uint32)) + o_word, words(b_y, E), mask=m_word)
+    else:
+        tl.store(slot + o_slot, b_y, mask=m_slot)
+
+
+@triton.jit
+def collect_counted(slot, i: tl.constexpr, BB: tl.constexpr, KS: tl.constexpr, CHUNKS: tl.constexpr, E: tl.constexpr):
+    """Chunk i of the tile, (KS, BB, BK), to be called when `wait` has said that it is there."""
+    p = slot + first_unit(CHUNKS, KS, i) * BB + _pieces(BB, KS, CHUNKS[i], E, 4 * E)
+    return _operand(tl.load(p, cache_modifier=".cg"), BB, KS, CHUNKS[i], E, 1)
+
+
+@triton.jit
+def collect_words(
+    slot, i: tl.constexpr, limit, BB: tl.constexpr, KS: tl.constexpr, CHUNKS: tl.constexpr, E: tl.constexpr
+):
+    """The words of chunk i, and whether none is EMPTY; reads them once, and at most ``limit`` times more."""
+    p = slot.to(tl.pointer_type(tl.uint32)) + first_unit(CHUNKS, KS, i) * BB // E + _pieces(BB, KS, CHUNKS[i], E, 4)
+    b = tl.full(p.shape, EMPTY, tl.uint32)
+    missing = limit >= 0
+    looks = limit + 1
+    while missing & (looks > 0):
+        b = tl.load(p, volatile=True)
+        missing = tl.max(tl.ravel(b)) == EMPTY
+        looks -= 1
+    return b, missing == 0
+
+
+@triton.jit
+def operand_of(b, PART: tl.constexpr, DT: tl.constexpr, E: tl.constexpr):
+    """Words as the left operand of their chunk's product, or with E == 2 of the product of one half of each word."""
+    G: tl.constexpr = b.shape[0]
+    BB: tl.constexpr = 16 * b.shape[1]
+    if E == 2:
+        b = ((b >> 16 * PART) & 0xFFFF).to(tl.uint16).to(DT, bitcast=True)
+        return _operand(b, BB, b.shape[2], 8 * G, E, 2)
+    return _operand(b.to(DT, bitcast=True), BB, b.shape[2], 8 * G, E, 1)
+
+
+@triton.jit
+def clear(p_word, count, STRIDE: tl.constexpr, mask):
+    """Empties the program's words of ``count`` slots in a row."""
+    for i in tl.range(0, count):
+        tl.store(p_word + i * STRIDE, tl.full(p_word.shape, EMPTY, tl.uint32), mask=mask)

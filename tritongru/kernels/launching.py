@@ -1,0 +1,39 @@
+"""What every launcher needs: the number of steps, the compiler's options, the device of the tensors."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+from tritongru.kernels.rows import tile_at
+
+
+def steps(y: Tensor, batch: int, offsets: Tensor | None) -> int:
+    return y.shape[0] // batch if offsets is None else offsets.shape[0] - 1
+
+
+def on_device_of(y: Tensor) -> AbstractContextManager[Any]:
+    return torch.cuda.device(y.device) if y.is_cuda else nullcontext()
+
+
+def kernel_options(y: Tensor, num_warps: int) -> dict[str, Any]:
+    """``UPCAST`` and the compiler's options for tensors like y."""
+    if y.is_cpu and not isinstance(tile_at, InterpretedFunction):
+        raise RuntimeError("TRITON_INTERPRET=1 was set after the kernels were loaded; set it before the first call")
+    return {
+        "UPCAST": y.is_cpu and y.dtype == torch.bfloat16,  # the interpreter's dot misreads bfloat16 operands
+        "num_warps": num_warps,
+        **compiler_options("hip" if torch.version.hip else "cuda", num_warps),
+    }
+
+
+def compiler_options(backend: str, num_warps: int) -> dict[str, Any]:
+    """Fused multiply-adds are asked for by name, because their default changes between Tritons; ``num_stages`` leaves
+    pipelining to the loops that ask for it. Without ``maxnreg`` ptxas spills a few registers to let a second program
+    in, for which there is no shared memory."""
+    options: dict[str, Any] = {"enable_fp_fusion": True, "num_stages": 1}
+    if backend == "cuda":
+        options["maxnreg"] = min(255, 65536 // (32 * num_warps))
+    return options

@@ -1,0 +1,44 @@
+"""What becomes of a wait that does not end: the program gives up, goes on with NaN, and leaves word for the host.
+
+A wait that never ends would mean that a program is missing, which a cooperative launch rules out, or a fault in a
+kernel. Either way a GPU that hangs is worse than an error.
+"""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Looks at a counter or a tile before a program gives up. A look takes the better part of a microsecond, so this is
+# about two seconds; looks are counted, not time, so that a kernel that is paused (debugger, time slices) is not hurt.
+LIMIT = 3_000_000
+
+
+@triton.jit
+def report(s, i_b, i_h, i_d):
+    """Step, batch tile, program and direction in one word, which is never zero; `raise_trouble` takes it apart."""
+    word = (s.to(tl.int64) * 65536 + i_b % 65536) * 32768 + i_h
+    return word * 2 + i_d + 1
+
+
+@functools.cache
+def trouble_of(device: torch.device) -> Tensor:
+    """A word in host memory that kernels on the device write and the host reads without waiting for them."""
+    return torch.zeros(1, dtype=torch.int64, pin_memory=device.type == "cuda")
+
+
+def raise_trouble(trouble: Tensor) -> None:
+    word = int(trouble) - 1
+    if word < 0:
+        return
+    trouble.zero_()
+    word, direction = divmod(word, 2)
+    word, program = divmod(word, 1 << 15)
+    step, tile = divmod(word, 1 << 16)
+    raise RuntimeError(
+        f"a persistent GRU kernel gave up at its time step {step}: program {program} of batch tile {tile}, direction "
+        f"{direction}, waited about two seconds for the others, and its results from there on are NaN; the call that "
+        "launched it has to be repeated (impl='torch' does not depend on programs that wait for each other)"
+    )

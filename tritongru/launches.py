@@ -1,0 +1,160 @@
+"""The tables of launch configurations, read from the JSON files beside the kernels."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+BLOCK_B = 16  # rows of a tensor-core tile, the smallest batch tile
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One compiled form of a resident kernel. ``chunks``: widths into which the hidden units are cut; ``stages``: steps
+    that loads run ahead; ``instructions``, ``barriers``: of one time step and warp, read from the machine code for
+    sm_90 (None where there is no such reading); ``spills_on``: chips on which registers would go to memory."""
+
+    chunks: tuple[int, ...]
+    block_b: int
+    num_warps: int
+    stages: int
+    shared_bytes: int
+    dot_precision: str
+    instructions: int | None = None
+    barriers: int | None = None
+    spills_on: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PersistentLaunch:
+    """One compiled form of the persistent kernel. A program owns ``block_h`` hidden units of tiles of ``block_b`` rows.
+    ``k_split``: parts of the contraction that groups of warps multiply side by side; ``chunks``: widths into which each
+    part is cut; ``pad``: whether r, z and n are padded to four gates for one product instead of two; ``exchange``:
+    "counter" or "data"; ``slots``: states that the exchange holds; ``groups``: batch tiles worked on at a time, set by
+    the plan. The counts are of one batch tile's step and warp, for sm_90."""
+
+    bits: int
+    units: int
+    chunks: tuple[int, ...]
+    block_b: int
+    block_h: int
+    num_warps: int
+    k_split: int
+    pad: bool
+    exchange: str
+    slots: int
+    shared_bytes: int
+    dot_precision: str
+    registers: int = 255
+    instructions: int = 0
+    barriers: int = 0
+    tensor_core: int = 0
+    spills_on: tuple[str, ...] = ()
+    groups: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.block_b}x{self.block_h}-{self.num_warps}w-{self.exchange}"
+
+    @property
+    def gates(self) -> int:
+        return 4 if self.pad else 3
+
+    @property
+    def products(self) -> int:
+        """Tensor-core products for one: IEEE fp32 is made of three."""
+        return 3 if self.dot_precision == "tf32x3" else 1
+
+    def programs(self, hidden: int) -> int:
+        """Programs that share a batch tile."""
+        return math.ceil(hidden / self.block_h)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What rows in bench/results say of a shape: microseconds of a step, and the configuration that took them."""
+
+    us: float
+    torch_us: float
+    launch: str | None
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(importlib.resources.files("tritongru.kernels").joinpath(name).read_text())
+    return rows
+
+
+@functools.cache
+def launches() -> dict[tuple[str, str, str, int], tuple[Launch, ...]]:
+    """(backend, kernel, kind, padded hidden size) -> configurations, the cheapest first."""
+    table: dict[tuple[str, str, str, int], list[Launch]] = {}
+    for row in _rows("resident.json"):
+        key = (row["backend"], row["kernel"], row["kind"], row["hidden"])
+        table.setdefault(key, []).append(
+            Launch(
+                tuple(row["chunks"]),
+                BLOCK_B,
+                row["num_warps"],
+                row["stages"],
+                row["shared_bytes"],
+                dot_precision(row["backend"], row["kind"]),
+                row["instructions"],
+                row["barriers"],
+                tuple(row["spills_on"]),
+            )
+        )
+    return {key: tuple(rows) for key, rows in table.items()}
+
+
+@functools.cache
+def persistent_launches() -> dict[tuple[str, str, int], tuple[PersistentLaunch, ...]]:
+    """(backend, kind, padded hidden size) -> configurations."""
+    table: dict[tuple[str, str, int], list[PersistentLaunch]] = {}
+    for row in _rows("persistent.json"):
+        fields = {name: value for name, value in row.items() if name not in ("backend", "kernel", "kind")}
+        launch = PersistentLaunch(
+            bits=bits_of(row["kind"]),
+            dot_precision=dot_precision(row["backend"], row["kind"]),
+            **fields | {"chunks": tuple(row["chunks"]), "spills_on": tuple(row["spills_on"])},
+        )
+        table.setdefault((row["backend"], row["kind"], row["units"]), []).append(launch)
+    return {key: tuple(rows) for key, rows in table.items()}
+
+
+@functools.cache
+def measured() -> dict[tuple[str, str, int, int, int], Measured]:
+    """(chip, kind, hidden size, batch tiles of 16 rows, directions) -> what was measured there."""
+    return {
+        (row["arch"], row["kind"], row["hidden"], row["tiles"], row["directions"]): Measured(
+            row["us"], row["torch_us"], row["launch"]
+        )
+        for row in _rows("measured.json")
+    }
+
+
+def bits_of(kind: str) -> int:
+    return 16 if kind == "16-bit" else 32
+
+
+def dot_precision(backend: str, kind: str) -> str:
+    """The ``input_precision`` of the kernel's products. IEEE is reached on NVIDIA's tensor cores by three TF32
+    products (error near 2^-22); AMD's matrix cores take fp32 as it is."""
+    if backend == "hip":
+        return "ieee"
+    return "tf32x3" if kind == "ieee" else "tf32"
+
+
+def padded(hidden: int) -> int:
+    """Hidden units that a resident kernel works on: a multiple of 16, and 32 at least."""
+    return max(32, math.ceil(hidden / 16) * 16)
+
+
+def chunks_of(hidden: int, widest: int = 256) -> tuple[int, ...]:
+    """A padded size as a sum of powers of two, the widest first, none wider than ``widest``."""
+    whole, rest = divmod(hidden, widest)
+    narrow = tuple(1 << bit for bit in reversed(range(rest.bit_length())) if rest >> bit & 1)
+    return (widest,) * whole + narrow
