@@ -4,11 +4,15 @@ import dataclasses
 
 import pytest
 import torch
+from layers import Case, build
 from tolerance import assert_close_to_float64
 
 from tritongru import reference
-from tritongru.kernels import persistent
+from tritongru.kernels import persistent, together
 from tritongru.launches import PersistentLaunch, chunks_of
+from tritongru.plan import plan_on
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tests/test_gpu_persistent.py")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 NAN = float("nan")
@@ -160,3 +164,89 @@ def test_a_nan_state_is_no_missing_word(exchange, dtype):
     assert y.view(3, 3, 16)[:, 1].isnan().all()
     assert hn[0, 1].isnan().all()
     assert torch.equal(y.view(3, 3, 16)[:, [0, 2]], clean.view(3, 3, 16)[:, [0, 2]])
+
+
+def check_module(case):
+    """Without gradients the module runs this family, and keeps the tolerance rule."""
+    ours, x, hx = build(case, torch.device("cpu"))
+    directions = 2 if case.bidirectional else 1
+    plan = plan_on(x.device, case.H, case.dtype, batch=case.B, directions=directions, training=False, impl="triton")
+    assert plan.family == "persistent"
+    theirs, exact = ours.to_torch(copy=True), ours.to_torch(copy=True).double()
+    with torch.no_grad():
+        found, same = ours(x, hx), theirs(x, hx)
+        expected = exact(x.double(), None if hx is None else hx.double())
+    for k, values in enumerate(zip(found, expected, same, strict=True)):
+        assert_close_to_float64(*values, f"{case} result {k}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("H", [193, 200, 255, 384])
+def test_the_module(H, dtype):
+    check_module(Case(T=3, B=2, H=H, dtype=dtype))
+
+
+@pytest.mark.parametrize("B", [1, 16, 33])
+def test_the_module_with_layers_and_directions(B):
+    check_module(Case(T=2, B=B, H=130, layers=2, bidirectional=True))
+
+
+def test_the_module_at_full_size():
+    check_module(Case(T=2, B=3, H=1024, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("hx", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_module_without_bias_or_state(bias, hx):
+    check_module(Case(T=2, B=2, H=140, bias=bias, hx=hx))
+
+
+def test_training_says_that_there_is_no_backward_yet():
+    ours, x, hx = build(Case(H=384), torch.device("cpu"))
+    with pytest.raises(RuntimeError, match=r"hidden size 384 in float32 .* has no backward kernel on"):
+        ours(x, hx)
+
+
+def test_offsets_beyond_32_bits():
+    """The last tile of a batch whose inputs have more than 2^31 elements. Nothing else of the tensors is ever touched,
+    so most of their memory is never really there."""
+    T, H, rows = 2, 256, 5
+    B = (1 << 31) // (T * 3 * H) // 16 * 16 + 16 + rows
+    assert T * B * 3 * H > 1 << 31
+    dtype = torch.float16
+    launch = launch_for(H, dtype, block_h=32)
+    tensors = layer_tensors(T=T, B=rows, H=H, dtype=dtype)
+    tiles, programs = -(-B // 16), launch.programs(H)
+
+    def huge(*shape, dtype=dtype):
+        return torch.empty(shape, dtype=dtype)
+
+    gx, y = huge(T, B, 1, 3 * H), huge(T, B, 1, H)
+    h0, hn = huge(1, B, H), huge(1, B, H)
+    slots, state = huge(tiles, 2 * 16 * H), huge(tiles, programs * 16 * 32, dtype=torch.float32)
+    counters = huge(tiles, 32, dtype=torch.int32)
+    gx[:, -rows:] = torch.addmm(tensors["b_ih"], tensors["x"], tensors["w_ih"].t()).view(T, rows, 1, 3 * H)
+    h0[:, -rows:] = tensors["h0"]
+    slots[-1], counters[-1] = 0, 0
+    together.launch_at(
+        [(i, tiles - 1, 0) for i in range(programs)],
+        persistent.persistent_forward_kernel,
+        (programs, tiles, 1),
+        *(gx, tensors["w_hh"], tensors["b_hh"], h0, y, hn, huge(0), None),
+        *(slots, state, counters, torch.zeros(1, dtype=torch.int64)),
+        T=T,
+        B=B,
+        tiles=tiles,
+        limit=10**7,
+        D=1,
+        H=H,
+        USE_BIAS=True,
+        USE_H0=True,
+        SAVE_GATES=False,
+        PACKED=False,
+        UPCAST=False,
+        **persistent.blocks(launch),
+    )
+    exact, same = expected(tensors, rows), expected(tensors, rows, dtype)
+    assert_close_to_float64(y[:, -rows:].reshape(T * rows, 1, H), exact[0], same[0], "y")
+    assert_close_to_float64(hn[:, -rows:], exact[1], same[1], "hn")

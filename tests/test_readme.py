@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from bench.compile import markdown
-from tritongru.plan import GPUS, plan
+from bench.persistent_table import LAUNCHES as PERSISTENT
+from bench.resident_table import LAUNCHES as RESIDENT
+from tritongru.devices import GPUS
+from tritongru.plan import plan
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -61,6 +64,7 @@ def test_links_lead_somewhere():
         assert (ROOT / target).exists(), target
 
 
-def test_the_table_of_configurations_is_the_plans():
+@pytest.mark.parametrize("mark, launches", [("configurations", RESIDENT), ("persistent configurations", PERSISTENT)])
+def test_the_tables_of_configurations_are_the_plans(mark, launches):
     page = (ROOT / "docs" / "kernels.md").read_text()
-    assert page.split("<!-- configurations -->")[1].strip() == markdown()
+    assert page.split(f"<!-- {mark} -->")[1].partition("<!--")[0].strip() == markdown(launches)

@@ -4,6 +4,8 @@ The interpreter runs one program after the other, so a program that waits for a 
 every program has a thread of its own, and its place in the grid.
 """
 
+import dataclasses
+import itertools
 import threading
 import time
 from typing import Any
@@ -41,19 +43,27 @@ class _Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
 _one_grid_at_a_time = threading.Lock()
 
 
-def launch(kernel: Any, grid: tuple[int, int, int], *args: Any, **kwargs: Any) -> None:
+Place = tuple[int, int, int]
+
+
+def launch(kernel: Any, grid: Place, *args: Any, **kwargs: Any) -> None:
     """``kernel[grid](*args, **kwargs)`` with every program alive from the start. Raises what a program raised."""
+    i, j, k = grid
+    launch_at(list(itertools.product(range(i), range(j), range(k))), kernel, grid, *args, **kwargs)
+
+
+def launch_at(places: list[Place], kernel: Any, grid: Place, *args: Any, **kwargs: Any) -> None:
+    """``launch``, but only of the programs at these places of the grid."""
     raised: list[BaseException] = []
     builder: Any = interpreter.interpreter_builder
 
-    def run(place: tuple[int, int, int]) -> None:
+    def run(place: Place) -> None:
         builder.places.value = place
         try:
             kernel[(1, 1, 1)](*args, **kwargs)
         except BaseException as error:
             raised.append(error)
 
-    places = [(i, j, k) for k in range(grid[2]) for j in range(grid[1]) for i in range(grid[0])]
     threads = [threading.Thread(target=run, args=(place,), daemon=True) for place in places]
     with _one_grid_at_a_time:
         before = builder.__class__, dict(builder.__dict__)
@@ -62,6 +72,8 @@ def launch(kernel: Any, grid: tuple[int, int, int], *args: Any, **kwargs: Any) -
         builder.__dict__.pop("grid_idx", None)
         builder.__dict__.pop("grid_dim", None)
         builder.__class__, builder.places, builder.grid = _Builder, threading.local(), grid
+        # Overflow checks double the time, and kernels run one by one have them.
+        builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
         try:
             for thread in threads:
                 thread.start()

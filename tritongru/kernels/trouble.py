@@ -19,7 +19,7 @@ LIMIT = 3_000_000
 @triton.jit
 def report(s, i_b, i_h, i_d):
     """Step, batch tile, program and direction in one word, which is never zero; `raise_trouble` takes it apart."""
-    word = (s.to(tl.int64) * 65536 + i_b % 65536) * 32768 + i_h
+    word = (tl.full((), 65536, tl.int64) * s + i_b % 65536) * 32768 + i_h
     return word * 2 + i_d + 1
 
 
