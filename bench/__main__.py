@@ -1,4 +1,4 @@
-"""The command line: `python3 -m bench gate`.
+"""The command line: `python3 -m bench gate` and `python3 -m bench tune`.
 
 Nothing heavy is imported here, because every child process imports this file once more.
 """
@@ -36,26 +36,49 @@ def folder(text: str) -> Path:
 
 def parser() -> Parser:
     top = Parser(prog="python3 -m bench", description=__doc__.splitlines()[0])
-    rooms = top.add_subparsers(dest="command", required=True, metavar="gate")
+    rooms = top.add_subparsers(dest="command", required=True, metavar="gate|tune")
     gate = rooms.add_parser(
         "gate",
         help="parity, then speed, against torch.nn.GRU; one JSON row per measurement",
-        description="Parity with torch.nn.GRU first, then the speed of both; exit 0 only if no case is red or slower.",
+        description="Parity with torch.nn.GRU first, then the speed of both; exit 0 only if no case is red or slower "
+        "and no target is missed.",
     )
-    gate.add_argument("--budget", type=seconds, default=450.0, metavar="SECONDS", help="time in all (default 450)")
+    tune = rooms.add_parser(
+        "tune",
+        help="every launch that the plan could take, correctness first; one JSON row per measurement",
+        description="Looks for the best launch of each shape; exit 0 unless one gives wrong results, hangs or fails. "
+        "The same command goes on where the last one stopped.",
+    )
     results = Path(__file__).parent / "results"
-    gate.add_argument("--out", type=folder, default=results, metavar="DIR", help="for the rows (default bench/results)")
+    for room in (gate, tune):
+        room.add_argument("--budget", type=seconds, default=450.0, metavar="SECONDS", help="time in all (default 450)")
+        room.add_argument(
+            "--out", type=folder, default=results, metavar="DIR", help="for the rows (default bench/results)"
+        )
+        room.add_argument(
+            "--only", default="", metavar="TEXT", help="only cases with TEXT in their name, e.g. h768-b16"
+        )
+        room.add_argument("--commit", default=None, help="recorded in the rows (default: what git says)")
     gate.add_argument("--impl", choices=("auto", "triton"), default="auto", help="which path of ours (default auto)")
-    gate.add_argument("--only", default="", metavar="TEXT", help="only cases with TEXT in their name, e.g. h128-b64")
-    gate.add_argument("--commit", default=None, help="recorded in the rows (default: what git says)")
+    tune.add_argument(
+        "--table", action="store_true", help="no GPU: make kernels/measured.json from the rows of the tune"
+    )
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    from bench.gate import gate
+    if arguments.command == "gate":
+        from bench.gate import gate
 
-    return gate(arguments.budget, arguments.out, arguments.impl, arguments.only, arguments.commit)
+        return gate(arguments.budget, arguments.out, arguments.impl, arguments.only, arguments.commit)
+    if arguments.table:
+        from bench.measured import write
+
+        return write(arguments.out)
+    from bench.tune import tune
+
+    return tune(arguments.budget, arguments.out, arguments.only, arguments.commit)
 
 
 if __name__ == "__main__":

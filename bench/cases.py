@@ -1,5 +1,6 @@
-"""What is measured: the shapes, in order of information, so that a short budget drops the least."""
+"""What is measured: the shapes, in order of information, so that a stop at any moment loses the least."""
 
+import itertools
 from dataclasses import dataclass
 
 EPS = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
@@ -7,6 +8,7 @@ FEW = 8  # as in tests/tolerance.py
 # With the TF32 switch on, products keep 10 bits, whoever computes them. Simulated with truncated operands at T=512 and
 # H=128, the largest error over outputs and gradients is 1.3e-3 of the largest value.
 TF32_ROUNDING = 2.0**-9
+WIDE = 256  # hidden size from which on W_hh has to be spread over several programs
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,53 @@ class Case:
         """What is always allowed, as a part of the largest value."""
         return TF32_ROUNDING if self.tf32 else FEW * EPS[self.dtype]
 
+    @property
+    def wide(self) -> bool:
+        """A forward pass that the persistent kernel is made for: it has more rivals than nn.GRU."""
+        return self.hidden >= WIDE and self.mode == "forward"
 
+
+HEADLINE = Case(768, 16, 1024, "bf16", "forward")  # a published LSTM figure has this shape
 # The middle of the table first, then one step away from it, then the corners.
-SHAPES = ((128, 64), (100, 64), (64, 64), (128, 16), (128, 256), (64, 16), (64, 256), (100, 16), (100, 256))
+HIDDEN = (768, 1024, 512, 384, 256, 2048)
+BATCHES = (16, 64, 1, 32, 128, 8)
+SMALL = ((128, 64), (100, 64), (64, 64), (128, 16), (128, 256), (64, 16), (64, 256), (100, 16), (100, 256))
+FIRST = 9  # cases of the wide grid that are worth more than any other
 
 
-def gate_cases() -> list[Case]:
+def wide_cases(dtype: str) -> list[Case]:
+    """The grid of the persistent kernel; H = 2048 fits on chip in 16 bit alone, and one such type is enough."""
+    hidden = HIDDEN if dtype == "bf16" else HIDDEN[:-1]
+    cells = sorted(itertools.product(range(len(hidden)), range(len(BATCHES))), key=sum)
+    return [Case(hidden[i], BATCHES[j], 512, dtype, "forward", tf32=dtype == "fp32") for i, j in cells]
+
+
+def small_cases() -> list[Case]:
+    """The grid of the resident kernel."""
     return [
         Case(hidden, batch, 512, dtype, mode, tf32=dtype == "fp32")
-        for hidden, batch in SHAPES
+        for hidden, batch in SMALL
         for dtype in ("bf16", "fp16", "fp32")
         for mode in ("train", "forward")
     ]
+
+
+def gate_blocks() -> list[list[Case]]:
+    """Cases that are compiled together, then measured one by one."""
+    bf16, fp32, fp16 = map(wide_cases, ("bf16", "fp32", "fp16"))
+    small = small_cases()
+    return [[HEADLINE, *bf16[:FIRST], fp32[0]], [*bf16[FIRST:], *small[:6]], [*fp32[1:], *small[6:]], fp16]
+
+
+def gate_cases() -> list[Case]:
+    return [case for block in gate_blocks() for case in block]
+
+
+def tune_cases() -> list[Case]:
+    """Shapes whose best launch is looked for. Every batch up to 16 rows is one tile to a launch, and both 16-bit types
+    run the same code, so that one of each is enough; the headline's length is measured by the gate."""
+    cases = [*wide_cases("bf16"), *wide_cases("fp32")]
+    return [case for case in cases if case.batch >= 16]
 
 
 # A call as a CPU user makes it, and one so small that only the way to the operator counts.

@@ -10,13 +10,12 @@ import torch
 
 from bench import pair
 from bench.cases import CPU_CASES, Case
-from bench.rows import Row, RowFile, facts, file_name, row
+from bench.rows import SHAPE_KEYS, Row, RowFile, facts, file_name, row
 from bench.timing import CpuTimer, interleaved, spread
 
 ALLOWED = 0.02  # of nn.GRU's time, on the realistic call
 IMPORT_REPEATS = 5
 IMPORT_CODE = "import time, torch; t = time.perf_counter(); import tritongru; print(time.perf_counter() - t)"
-IMPORT_KEYS = ("hidden", "batch", "time", "layers", "directions", "dtype", "tf32", "mode")
 
 
 def overhead(case: Case, limit_s: float) -> tuple[dict[str, list[float]], float]:
@@ -42,7 +41,7 @@ def import_row(taken: list[float], where: Row) -> Row:
     about = row(CPU_CASES[0], pair.OURS, where, family=None, parity=None, ms=statistics.median(taken))
     if len(taken) > 1:
         about["spread"] = round(spread(taken), 6)
-    return about | {"case": "import", "us_per_step": None} | dict.fromkeys(IMPORT_KEYS)
+    return about | {"case": "import", "us_per_step": None} | dict.fromkeys(SHAPE_KEYS)
 
 
 def without_gpu(cases: Sequence[Case], left: Callable[[], float], out: Path, commit: str | None) -> int:
@@ -51,12 +50,12 @@ def without_gpu(cases: Sequence[Case], left: Callable[[], float], out: Path, com
     file = RowFile(out / file_name("cpu", None, where["date"]))
     torch.set_num_threads(1)  # threads meeting at barriers make more noise than the overhead we look for
     for case in cases:
-        parity, family = pair.check(case, "auto", torch.device("cpu"))
+        parity, plan = pair.check(case, "auto", torch.device("cpu"))
         samples, more = overhead(case, min(15.0, left() / 4))
-        own = {pair.OURS: (family, parity.ours), pair.THEIRS: ("torch", parity.theirs)}
+        own = {pair.OURS: (plan.family, parity.ours), pair.THEIRS: ("torch", parity.theirs)}
         for name, taken in samples.items():
-            about = {"ms": statistics.median(taken), "spread": spread(taken)}
-            file.append(row(case, name, where, family=own[name][0], parity=own[name][1], **about))
+            ms, width = statistics.median(taken), spread(taken)
+            file.append(row(case, name, where, family=own[name][0], parity=own[name][1], ms=ms, spread=width))
         ours, theirs = (1000 * statistics.median(samples[name]) for name in (pair.OURS, pair.THEIRS))
         size = f"T={case.time}, B={case.batch}, H={case.hidden}"
         print(f"Call of {size}: ours {ours:.1f} us, nn.GRU {theirs:.1f} us, overhead {100 * more:+.2f} %", end="")

@@ -13,6 +13,7 @@ import tritongru
 from bench.cases import Case
 from bench.parity import Data, Parity, compare, poison, quantities, tf32, truth
 from bench.timing import interleaved, l2_bytes, spread, timer_for
+from tritongru.plan import Plan
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OURS, THEIRS = "tritongru", "nn.GRU"
@@ -22,7 +23,7 @@ OURS, THEIRS = "tritongru", "nn.GRU"
 class Pair:
     ours: torch.nn.Module
     theirs: torch.nn.Module
-    family: str  # what `explain` says that ours runs
+    plan: Plan  # what `explain` says that ours runs
 
     def layers(self) -> dict[str, torch.nn.Module]:
         return {OURS: self.ours, THEIRS: self.theirs}
@@ -38,8 +39,7 @@ def build(case: Case, impl: str, device: torch.device) -> Pair:
     ours = tritongru.GRU(case.hidden, case.hidden, case.layers, **options, impl=impl).train(case.mode == "train")
     ours.load_state_dict(theirs.state_dict())
     ours.flatten_parameters()
-    plan = tritongru.explain(ours, batch=case.batch, time=case.time, device=device)
-    return Pair(ours, theirs, plan.family)
+    return Pair(ours, theirs, tritongru.explain(ours, batch=case.batch, time=case.time, device=device))
 
 
 def random(case: Case, device: torch.device) -> Data:
@@ -50,8 +50,8 @@ def random(case: Case, device: torch.device) -> Data:
     return Data(x, torch.randn(state, **kind).tanh(), dy, torch.randn(state, **kind))
 
 
-def check(case: Case, impl: str, device: torch.device, build: Build = build) -> tuple[Parity, str]:
-    """Parity of one case on fresh random data, and the family that ran. Ours runs twice: a moving error is a race."""
+def check(case: Case, impl: str, device: torch.device, build: Build = build) -> tuple[Parity, Plan]:
+    """Parity of one case on fresh random data, and the plan that ran. Ours runs twice: a moving error is a race."""
     with tf32(case.tf32):
         pair = build(case, impl, device)
         data = random(case, device)
@@ -63,7 +63,7 @@ def check(case: Case, impl: str, device: torch.device, build: Build = build) -> 
         second = quantities(pair.ours, case.mode, data)
         found = max((compare(run, theirs, exact, case.rounding) for run in (first, second)), key=lambda run: run.ours)
         same = all(torch.equal(first[name], second[name]) for name in first)
-        return dataclasses.replace(found, repeatable=same), pair.family
+        return dataclasses.replace(found, repeatable=same), pair.plan
 
 
 def input_sets(data: Data, device: torch.device) -> list[torch.Tensor]:
@@ -116,22 +116,33 @@ def peak_mib(step: Step, device: torch.device) -> float | None:
     return peak / 2**20
 
 
-Times = dict[str, dict[str, float | None]]
-
-
 def steps_of(pair: Pair, case: Case, device: torch.device) -> dict[str, Step]:
     data = random(case, device)
     inputs = input_sets(data, device)
     return {name: Step(layer, case.mode, inputs, data) for name, layer in pair.layers().items()}
 
 
-def take_time(case: Case, impl: str, device: torch.device, build: Build = build, **limits: Any) -> Times:
-    """Per implementation: the median in ms, its spread, and the peak memory. To be called on a green case only."""
+Times = dict[str, dict[str, float | None]]
+Rivals = Callable[[Case, Pair, Step], tuple[dict[str, Callable[[], object]], dict[str, str]]]
+
+
+def no_rivals(case: Case, pair: Pair, step: Step) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    return {}, {}
+
+
+def take_time(
+    case: Case, impl: str, device: torch.device, build: Build = build, rivals: Rivals = no_rivals, **limits: Any
+) -> tuple[Times, dict[str, str]]:
+    """Per implementation: the median in ms, its spread, and the peak memory; and, for rivals that could not be timed,
+    why. To be called on a green case only."""
     with tf32(case.tf32):
-        steps = steps_of(build(case, impl, device), case, device)
+        pair = build(case, impl, device)
+        steps = steps_of(pair, case, device)
         peaks = {name: peak_mib(step, device) for name, step in steps.items()}
-        samples = interleaved(timer_for(device), steps, **limits)
-    return {
-        name: {"ms": statistics.median(taken), "spread": spread(taken), "peak_mib": peaks[name]}
+        more, missing = rivals(case, pair, steps[THEIRS])
+        samples = interleaved(timer_for(device), {**steps, **more}, **limits)
+    times: Times = {
+        name: {"ms": statistics.median(taken), "spread": spread(taken), "peak_mib": peaks.get(name)}
         for name, taken in samples.items()
     }
+    return times, missing

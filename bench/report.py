@@ -1,13 +1,19 @@
-"""The end of a gate run: a short table, geometric means, and the verdict."""
+"""What a gate run prints: a line for each case as it is settled, then grids, means and the verdict."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bench.cases import Case
+from bench.cases import BATCHES, HIDDEN, Case
 from bench.pair import OURS, THEIRS, Times
+from bench.rivals import FLOOR, RIVALS
 from bench.timing import geomean
+from tritongru.launches import PersistentLaunch
+from tritongru.plan import Plan
 
 REASONS = 10  # red cases that are explained once more at the end
+NAMES = 25  # cases that a sentence of the verdict names
 DISPATCH = 0.02  # what the way to torch's own GRU may cost where ours chooses it
 
 
@@ -16,23 +22,39 @@ class Result:
     """All that the run found out about one case. What is None was not reached."""
 
     case: Case
+    plan: Plan | None = None
     parity: float | None = None
     their_parity: float | None = None
     green: bool = False
-    family: str | None = None
-    times: Times = field(default_factory=dict)  # "tritongru" and "nn.GRU" -> ms and more
+    times: Times = field(default_factory=dict)  # implementation or rival -> ms and more
+    missing: dict[str, str] = field(default_factory=dict)  # rival -> why it was not timed
     failure: str | None = None  # why there is no answer, or in what parity is red
     left_out: str | None = None  # "parity" or "speed": what there was no time for
     repeatable: bool = True
 
     @property
+    def family(self) -> str | None:
+        return self.plan.family if self.plan else None
+
+    @property
+    def launch(self) -> str | None:
+        """The name of the persistent launch that ran."""
+        launch = self.plan.forward if self.plan else None
+        return launch.name if isinstance(launch, PersistentLaunch) else None
+
+    @property
     def ratio(self) -> float | None:
-        """How many times faster ours is."""
-        ours, theirs = self.ms(OURS), self.ms(THEIRS)
+        return self.over(THEIRS)
+
+    def over(self, impl: str) -> float | None:
+        """The time of another over ours: how many times faster ours is."""
+        ours, theirs = (self.times.get(name, {}).get("ms") for name in (OURS, impl))
         return theirs / ours if ours and theirs else None
 
-    def ms(self, impl: str) -> float | None:
-        return self.times.get(impl, {}).get("ms")
+    def us(self, impl: str) -> float | None:
+        """Microseconds of a time step."""
+        ms = self.times.get(impl, {}).get("ms")
+        return None if ms is None else 1000 * ms / self.case.time
 
     @property
     def slower(self) -> bool:
@@ -40,45 +62,97 @@ class Result:
         return self.ratio is not None and self.ratio < least
 
 
+def line(result: Result) -> str:
+    """One case, all that is known of it."""
+    text = f"  {result.case.name}: "
+    if not result.green:
+        return text + f"RED, {result.failure}"
+    text += f"parity {result.parity:.3f}, {result.launch or result.family}"
+    us = result.us(OURS)
+    if us is None:
+        return text + ", not timed"
+    text += f", {us:.3f} us a step"
+    expected = result.plan.us_per_step if result.plan else None
+    if expected and result.case.mode == "forward":
+        text += f" (expected {expected:.2f})"
+    for name in (THEIRS, *RIVALS):
+        ratio = result.over(name)
+        if ratio is not None:
+            text += f", {name} {ratio:.2f}x"
+    return text + "".join(f"; no {name}: {why}" for name, why in result.missing.items())[:400]
+
+
 def cell(value: float | None, form: str, width: int) -> str:
     return ("-" if value is None else format(value, form)).rjust(width)
 
 
 def table(results: Sequence[Result]) -> list[str]:
+    """The cases that have no place in a grid."""
     lines = [f"{'case':<30} {'ours':>8} {'nn.GRU':>8} {'ratio':>6} {'parity':>7}  family (times in us per time step)"]
     for result in results:
-        ours, theirs = (None if ms is None else 1000 * ms / result.case.time for ms in map(result.ms, (OURS, THEIRS)))
-        numbers = (cell(ours, ".3f", 8), cell(theirs, ".3f", 8), cell(result.ratio, ".2f", 6))
+        numbers = (cell(result.us(OURS), ".3f", 8), cell(result.us(THEIRS), ".3f", 8), cell(result.ratio, ".2f", 6))
         note = result.family or "-"
         if not result.green:
             note += "  not checked" if result.left_out else "  RED"
         elif result.left_out:
             note += "  not timed"
         lines.append(f"{result.case.name:<30} {' '.join(numbers)} {cell(result.parity, '.3f', 7)}  {note}")
+    return lines if len(lines) > 1 else []
+
+
+def grids(results: Sequence[Result]) -> list[str]:
+    """Of wide forward passes, a grid for each dtype and length."""
+    lines = []
+    for dtype, time in dict.fromkeys((r.case.dtype, r.case.time) for r in results):
+        found = {(r.case.hidden, r.case.batch): r for r in results if (r.case.dtype, r.case.time) == (dtype, time)}
+        batches = [batch for batch in sorted(BATCHES) if any(key[1] == batch for key in found)]
+        lines.append(f"{dtype}, T={time}: us a step, x nn.GRU, / floor")
+        lines.append("        " + "".join(f"B={batch}".rjust(18) for batch in batches))
+        for hidden in sorted(HIDDEN):
+            row = [found.get((hidden, batch)) for batch in batches]
+            if any(row):
+                lines.append(f"H={hidden:<6}" + "".join(_in_grid(result).rjust(18) for result in row))
     return lines
 
 
+def _in_grid(result: Result | None) -> str:
+    if result is None:
+        return ""
+    us, ratio, floor = result.us(OURS), result.ratio, result.over(FLOOR)
+    if us is None or ratio is None:
+        return "-" if result.green or result.left_out else "RED"
+    return f"{us:.2f} {ratio:.2f}x {f'/{1 / floor:.1f}' if floor else ''}"
+
+
 def means(results: Sequence[Result]) -> list[str]:
-    """Geometric means of the ratio, per mode and dtype and over all."""
-    timed = [(result.case, result.ratio) for result in results if result.ratio is not None]
-    groups: dict[str, list[float]] = {}
-    for case, ratio in timed:
-        for name in (f"{case.dtype} {case.mode}", "all"):
-            groups.setdefault(name, []).append(ratio)
-    if not timed:
+    """Geometric means of the others' time over ours, per mode and dtype; wide cells on their own."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        if result.ratio is not None:
+            width = "wide " if result.case.wide else ""
+            groups.setdefault(f"{width}{result.case.dtype} {result.case.mode}", []).append(result)
+    if not groups:
         return []
-    groups["all"] = groups.pop("all")
-    return ["Geometric means of nn.GRU's time over ours:"] + [
-        f"  {name:<12} {geomean(ratios):.2f}x ({len(ratios)} cases, {min(ratios):.2f}x to {max(ratios):.2f}x)"
-        for name, ratios in groups.items()
-    ]
+    groups["all"] = [result for result in results if result.ratio is not None]
+    lines = ["Geometric means of the others' time over ours:"]
+    for name, members in groups.items():
+        parts = []
+        for impl in (THEIRS, *RIVALS):
+            ratios = [ratio for ratio in (result.over(impl) for result in members) if ratio is not None]
+            if ratios and (impl == THEIRS or name != "all"):
+                parts.append(f"{impl} {geomean(ratios):.2f}x" + (f" ({len(ratios)})" if impl != THEIRS else ""))
+            if ratios and impl == THEIRS:
+                parts[-1] += f" ({len(ratios)} cases, {min(ratios):.2f}x to {max(ratios):.2f}x)"
+        lines.append(f"  {name:<17} {', '.join(parts)}")
+    return lines
 
 
-def verdict(results: Sequence[Result], impl: str) -> tuple[bool, list[str]]:
+def verdict(results: Sequence[Result], impl: str, targets: Sequence[tuple[bool | None, str]]) -> tuple[bool, list[str]]:
     """Passed or not, and the sentences that say so. Forced (`impl="triton"`) it may be slower: auto avoids that."""
     red = [r for r in results if not r.green and not r.left_out]
     left = [r for r in results if r.left_out]
     slower = [r for r in results if r.slower]
+    missed = [sentence for reached, sentence in targets if reached is False]
     lines = [f"Red: {r.case.name}: {r.failure}"[:240] for r in red[:REASONS]]
     for sentence, names in (
         ("Red as well, reasons above", [r.case.name for r in red[REASONS:]]),
@@ -88,9 +162,22 @@ def verdict(results: Sequence[Result], impl: str) -> tuple[bool, list[str]]:
         ("No time for the speed of", [r.case.name for r in left if r.left_out == "speed"]),
     ):
         if names:
-            lines.append(f"{sentence}: {', '.join(names)}")
-    passed = not red and not left and not (slower and impl == "auto")
+            more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+            lines.append(f"{sentence}: {', '.join(names[:NAMES])}{more}")
+    passed = not red and not left and not missed and not (slower and impl == "auto")
     counts = f"{len(results) - len(red) - len(left)} of {len(results)} cases green and timed, {len(red)} red"
     word = "passed" if passed else "NOT passed"
-    lines.append(f"Verdict: {word}; {counts}, {len(slower)} slower, {len(left)} left out.")
+    lines.append(
+        f"Verdict: {word}; {counts}, {len(slower)} slower, {len(left)} left out, {len(missed)} of {len(targets)} "
+        "targets missed."
+    )
     return passed, lines
+
+
+def ending(results: Sequence[Result], impl: str, targets: Sequence[tuple[bool | None, str]]) -> tuple[bool, list[str]]:
+    """The last page of a run; short enough for those who see only the end of the output."""
+    wide = [result for result in results if result.case.wide]
+    passed, sentences = verdict(results, impl, targets)
+    shown = [f"  {sentence}" for _, sentence in targets] if wide else []
+    page = [*table([result for result in results if not result.case.wide]), *grids(wide), *means(results)]
+    return passed, [*page, *(["Targets:", *shown] if shown else []), *sentences]

@@ -11,10 +11,12 @@ from typing import Any
 
 from bench.cases import Case
 
+SHAPE_KEYS = ("hidden", "batch", "time", "layers", "directions", "dtype", "tf32", "mode")
+WHERE_KEYS = ("gpu", "arch", "driver", "torch", "triton", "cudnn", "commit", "date")
 KEYS = (
-    *("case", "hidden", "batch", "time", "layers", "directions", "dtype", "tf32", "mode"),
-    *("impl", "family", "ms", "us_per_step", "spread", "peak_mib", "parity"),
-    *("gpu", "driver", "torch", "triton", "cudnn", "commit", "date"),
+    *("case", *SHAPE_KEYS),
+    *("impl", "family", "plan", "ms", "us_per_step", "predicted_us", "spread", "peak_mib", "parity"),
+    *WHERE_KEYS,
 )
 Row = dict[str, Any]
 
@@ -29,7 +31,7 @@ def output_of(*command: str) -> str | None:
     return lines[0].strip() or None if done.returncode == 0 else None
 
 
-def facts(gpu: str | None, commit: str | None = None) -> Row:
+def facts(gpu: str | None, commit: str | None = None, arch: str | None = None) -> Row:
     """Where and with what the rows of this run were made."""
     import torch
 
@@ -41,6 +43,7 @@ def facts(gpu: str | None, commit: str | None = None) -> Row:
     driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else None
     return {
         "gpu": gpu,
+        "arch": arch,
         "driver": driver,
         "torch": torch.__version__,
         "triton": triton and triton.__version__,
@@ -62,15 +65,19 @@ def row(
     *,
     family: str | None,
     parity: float | None,
+    plan: str | None = None,
     ms: float | None = None,
+    predicted_us: float | None = None,
     spread: float | None = None,
     peak_mib: float | None = None,
 ) -> Row:
-    shape = {key: getattr(case, key) for key in KEYS[1:9]}
+    shape = {key: getattr(case, key) for key in SHAPE_KEYS}
     result = {
         "family": family,
+        "plan": plan,
         "ms": number(ms),
         "us_per_step": number(None if ms is None else 1000 * ms / case.time),
+        "predicted_us": number(predicted_us),
         "spread": number(spread),
         "peak_mib": number(peak_mib),
         "parity": number(parity),
@@ -99,4 +106,5 @@ class RowFile:
 
 
 def read(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The rows of a file; a key that rows did not have when it was written is null."""
+    return [dict.fromkeys(KEYS) | json.loads(line) for line in path.read_text().splitlines()]

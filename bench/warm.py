@@ -7,26 +7,37 @@ import torch
 
 from bench.cases import Case
 from bench.children import run_all, sentence
-from bench.pair import build, random
+from bench.pair import Build, build, random
 from bench.parity import quantities, tf32
+from bench.rivals import floor_of
+from tritongru.launches import PersistentLaunch
+
+Job = tuple[Case, Build]
 
 
-def compile_cases(cases: Sequence[Case]) -> None:
+def compile_cases(jobs: Sequence[Job], impl: str) -> None:
     """One call of each case with its real sizes, so that whatever a plan derives from them is what gets compiled."""
     device = torch.device("cuda")
-    for case in cases:
+    failures = []
+    for case, make in jobs:
         try:
             with tf32(case.tf32):
-                quantities(build(case, "triton", device).ours, case.mode, random(case, device))
+                pair, data = make(case, impl, device), random(case, device)
+                quantities(pair.ours, case.mode, data)
+                if make is build and case.wide and isinstance(pair.plan.forward, PersistentLaunch):
+                    floor_of(case, pair, data.h0)()
                 torch.cuda.synchronize(device)
         except Exception as error:
-            raise SystemExit(f"  compiling {case.name}: {sentence(error)}") from None
+            failures.append(f"  compiling {case.name}: {sentence(error)}")
+    if failures:
+        raise SystemExit("\n".join(failures))
 
 
-def warm(cases: Sequence[Case], limit_s: float) -> dict[str, str]:
+def warm(jobs: Sequence[Job], impl: str, limit_s: float) -> dict[str, str]:
     """Compile for all cases, one process per (hidden, dtype, mode); returns what failed, and why."""
-    groups: dict[str, list[Case]] = {}
-    for case in cases:
-        groups.setdefault(f"h{case.hidden}-{case.dtype}-{case.mode}", []).append(case)
-    jobs = [(name, (group,)) for name, group in groups.items()]
-    return run_all(compile_cases, jobs, workers=os.cpu_count() or 1, limit_s=limit_s)
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        case = job[0]
+        groups.setdefault(f"h{case.hidden}-{case.dtype}-{case.mode}", []).append(job)
+    arguments = [(name, (group, impl)) for name, group in groups.items()]
+    return run_all(compile_cases, arguments, workers=os.cpu_count() or 1, limit_s=limit_s)

@@ -1,5 +1,6 @@
 """The benchmark room: rows that are whole, times only of what is right, and a run that survives its cases."""
 
+import contextlib
 import copy
 import json
 import math
@@ -13,14 +14,21 @@ import pytest
 import torch
 from torch import nn
 
-from bench import children, gate, pair, parity, report, rows, timing, warm
-from bench.cases import CPU_CASES, Case, gate_cases
+from bench import children, examine, gate, pair, parity, report, rivals, rows, targets, timing, warm
+from bench.cases import CPU_CASES, HEADLINE, Case, gate_blocks, gate_cases, wide_cases
+from tritongru import model
+from tritongru.devices import GPUS
+from tritongru.launches import PersistentLaunch
+from tritongru.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 TRAIN = Case(8, 3, 5, "fp32", "train")
 FORWARD = Case(8, 3, 5, "fp32", "forward")
-WHERE = dict.fromkeys(rows.KEYS[16:], "here")
+WIDE = Case(256, 1, 2, "fp32", "forward")
+WHERE = dict.fromkeys(rows.WHERE_KEYS, "here")
+LAUNCH = PersistentLaunch(32, 256, (64, 64), 16, 128, 4, 2, True, "counter", 2, 0, "ieee")
+COST = model.Cost(us=1.7, exchange=1.0, l2=0.1, tensor=0.0, shared=0.0, issue=0.4, barriers=0.0)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,13 +48,20 @@ class Spoilt(nn.GRU):
         return self.spoil(y), hn
 
 
+def plan_of(family, **about):
+    """The plan of a family; the persistent one with a launch."""
+    if family == "persistent":
+        about = {"forward": LAUNCH, "cost": COST, "us_per_step": COST.us, "torch_us_per_step": 7.0} | about
+    return Plan(family, "", "", "", **about)
+
+
 def build_with(spoil=lambda y: y, family="resident"):
     def build(case, impl, device):
         options = {"dtype": pair.DTYPES[case.dtype], "bidirectional": case.directions == 2}
         theirs = nn.GRU(case.hidden, case.hidden, case.layers, **options).train(case.mode == "train")
         ours = copy.deepcopy(theirs)
         ours.__class__, ours.spoil = Spoilt, spoil
-        return pair.Pair(ours, theirs, family)
+        return pair.Pair(ours, theirs, plan_of(family))
 
     return build
 
@@ -64,12 +79,13 @@ class WrongGradient(torch.autograd.Function):
 def asker(build, asked=None):
     """Answers as the child process of a run does, but here and on the CPU."""
 
-    def ask(what, case, limit_s):
+    def ask(what, result, limit_s):
+        case = result.case
         if asked is not None:
             asked.append((what, case.name))
         if what == "parity":
             return pair.check(case, "auto", CPU, build)
-        return pair.take_time(case, "auto", CPU, build, rounds=2, limit_s=0.2)
+        return pair.take_time(case, "auto", CPU, build, rivals.rivals_of, rounds=2, limit_s=0.2)
 
     return ask
 
@@ -77,7 +93,9 @@ def asker(build, asked=None):
 def run(tmp_path, ask, cases=(TRAIN, FORWARD), seconds=100.0, impl="auto"):
     """Exit code, rows and printed lines of a run."""
     file, lines = rows.RowFile(tmp_path / "rows.jsonl"), []
-    code = gate.run(cases, ask, file, WHERE, gate.Budget(seconds), impl, lines.append)
+    blocks, prepared = [[case] for case in cases], []
+    code = gate.run(blocks, prepared.append, ask, file, WHERE, examine.Budget(seconds), impl, lines.append)
+    assert prepared == (blocks if seconds > examine.RESERVE_S else [])
     return code, rows.read(file.path) if file.path.exists() else [], lines
 
 
@@ -88,8 +106,8 @@ def test_a_row_has_exactly_the_promised_keys():
     numbers = {"parity": 0.5, "ms": 2.0, "spread": 0.01, "peak_mib": 3.0}
     made = rows.row(TRAIN, "tritongru", rows.facts(None), family="resident", **numbers)
     promised = (
-        "case hidden batch time layers directions dtype tf32 mode impl family ms us_per_step spread peak_mib parity "
-        "gpu driver torch triton cudnn commit date"
+        "case hidden batch time layers directions dtype tf32 mode impl family plan ms us_per_step predicted_us spread "
+        "peak_mib parity gpu arch driver torch triton cudnn commit date"
     )
     assert list(made) == promised.split()
     assert made["us_per_step"] == pytest.approx(1000 * 2.0 / 5)
@@ -119,10 +137,11 @@ def test_rows_are_on_disk_one_by_one_and_a_kill_leaves_whole_ones(tmp_path):
         import sys; sys.path.insert(0, {str(ROOT)!r})
         from pathlib import Path
         from bench.cases import gate_cases
-        from bench.rows import KEYS, RowFile, row
+        from bench.rows import WHERE_KEYS, RowFile, row
         file = RowFile(Path({str(tmp_path)!r}) / "rows.jsonl")
         while True:
-            file.append(row(gate_cases()[0], "tritongru", dict.fromkeys(KEYS[16:], "x" * 5000), family="f", parity=0.5))
+            where = dict.fromkeys(WHERE_KEYS, "x" * 5000)
+            file.append(row(gate_cases()[0], "tritongru", where, family="f", parity=0.5))
             print("row", flush=True)
     """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
@@ -145,11 +164,38 @@ def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
     assert rows.facts("some GPU")["driver"] is None
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "bench" / "results").glob("*.jsonl")), ids=lambda path: path.name)
+def test_committed_rows_can_be_read_whenever_they_were_written(path):
+    read = rows.read(path)
+    assert read
+    assert all(set(row) == set(rows.KEYS) for row in read)
+    assert all(row["case"] and row["impl"] and row["date"] for row in read)
+
+
+def test_a_key_that_is_younger_than_a_row_reads_as_null(tmp_path):
+    path = tmp_path / "old.jsonl"
+    path.write_text('{"case": "h8-b3-t5-fp32-train", "ms": 2.0}\n')
+    assert rows.read(path) == [dict.fromkeys(rows.KEYS) | {"case": "h8-b3-t5-fp32-train", "ms": 2.0}]
+
+
 def test_case_names_are_unique_and_tell_the_case():
     names = [case.name for case in (*gate_cases(), *CPU_CASES)]
-    assert len(set(names)) == len(names) == 56
-    assert gate_cases()[0].name == "h128-b64-t512-bf16-train"
+    assert len(set(names)) == len(names) == 153
+    assert gate_cases()[0] == HEADLINE
+    assert HEADLINE.name == "h768-b16-t1024-bf16-forward"
     assert Case(8, 2, 3, "fp32", "forward", True, 2, 2).name == "h8-b2-t3-l2-bi-fp32-tf32-forward"
+
+
+def test_the_gate_measures_the_middle_first_and_the_whole_grid_in_the_end():
+    blocks = gate_blocks()
+    assert {case.batch for case in blocks[0]} == {1, 16, 32, 64}
+    assert [case.dtype for case in blocks[0]].count("fp32") == 1
+    cells = {(case.hidden, case.batch, case.dtype) for case in gate_cases() if case.wide}
+    batches = (1, 8, 16, 32, 64, 128)
+    grid = {(h, b, d) for h in (256, 384, 512, 768, 1024) for b in batches for d in ("bf16", "fp16", "fp32")}
+    assert cells == grid | {(2048, batch, "bf16") for batch in batches}
+    assert all(case.tf32 == (case.dtype == "fp32") for case in gate_cases())
+    assert sum(not case.wide for case in gate_cases()) == 54
 
 
 # Parity
@@ -160,11 +206,11 @@ MORE = [Case(8, 3, 5, "bf16", "train"), Case(8, 3, 5, "fp16", "train", layers=2,
 
 @pytest.mark.parametrize("case", [TRAIN, FORWARD, *MORE])
 def test_the_same_function_is_green(case):
-    found, family = pair.check(case, "auto", CPU, build_with())
+    found, plan = pair.check(case, "auto", CPU, build_with())
     assert found.green
     assert found.ours == found.theirs <= 0.5
     assert found.repeatable
-    assert family == "resident"
+    assert plan.family == "resident"
 
 
 LAST = tuple(map(torch.tensor, (4, 2, 7)))  # one element of the output (T, B, H)
@@ -321,7 +367,7 @@ def test_a_step_computes_fresh_gradients_on_rotating_inputs(case):
 def test_a_green_run_writes_a_row_per_case_and_implementation(tmp_path):
     asked = []
     code, read, lines = run(tmp_path, asker(build_with(family="resident"), asked))
-    assert [what for what, _ in asked] == ["parity", "parity", "speed", "speed"]
+    assert asked == [(what, case.name) for case in (TRAIN, FORWARD) for what in ("parity", "speed")]
     assert [(row["case"], row["impl"]) for row in read] == [
         (case.name, impl) for case in (TRAIN, FORWARD) for impl in ("tritongru", "nn.GRU")
     ]
@@ -353,8 +399,9 @@ def fixed(ratio=2.0, family="resident"):
     """A run in which ours is `ratio` times faster."""
     times = {"tritongru": {"ms": 1.0, "spread": 0.0}, "nn.GRU": {"ms": ratio, "spread": 0.0}}
 
-    def ask(what, case, limit_s):
-        return (parity.Parity(0.4, 0.3, "", True), family) if what == "parity" else times
+    def ask(what, result, limit_s):
+        assert 0 < limit_s <= examine.CASE_LIMIT_S
+        return (parity.Parity(0.4, 0.3, "", True), plan_of(family)) if what == "parity" else (times, {})
 
     return ask
 
@@ -381,10 +428,10 @@ def test_the_verdict_flags_a_slower_case(tmp_path, ratio, family, impl, code):
 
 @pytest.mark.parametrize("stage", ["parity", "speed"])
 def test_a_case_without_an_answer_is_recorded_and_the_run_goes_on(tmp_path, stage):
-    def ask(what, case, limit_s):
-        if (what, case) == (stage, TRAIN):
+    def ask(what, result, limit_s):
+        if (what, result.case) == (stage, TRAIN):
             raise children.TimedOut("no answer within 30 s, killed")
-        return fixed()(what, case, limit_s)
+        return fixed()(what, result, limit_s)
 
     code, read, lines = run(tmp_path, ask)
     assert code == 1
@@ -397,49 +444,240 @@ def test_a_case_without_an_answer_is_recorded_and_the_run_goes_on(tmp_path, stag
 
 
 def test_a_spent_budget_leaves_cases_out_by_name(tmp_path):
-    code, read, lines = run(tmp_path, fixed(), seconds=gate.RESERVE_S / 2)
+    code, read, lines = run(tmp_path, fixed(), seconds=examine.RESERVE_S / 2)
     assert (code, read) == (1, [])
     assert f"No time for the parity of: {TRAIN.name}, {FORWARD.name}" in lines
 
 
 def test_a_budget_that_ends_between_the_stages_keeps_the_parity(tmp_path, monkeypatch):
-    left = iter([100.0] * 4 + [1.0] * 9)  # two questions a case
-    monkeypatch.setattr(gate.Budget, "left", lambda self: next(left))
-    code, read, lines = run(tmp_path, fixed())
+    left = iter([100.0] * 3 + [1.0])  # the block, then twice for a question
+    monkeypatch.setattr(examine.Budget, "left", lambda self: next(left))
+    code, read, lines = run(tmp_path, fixed(), cases=(TRAIN,))
     assert code == 1
-    assert [(row["ms"], row["parity"]) for row in read] == [(None, 0.4), (None, 0.3)] * 2
-    assert f"No time for the speed of: {TRAIN.name}, {FORWARD.name}" in lines
+    assert [(row["ms"], row["parity"]) for row in read] == [(None, 0.4), (None, 0.3)]
+    assert f"No time for the speed of: {TRAIN.name}" in lines
+    assert f"  {TRAIN.name}: parity 0.400, resident, not timed" in lines
 
 
 def test_a_case_that_the_end_of_the_budget_stopped_is_not_called_red(tmp_path, monkeypatch):
-    left = iter([100.0, 100.0, 0.0, 0.0])
+    left = iter([100.0, 100.0, 100.0, 0.0])
 
-    def ask(what, case, limit_s):
+    def ask(what, result, limit_s):
         raise children.TimedOut("no answer within 9 s, killed")
 
-    monkeypatch.setattr(gate.Budget, "left", lambda self: next(left))
-    code, read, lines = run(tmp_path, ask)
+    monkeypatch.setattr(examine.Budget, "left", lambda self: next(left))
+    code, read, lines = run(tmp_path, ask, cases=(TRAIN,))
     assert (code, read) == (1, [])
     assert "0 red" in lines[-1]
 
 
-def test_the_table_and_the_means_come_last():
-    results = [report.Result(case, 0.4, 0.3, True, "resident") for case in gate_cases()]
+# Rivals of a wide forward pass
+
+
+def test_a_wide_case_is_held_against_rivals_and_those_that_fail_are_missing_with_a_reason(tmp_path):
+    """Here a graph cannot be captured, and the kernels of the floor cannot be run for a family without an exchange."""
+    _, read, lines = run(tmp_path, asker(build_with()), cases=(WIDE,))
+    assert [row["impl"] for row in read] == ["tritongru", "nn.GRU", *rivals.RIVALS]
+    found = {row["impl"]: row for row in read}
+    assert found["nn.LSTM"]["ms"] > 0
+    assert found["nn.LSTM"]["parity"] is found["nn.LSTM"]["peak_mib"] is None
+    assert found["nn.GRU[graph]"]["ms"] is found["floor"]["ms"] is None
+    (line,) = (line for line in lines if line.startswith(f"  {WIDE.name}: "))
+    assert "nn.LSTM " in line
+    assert "; no nn.GRU[graph]: " in line
+    assert "; no floor: LookupError: the resident family has no exchange" in line
+    assert lines[-1].startswith("Verdict")
+
+
+def test_a_narrow_case_or_a_training_one_has_no_rivals():
+    for case in (FORWARD, Case(256, 1, 2, "fp32", "train")):
+        step = pair.steps_of(build_with()(case, "auto", CPU), case, CPU)[pair.THEIRS]
+        assert rivals.rivals_of(case, build_with()(case, "auto", CPU), step) == ({}, {})
+
+
+def test_the_floor_of_a_persistent_launch_runs_its_grid(monkeypatch):
+    ran = []
+    monkeypatch.setattr("bench.floor.floor", lambda *arguments: ran.append(arguments))
+    both = build_with(family="persistent")(WIDE, "auto", CPU)
+    like = torch.zeros(1)
+    rivals.floor_of(Case(256, 17, 2, "fp32", "forward"), both, like)()
+    assert ran == [(like, 2, 2, 1, 256, LAUNCH)]
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="on a GPU the gate itself runs the floor")
+def test_a_floor_that_gives_up_is_missing(monkeypatch):
+    from tritongru.kernels import persistent
+
+    both = build_with(family="persistent")(WIDE, "auto", CPU)
+    step = pair.steps_of(both, WIDE, CPU)[pair.THEIRS]
+    calls, missing = rivals.rivals_of(WIDE, both, step)
+    assert list(calls) == ["floor", "nn.LSTM"]
+    assert list(missing) == ["nn.GRU[graph]"]
+
+    def without_arrivals(*arguments):
+        slots, state, counters = persistent.workspace(*arguments)
+        return slots, state, counters - 1000
+
+    monkeypatch.setattr("bench.floor.workspace", without_arrivals)
+    monkeypatch.setattr("bench.floor.LIMIT", 1)
+    calls, missing = rivals.rivals_of(WIDE, both, step)
+    assert list(calls) == ["nn.LSTM"]
+    assert "gave up" in missing["floor"]
+
+
+class FakeGraph:
+    """Of torch.cuda what a capture touches; what is replayed is counted."""
+
+    def __init__(self, monkeypatch, fails):
+        self.log, self.fails = [], fails
+        stream = types.SimpleNamespace(wait_stream=lambda other: None)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: self.log.append(("set", stream)))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: types.SimpleNamespace(replay=self.replay))
+        monkeypatch.setattr(torch.cuda, "graph", self.capture)
+
+    def replay(self):
+        self.log.append("replay")
+
+    @contextlib.contextmanager
+    def capture(self, graph):
+        self.log.append("capture")
+        yield
+        if self.fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_graph_is_captured_once_and_a_failed_capture_gives_the_stream_back(monkeypatch, fails):
+    fake = FakeGraph(monkeypatch, fails)
+    before = types.SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: before)
+    calls = []
+    if fails:
+        with pytest.raises(RuntimeError, match="capturing"):
+            rivals.graph_of(lambda: calls.append(1), CPU)
+        assert fake.log == ["capture", ("set", before)]
+        return
+    rivals.graph_of(lambda: calls.append(1), CPU)()
+    assert fake.log == ["capture", ("set", before), "replay"]
+    assert len(calls) == 4  # three to warm up, one captured
+
+
+def test_rows_of_a_persistent_case_name_the_launch_and_what_was_expected():
+    result = wide_result(WIDE, ours=0.004, theirs=0.016, floor=0.002)
+    made = {row["impl"]: row for row in examine.rows_of(result, "auto", WHERE)}
+    assert list(made) == ["tritongru", "nn.GRU", *rivals.RIVALS]
+    assert {name: row["plan"] for name, row in made.items() if row["plan"]} == {
+        "tritongru": LAUNCH.name,
+        "floor": LAUNCH.name,
+    }
+    assert made["tritongru"]["predicted_us"] == 1.7
+    assert made["nn.GRU"]["predicted_us"] == 7.0
+    assert made["floor"]["predicted_us"] == pytest.approx(1.1 + model.L2_LATENCY_US)
+    assert made["floor"]["us_per_step"] == pytest.approx(1.0)
+    assert made["nn.LSTM"]["ms"] is None
+    assert all(tuple(row) == rows.KEYS for row in made.values())
+
+
+# The end of a run
+
+
+def wide_result(case, ours=1.0, theirs=4.0, floor=0.75):
+    times = {
+        "tritongru": {"ms": ours},
+        "nn.GRU": {"ms": theirs},
+        "nn.GRU[graph]": {"ms": theirs},
+        "floor": {"ms": floor},
+    }
+    missing = {"nn.LSTM": "RuntimeError: no"}
+    return report.Result(case, plan_of("persistent"), 0.4, 0.3, True, times, missing)
+
+
+def ending(results, impl="auto"):
+    passed, lines = report.ending(results, impl, targets.judge(results))
+    return passed, lines
+
+
+def test_the_last_page_shows_small_cases_grids_means_and_targets():
+    results = [report.Result(case, plan_of("resident"), 0.4, 0.3, True) for case in gate_cases() if not case.wide]
     for result in results:
         result.times = {"tritongru": {"ms": 1.0}, "nn.GRU": {"ms": 8.0 if result.case.mode == "train" else 2.0}}
-    lines = [*report.table(results), *report.means(results), *report.verdict(results, "auto")[1]]
+    results += [wide_result(case) for case in gate_cases() if case.wide]
+    passed, lines = ending(results)
+    assert passed
     assert lines[1].split() == ["h128-b64-t512-bf16-train", "1.953", "15.625", "8.00", "0.400", "resident"]
-    assert "  all          4.00x (54 cases, 2.00x to 8.00x)" in lines
+    assert "bf16, T=512: us a step, x nn.GRU, / floor" in lines
+    assert "H=768   " + "1.95 4.00x /1.3".rjust(18) * 6 in lines
+    assert any("wide bf16 forward" in line and "nn.GRU 4.00x (37 cases" in line for line in lines)
+    assert any("floor 0.75x (37)" in line and "LSTM" not in line for line in lines)
+    assert lines[-1] == (
+        "Verdict: passed; 151 of 151 cases green and timed, 0 red, 0 slower, 0 left out, 0 of 5 targets missed."
+    )
     assert len("\n".join(lines)) < 12_000
     assert max(map(len, lines)) <= 120
 
 
 def test_the_end_of_a_run_in_which_all_is_red_is_short():
     results = [report.Result(case, failure="RuntimeError: " + "because " * 99) for case in gate_cases()]
-    lines = [*report.table(results), *report.means(results), *report.verdict(results, "auto")[1]]
+    passed, lines = ending(results)
+    assert not passed
     assert len("\n".join(lines)) < 12_000
-    assert sum(line.count("-t512-") for line in lines if line.startswith("Red")) == len(results)
-    assert lines[-1].startswith("Verdict: NOT passed; 0 of 54 cases green and timed, 54 red")
+    assert sum(line.startswith("Red: ") for line in lines) == report.REASONS
+    assert any(line.endswith(f"and {151 - report.REASONS - report.NAMES} more") for line in lines)
+    assert sum(line.count(" RED") for line in lines) == 151
+    assert lines[-1].startswith("Verdict: NOT passed; 0 of 151 cases green and timed, 151 red")
+
+
+def test_a_rival_that_fails_at_length_leaves_a_line_that_can_be_read():
+    result = wide_result(WIDE)
+    result.missing = dict.fromkeys(rivals.RIVALS, "RuntimeError: " + "because " * 99)
+    assert len(report.line(result)) < 600
+
+
+# Targets
+
+
+def test_targets_that_nothing_was_measured_for_miss_nothing():
+    judged = targets.judge([report.Result(HEADLINE, left_out="parity")])
+    assert [reached for reached, _ in judged] == [None] * 5
+    assert all(sentence.endswith(": not measured") for _, sentence in judged)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ratio", "reached"),
+    [("bf16", 4.01, True), ("bf16", 3.99, False), ("fp16", 3.99, False), ("fp32", 3.01, True), ("fp32", 2.99, False)],
+)
+def test_a_target_is_a_geometric_mean_over_its_cells(dtype, ratio, reached):
+    """Half of the cells below, half above; cells outside the target's range do not count."""
+    cells = [case for case in wide_cases(dtype) if case.hidden <= 1024 and case.batch <= 64]
+    assert len(cells) == 25
+    results = [wide_result(case, theirs=ratio * (2 if i % 2 else 0.5)) for i, case in enumerate(cells[:24])]
+    results += [wide_result(case, theirs=0.1) for case in wide_cases(dtype) if case.batch == 128]
+    judged = [one for one in targets.judge(results) if one[1].startswith(dtype)]
+    word = "reached" if reached else "NOT reached"
+    least = 3 if dtype == "fp32" else 4
+    where = f"{dtype} at least {least}x nn.GRU over H 256-1024, B 1-64"
+    assert judged == [(reached, f"{where}: {word}, {ratio:.2f}x over 24 of 25 cells")]
+
+
+@pytest.mark.parametrize(("ms", "reached"), [(2.0, True), (2.2, False)])
+def test_the_headline_and_the_floor_are_targets(ms, reached):
+    edge = wide_result(targets.EDGE, ours=1.0, floor=1.0 / 1.5 if reached else 1.0 / 1.7)
+    judged = targets.judge([wide_result(HEADLINE, ours=ms, theirs=8 * ms), edge])
+    found = {sentence.split(" in at most")[0]: one for one, sentence in judged}
+    assert found["H=768 B=16 T=1024 bf16"] is reached
+    assert found["H=1024 B=16 bf16"] is reached
+
+
+def test_a_missed_target_fails_the_run_and_a_red_case_says_nothing_of_a_target():
+    slow = wide_result(HEADLINE, ours=3.0, theirs=30.0)
+    passed, lines = ending([slow])
+    assert not passed
+    assert "  H=768 B=16 T=1024 bf16 in at most 2.00 us a step: NOT reached, 2.93 us" in lines
+    assert lines[-1].endswith("1 of 5 targets missed.")
+    slow.green, slow.failure = False, "wrong"
+    assert all(reached is None for reached, _ in targets.judge([slow]))
 
 
 def test_with_a_gpu_the_gate_compiles_asks_a_child_and_names_the_file(tmp_path, monkeypatch, capsys):
@@ -447,26 +685,27 @@ def test_with_a_gpu_the_gate_compiles_asks_a_child_and_names_the_file(tmp_path, 
 
     class FakeChild:
         def __init__(self, handler):
-            assert handler is gate.answer
+            assert handler is examine.answer
 
         def ask(self, what, case, impl, *, limit_s, start_s):
-            assert 0 < limit_s <= gate.CASE_LIMIT_S
-            return fixed()(what, case, limit_s)
+            assert start_s > 0
+            return fixed()(what, report.Result(case), limit_s)
 
         def stop(self):
             stopped.append(True)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
-    monkeypatch.setattr(warm, "warm", lambda cases, limit_s: {"h64-fp32-train": "exit code 1"})
+    monkeypatch.setattr(examine, "device_facts", lambda device: GPUS["h200"])
+    monkeypatch.setattr(warm, "warm", lambda jobs, impl, limit_s: {f"{len(jobs)} jobs": "exit code 1"})
     monkeypatch.setattr(gate, "Child", FakeChild)
-    assert gate.gate(60.0, tmp_path, "auto", "h64-b16", "abc1234") == 0
+    assert gate.gate(60.0, tmp_path, "auto", "h64-b16-", "abc1234") == 0
     (path,) = tmp_path.iterdir()
     assert path.name.startswith("gate-nvidia-h200-20")
     read = rows.read(path)
     assert len(read) == 12
-    assert {(row["gpu"], row["commit"]) for row in read} == {("NVIDIA H200", "abc1234")}
-    assert "not compiled: h64-fp32-train: exit code 1" in capsys.readouterr().out
+    assert {(row["gpu"], row["arch"], row["commit"]) for row in read} == {("NVIDIA H200", "sm_90", "abc1234")}
+    assert "not compiled: 6 jobs: exit code 1" in capsys.readouterr().out
     assert stopped == [True]
 
 
@@ -566,7 +805,7 @@ def test_a_bad_value_gets_one_sentence(arguments, sentence, capsys, monkeypatch,
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--only", "h7-"], "No case has 'h7-' in its name; names look like h128-b64-t512-bf16-train."),
+        (["--only", "h7-"], "No case has 'h7-' in its name; names look like h768-b16-t1024-bf16-forward."),
         (["--impl", "triton"], "There is no GPU here, and --impl triton needs one."),
     ],
 )

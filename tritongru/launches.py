@@ -58,7 +58,8 @@ class PersistentLaunch:
 
     @property
     def name(self) -> str:
-        return f"{self.block_b}x{self.block_h}-{self.num_warps}w-{self.exchange}"
+        form = "" if self.pad else "-two"  # products a chunk
+        return f"{self.block_b}x{self.block_h}-{self.num_warps}w-{self.exchange}{form}"
 
     @property
     def gates(self) -> int:

@@ -26,7 +26,8 @@ def report(s, i_b, i_h, i_d):
 @functools.cache
 def trouble_of(device: torch.device) -> Tensor:
     """A word in host memory that kernels on the device write and the host reads without waiting for them."""
-    return torch.zeros(1, dtype=torch.int64, pin_memory=device.type == "cuda")
+    with torch.inference_mode(False):  # the first launch may be under inference mode, the next change outside
+        return torch.zeros(1, dtype=torch.int64, pin_memory=device.type == "cuda")
 
 
 def raise_trouble(trouble: Tensor) -> None:

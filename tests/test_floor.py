@@ -1,0 +1,114 @@
+"""The floor of the exchange: every word of every program arrives, and nothing but the exchange is compiled."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.floor import floor
+from tritongru.kernels import persistent
+from tritongru.launches import PersistentLaunch
+
+ROOT = Path(__file__).parents[1]
+STEPS, H = 5, 64
+BASE = PersistentLaunch(16, H, (32,), 16, 16, 8, 2, True, "counter", 2, 0, "tf32")
+LAUNCHES = {
+    "counter": BASE,
+    "data": dataclasses.replace(BASE, exchange="data", slots=4),  # a ring that is used more than once
+    "two chunks": dataclasses.replace(BASE, units=96, chunks=(32, 16)),
+    "fp32": dataclasses.replace(BASE, bits=32, block_h=8),
+    "four row blocks": dataclasses.replace(BASE, block_b=64, k_split=1, chunks=(32, 32)),
+    "in turn": dataclasses.replace(BASE, exchange="data", slots=4, groups=1),
+}
+
+
+def last_tile(launch, programs):
+    """The words (rows, words of a row) published last, computed unit by unit."""
+    each = 32 // launch.bits
+    own, rows = launch.block_h // each, launch.block_b
+    width = launch.units // each
+    tile = [[0] * width for _ in range(rows)]
+
+    def publish(value):
+        """value(word of a program's block, program) into every block."""
+        for program in range(programs):
+            for word in range(rows * own):
+                tile[word // own][program * own + word % own] = value(word, program)
+
+    publish(lambda word, program: word + program)
+    held = launch.k_split * rows // 16 * 32
+    spread = max(1, rows * own // held)
+    for step in range(STEPS):
+        folded = [0] * held
+        first = 0
+        for chunk in (width // each for width in launch.chunks):
+            for k in range(launch.k_split * chunk):
+                for row in range(rows):
+                    thread = ((k // chunk * (rows // 16) + row // 16) * 8 + row % 8) * 4 + k % chunk % 8 // 2
+                    folded[thread] ^= tile[row][first + k]
+            first += launch.k_split * chunk
+        publish(lambda word, program, b=folded, s=step: ((b[word // spread] + word + program) * 5 + s) % 2**31)
+    return torch.tensor(tile, dtype=torch.int32)[:, : programs * own]
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_what_is_published_depends_on_all_that_was_collected(name):
+    launch = LAUNCHES[name]
+    tiles = 2 if name == "in turn" else 1
+    programs = launch.programs(H)
+    assert programs == (8 if name == "fp32" else 4)
+    like = torch.empty(0, dtype=torch.float32 if launch.bits == 32 else torch.bfloat16)
+    found = floor(like, STEPS, tiles, 1, H, launch)
+    assert found.shape[:2] == (1, tiles)
+    for tile in found[0]:
+        assert torch.equal(tile, last_tile(launch, programs))
+
+
+def test_programs_that_wait_in_vain_say_where(monkeypatch):
+    def without_arrivals(*arguments):
+        slots, state, counters = persistent.workspace(*arguments)
+        return slots, state, counters - 1000
+
+    monkeypatch.setattr("bench.floor.workspace", without_arrivals)
+    monkeypatch.setattr("bench.floor.LIMIT", 5)
+    like = torch.empty(0, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match="gave up at its time step"):
+        floor(like, STEPS, 1, 1, H, BASE)
+    monkeypatch.undo()
+    assert torch.equal(floor(like, STEPS, 1, 1, H, BASE)[0, 0], last_tile(BASE, 4))  # the report does not linger
+
+
+COMPILE = """
+import dataclasses, json
+from bench.floor import blocks, floor_kernel
+from bench.machine_code import compile_for
+from bench.persistent_table import candidates, dtype_of
+found = []
+for kind, units, name in (("16-bit", 1024, "16x8-8w-counter"), ("16-bit", 256, "16x8-4w-data"),
+                          ("tf32", 512, "16x16-8w-counter"), ("16-bit", 512, "64x16-4w-counter")):
+    launch = next(launch for launch in candidates(kind, units) if launch.name == name)
+    facts = compile_for(floor_kernel, blocks(launch), dtype_of(kind), launch.num_warps, "sm_90")
+    found.append({"name": name, "launch": dataclasses.asdict(launch), "facts": dataclasses.asdict(facts)})
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.timeout(600)
+def test_it_compiles_to_loads_and_little_else():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert len(found) == 4
+    for row in found:
+        launch, facts = row["launch"], row["facts"]
+        words = launch["block_b"] * launch["units"] * launch["bits"] // 32 // (32 * launch["num_warps"])
+        assert facts["stack"] == 0, row
+        assert facts["tensor_core"] == 0, row
+        assert facts["loads"] == words // 4 + 1, ("sixteen bytes a load, and the counter", row)
+        assert facts["instructions"] < 8 * words + 150, row

@@ -1,0 +1,386 @@
+"""The tune: launches in the order of the model, correctness first, rows that last, and a table that the plan obeys."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+import torch
+
+from bench import examine, measured, pair, parity, rows, tune, warm
+from bench.cases import Case, tune_cases
+from bench.children import Failed, TimedOut
+from bench.forced import builder, plans
+from bench.report import Result
+from tritongru import launches
+from tritongru import plan as planning
+from tritongru.devices import GPUS
+from tritongru.launches import PersistentLaunch
+from tritongru.launches import measured as measured_table
+from tritongru.plan import Plan
+
+H200 = GPUS["h200"]
+BASE = PersistentLaunch(
+    16, 512, (64,), 16, 8, 8, 8, True, "counter", 2, 40_000, "tf32", registers=100, instructions=300, barriers=6
+)
+# The wider a program's block and the more it issues, the dearer: 16x8, then 16x16, then the exchange with many words.
+TABLE = (
+    dataclasses.replace(BASE, block_h=16, instructions=1500),
+    BASE,
+    dataclasses.replace(BASE, instructions=100),  # the same name as the one before
+    dataclasses.replace(BASE, exchange="data", slots=32, instructions=4000),
+)
+NAMES = [TABLE[i].name for i in (1, 0, 3)]
+CASES = [Case(512, 16, 512, "bf16", "forward"), Case(512, 64, 512, "bf16", "forward")]
+WHERE = dict.fromkeys(rows.WHERE_KEYS, "here") | {
+    "gpu": "NVIDIA H200",
+    "arch": "sm_90",
+    "commit": "abc",
+    "date": "2026-11-22",
+}
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """A table of launches for one size in 16 bit."""
+    found = {("cuda", "16-bit", 512): TABLE}
+    monkeypatch.setattr(planning, "persistent_launches", lambda: found)
+    for cached in (planning.plan, planning.limits):
+        cached.cache_clear()
+    yield
+    for cached in (planning.plan, planning.limits):
+        cached.cache_clear()
+
+
+def us_of(ours, theirs=8.0, steps=512):
+    """What a child answers for speed."""
+    ms = {"tritongru": ours * steps / 1000, "nn.GRU": theirs * steps / 1000}
+    return {name: {"ms": value, "spread": 0.01} for name, value in ms.items()}, {}
+
+
+def asker(us, asked=None):
+    """A child that finds every launch right, and takes `us[case, launch]` a step; an exception there is raised."""
+
+    def ask(what, result, limit_s):
+        if asked is not None:
+            asked.append((what, result.case.name, result.launch))
+        value = us[result.case.name, result.launch]
+        if isinstance(value, Exception):
+            raise value
+        if what == "parity":
+            return parity.Parity(0.4, 0.3, "output: error 1", True), result.plan
+        return us_of(value)
+
+    return ask
+
+
+def run(tmp_path, ask, known=(), seconds=100.0, cases=CASES):
+    file, lines, prepared = rows.RowFile(tmp_path / "tune.jsonl"), [], []
+    todo = tune.waves(cases, H200, known)
+    code = tune.run(todo, prepared.append, ask, file, WHERE, examine.Budget(seconds), known, lines.append)
+    return code, rows.read(file.path) if file.path.exists() else [], lines
+
+
+TIMES = {(case.name, name): 2.0 + i + j / 10 for i, case in enumerate(CASES) for j, name in enumerate(NAMES)}
+
+
+# What is tried
+
+
+@pytest.mark.usefixtures("table")
+def test_launches_are_ranked_by_the_model_and_each_name_stands_for_one():
+    found = plans(CASES[0], H200)
+    assert [plan.forward.name for plan in found] == NAMES
+    assert [plan.us_per_step for plan in found] == sorted(plan.us_per_step for plan in found)
+    assert found[0].forward == dataclasses.replace(BASE, groups=1)  # the plan takes the first of a name as well
+    assert plans(CASES[1], H200)[0].forward.groups == 4
+
+
+@pytest.mark.usefixtures("table")
+def test_the_best_launch_of_every_shape_comes_before_any_second_best():
+    asked = [[(result.case, result.launch) for result in wave] for wave in tune.waves(CASES, H200, [])]
+    assert asked == [[(case, name) for case in CASES] for name in NAMES]
+
+
+def test_a_shape_of_the_grid_is_tuned_once():
+    cases = tune_cases()
+    assert len(set(cases)) == len(cases) == 44
+    assert {case.mode for case in cases} == {"forward"}
+    shapes = {(case.hidden, -(-case.batch // 16), case.dtype) for case in cases}
+    assert len(shapes) == len(cases)
+
+
+def tiny_launch(**changes):
+    """For H = 32 in fp32: two programs of 16 units."""
+    return PersistentLaunch(
+        32,
+        32,
+        (16,),
+        **{"block_b": 16, "block_h": 16, "num_warps": 4, "k_split": 2, "pad": True, "exchange": "counter"}
+        | {"slots": 2, "shared_bytes": 0, "dot_precision": "ieee"}
+        | changes,
+    )
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="on a GPU the tune itself checks its launches")
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_given_launch_runs_and_is_compared_with_torch(wrong, monkeypatch):
+    case = Case(32, 3, 4, "fp32", "forward")
+    plan = Plan("persistent", "", "", "fp32", forward=tiny_launch())
+    if wrong:
+        monkeypatch.setattr("tritongru.ops._project", lambda x, w, b: torch.addmm(b, x, w.t()) * 1.001)
+    found, ran = pair.check(case, "tune", torch.device("cpu"), builder(plan))
+    assert ran is plan
+    assert found.green is not wrong
+    assert found.repeatable
+
+
+# The run
+
+
+@pytest.mark.usefixtures("table")
+def test_each_launch_is_checked_then_timed_and_has_its_rows_at_once(tmp_path):
+    asked = []
+    code, read, lines = run(tmp_path, asker(TIMES, asked))
+    assert code == 0
+    assert asked == [(what, case.name, name) for name in NAMES for case in CASES for what in ("parity", "speed")]
+    assert [(row["impl"], row["plan"]) for row in read] == [
+        pair for name in NAMES for _ in CASES for pair in (("tritongru[tune]", name), ("nn.GRU", None))
+    ]
+    ours = [row for row in read if row["impl"] == "tritongru[tune]"]
+    assert {(row["case"], row["plan"]): row["us_per_step"] for row in ours} == pytest.approx(TIMES)
+    expected = {(case.name, plan.forward.name): plan.us_per_step for case in CASES for plan in plans(case, H200)}
+    found = {(row["case"], row["plan"]): row["predicted_us"] for row in ours}
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert lines[-1] == "No launch was red."
+    last = [line.split() for line in lines if line.startswith(CASES[0].name)]
+    assert last == [
+        [CASES[0].name, NAMES[0], "2.000", f"{expected[CASES[0].name, NAMES[0]]:.3f}", "8.000", "4.00x", "3"]
+    ]
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    "failure", [Failed("the child process ended with exit code -11"), TimedOut("no answer within 30 s, killed")]
+)
+def test_a_hang_or_a_crash_costs_one_launch_and_is_not_tried_again(tmp_path, failure):
+    bad = CASES[0].name, NAMES[0]
+    code, read, lines = run(tmp_path, asker(TIMES | {bad: failure}))
+    assert code == 1
+    assert lines[-1] == "1 launches red."
+    assert f"  {bad[0]}: RED, {failure} ({bad[1]})" in lines
+    (row,) = (row for row in read if (row["case"], row["plan"]) == bad)
+    assert row["ms"] is row["parity"] is None
+    assert sum(row["ms"] is not None for row in read) == 2 * (len(TIMES) - 1)
+    assert [line.split()[1] for line in lines if line.startswith(CASES[0].name)] == [NAMES[1]]
+    again = [row for row in read if row["impl"] == measured.TUNED]
+    assert tune.waves(CASES, H200, again) == []
+
+
+@pytest.mark.usefixtures("table")
+def test_a_wrong_launch_is_not_timed(tmp_path):
+    def ask(what, result, limit_s):
+        assert what == "parity"
+        return parity.Parity(3.0, 0.3, "output: error 1", True), result.plan
+
+    code, read, lines = run(tmp_path, ask)
+    assert code == 1
+    assert all(row["ms"] is None for row in read)
+    assert f"{CASES[0].name:<34} no launch was green" in lines
+
+
+@pytest.mark.usefixtures("table")
+def test_a_run_that_stopped_goes_on_and_shows_all(tmp_path, monkeypatch):
+    left = iter([100.0] * 5)  # the wave, and two questions, asked twice each
+    monkeypatch.setattr(examine.Budget, "left", lambda self: next(left, 1.0))
+    code, read, lines = run(tmp_path, asker(TIMES))
+    assert code == 0
+    assert {(row["case"], row["plan"]) for row in read if row["plan"]} == {(CASES[0].name, NAMES[0])}
+    assert "No time for 5 launches; the same command goes on with them, given the same commit." in lines
+    monkeypatch.undo()
+    monkeypatch.setattr(planning, "persistent_launches", lambda: {("cuda", "16-bit", 512): TABLE})
+    asked = []
+    _, more, lines = run(tmp_path, asker(TIMES, asked), known=read)
+    assert ("parity", CASES[0].name, NAMES[0]) not in asked
+    assert len(asked) == 2 * (len(TIMES) - 1)
+    assert len(more) == 2 * len(TIMES)
+    assert [line.split()[-1] for line in lines if line.startswith("h512")] == ["3", "3"]
+
+
+@pytest.mark.usefixtures("table")
+def test_with_a_gpu_rows_of_the_same_commit_and_gpu_are_skipped(tmp_path, monkeypatch, capsys):
+    log = []
+
+    class FakeChild:
+        def __init__(self, handler):
+            assert handler is examine.answer
+
+        def ask(self, what, case, impl, plan, *, limit_s, start_s):
+            assert impl == "tune"
+            log.append((what, case.name, plan.forward.name))
+            return asker(TIMES)(what, Result(case, plan), limit_s)
+
+        def stop(self):
+            log.append("stop")
+
+    def fake_warm(jobs, impl, limit_s):
+        log.append(("compile", [(case.name, make.args[0].forward.name) for case, make in jobs]))
+        return {}
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
+    monkeypatch.setattr(examine, "device_facts", lambda device: H200)
+    monkeypatch.setattr(warm, "warm", fake_warm)
+    monkeypatch.setattr(tune, "Child", FakeChild)
+    assert tune.tune(60.0, tmp_path, "h512-b16-t512-bf16", "abc") == 0
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("tune-nvidia-h200-20")
+    one = CASES[0].name
+    assert log == [
+        entry for name in NAMES for entry in (("compile", [(one, name)]), ("parity", one, name), ("speed", one, name))
+    ] + ["stop"]
+    assert "3 launches to try, 0 already tried with commit abc." in capsys.readouterr().out
+    before, log[:] = path.read_bytes(), []
+    assert tune.tune(60.0, tmp_path, "h512-b16-t512-bf16", "abc") == 0
+    assert log == ["stop"]
+    assert path.read_bytes() == before
+    text = capsys.readouterr().out
+    assert "0 launches to try, 3 already tried with commit abc." in text
+    assert f"{one:<34} {NAMES[0]}" in text
+    assert tune.tune(60.0, tmp_path, "h512-b16-t512-bf16", "def") == 0
+    assert len(log) == 1 + 3 * len(NAMES) + 1
+
+
+def test_an_empty_table_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(planning, "persistent_launches", dict)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
+    monkeypatch.setattr(examine, "device_facts", lambda device: H200)
+    assert tune.tune(60.0, tmp_path, "", "abc") == 2
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == "The table kernels/persistent.json has no launch that H200 can run; nothing to tune."
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "There is no GPU here, and the tune needs one to time launches on; --table needs none."),
+        (["--only", "h7-"], "No case has 'h7-' in its name; names look like h768-b16-t512-bf16-forward."),
+    ],
+)
+def test_what_cannot_be_tuned_is_said(arguments, sentence, capsys, monkeypatch, tmp_path):
+    from bench.__main__ import main
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["tune", "--out", str(tmp_path), *arguments]) == 2
+    assert capsys.readouterr().out == sentence + "\n"
+    assert not list(tmp_path.iterdir())
+
+
+# The table that the plan reads
+
+
+def row(case, us, launch=None, **changes):
+    """A row of the tune, or torch's if no launch is given."""
+    impl = "nn.GRU" if launch is None else measured.TUNED
+    made = rows.row(case, impl, WHERE, family="persistent", parity=0.4, plan=launch, ms=us * case.time / 1000)
+    return made | changes
+
+
+B16 = CASES[0]
+B1 = dataclasses.replace(B16, batch=1)
+SHAPE = {"arch": "sm_90", "kind": "16-bit", "hidden": 512, "tiles": 1, "directions": 1}
+
+
+def test_the_best_launch_and_torchs_time_of_a_shape():
+    found = measured.measured([row(B16, 2.5, "a"), row(B16, 7.5), row(B16, 2.0, "b"), row(B16, 7.0)])
+    assert found == [SHAPE | {"us": 2.0, "torch_us": 7.0, "launch": "b"}]
+    assert list(found[0]) == ["arch", "kind", "hidden", "tiles", "directions", "us", "torch_us", "launch"]
+
+
+def test_cases_of_the_same_shape_count_by_our_slowest_and_torchs_fastest():
+    some = [row(B16, 2.0, "a"), row(B16, 7.0), row(B1, 1.0, "a"), row(B1, 5.0), row(B16, 1.5, "b"), row(B1, 1.6, "b")]
+    assert measured.measured(some) == [SHAPE | {"us": 1.6, "torch_us": 5.0, "launch": "b"}]
+
+
+def test_a_launch_that_was_measured_in_fewer_cases_does_not_win():
+    some = [row(B16, 2.0, "a"), row(B1, 2.0, "a"), row(B16, 1.0, "b"), row(B16, 7.0)]
+    assert measured.measured(some)[0]["launch"] == "a"
+
+
+@pytest.mark.parametrize(
+    "change", [{"ms": None}, {"parity": None}, {"parity": 1.5}, {"arch": None}, {"impl": "tritongru"}]
+)
+def test_rows_that_are_red_or_not_of_the_tune_do_not_count(change):
+    assert measured.measured([row(B16, 2.0, "a", **change), row(B16, 7.0)]) == []
+
+
+def test_the_commit_that_measured_a_shape_last_is_believed(tmp_path):
+    other = dataclasses.replace(B16, hidden=768)
+    new = [row(B16, 3.0, "b", commit="new", date="2026-12-01"), row(B16, 7.0, commit="new", date="2026-12-01")]
+    old = [row(B16, 2.0, "a"), row(B16, 6.0), row(other, 2.0, "a"), row(other, 6.0)]
+    for name, some in (("a", new), ("z", old)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in some))
+    found = measured.measured(measured.rows_in(tmp_path))
+    assert [(one["hidden"], one["us"], one["launch"]) for one in found] == [(512, 3.0, "b"), (768, 2.0, "a")]
+
+
+def test_the_table_is_the_same_every_time_one_row_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measured, "MEASURED", tmp_path / "measured.json")
+    fp32 = Case(256, 16, 512, "fp32", "forward", tf32=True)
+    some = [row(case, us, "a") for case, us in ((B16, 2.0), (fp32, 3.0), (CASES[1], 4.0))]
+    some += [row(case, 9.0) for case in (fp32, B16, CASES[1])]
+    texts = []
+    for order in (some, some[::-1]):
+        (tmp_path / "tune.jsonl").write_text("".join(json.dumps(one) + "\n" for one in order))
+        assert measured.write(tmp_path) == 0
+        texts.append((tmp_path / "measured.json").read_text())
+    assert texts[0] == texts[1]
+    lines = texts[0].splitlines()
+    assert (lines[0], lines[-1]) == ("[", "]")
+    found = [json.loads(line.rstrip(",")) for line in lines[1:-1]]
+    assert [(one["kind"], one["hidden"], one["tiles"]) for one in found] == [
+        ("16-bit", 512, 1),
+        ("16-bit", 512, 4),
+        ("tf32", 256, 1),
+    ]
+    assert json.loads(texts[0]) == found
+    assert "3 shapes from 3 rows of the tune" in capsys.readouterr().out
+
+
+def test_without_rows_the_table_is_empty(tmp_path, monkeypatch):
+    from bench.__main__ import main
+
+    monkeypatch.setattr(measured, "MEASURED", tmp_path / "measured.json")
+    assert main(["tune", "--table", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "measured.json").read_text() == "[]\n"
+
+
+def test_the_committed_table_is_made_from_the_committed_rows():
+    results = measured.MEASURED.parents[2] / "bench" / "results"
+    assert measured.MEASURED.read_text() == measured.text_of(measured.measured(measured.rows_in(results)))
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    ("ours", "theirs", "family", "name"),
+    [(2.0, 7.0, "persistent", NAMES[2]), (9.0, 7.0, "torch", None)],
+)
+def test_the_plan_takes_the_measured_launch_or_torch_where_that_was_faster(monkeypatch, ours, theirs, family, name):
+    """The model likes another launch, and expects torch to need more than seven microseconds in any case."""
+    before = planning.plan(512, "bfloat16", H200, batch=16, time=512, training=False)
+    assert (before.family, before.forward.name) == ("persistent", NAMES[0])
+    some = [row(B16, ours, NAMES[2]), row(B16, ours + 1, NAMES[0]), row(B16, theirs)]
+    monkeypatch.setattr(launches, "_rows", lambda name: measured.measured(some))
+    monkeypatch.setattr(planning, "measured", measured_table.__wrapped__)
+    planning.plan.cache_clear()
+    for batch in (1, 16):
+        after = planning.plan(512, "bfloat16", H200, batch=batch, time=512, training=False)
+        assert after.family == family
+        if name is None:
+            assert after.reason == "torch's GRU was measured at 7.00 us a step on H200, ours at 9.00"
+        else:
+            assert (after.forward.name, after.us_per_step) == (name, ours)
+    more = planning.plan(512, "bfloat16", H200, batch=17, time=512, training=False)
+    assert more.forward.name == NAMES[0]
