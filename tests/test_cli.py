@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tritongru.plan import GPUS
+from tritongru.devices import GPUS
 
 KEYS = {"family", "reason", "programs", "block_b", "block_h", "num_warps", "shared_bytes"}
 
