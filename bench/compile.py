@@ -4,7 +4,7 @@
 arithmetic and padded hidden size, the launch configurations that use no stack, the cheapest first by the plan's cost
 model; a dearer one stays only where it needs less shared memory, for chips that have less. ``table persistent`` makes
 ``persistent.json``: the configurations that the plan picks for some shape on some chip. ``check sm_90 forward``
-compiles every row of a kernel that the plan picks on that chip and prints what came out as JSON lines. ``markdown``
+compiles the rows of a kernel for that chip and prints what came out as JSON lines. ``markdown``
 prints the tables of docs/kernels.md. TRITON_INTERPRET must not be set.
 """
 
@@ -41,12 +41,13 @@ def main() -> int:
     command = commands.add_parser("check")
     command.add_argument("arch", choices=TARGETS)
     command.add_argument("kernel", choices=("forward", "backward", "persistent"))
+    command.add_argument("--all", action="store_true", help="of persistent: every row both ways, not a part of them")
     args = parser.parse_args()
     if args.command != "markdown" and os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET=1 is set, so nothing would be compiled; unset it")
     if args.command == "check":
         if args.kernel == "persistent":
-            persistent_table.check(args.arch)
+            persistent_table.check(args.arch, args.all)
         else:
             resident_table.check(args.arch, args.kernel)
         return 0

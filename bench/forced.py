@@ -10,9 +10,10 @@ from torch import Tensor
 from bench.cases import Case
 from bench.pair import Build, Pair, build
 from tritongru import ops
+from tritongru.candidates import kind_of, persistent_options
 from tritongru.devices import Device
 from tritongru.launches import PersistentLaunch
-from tritongru.plan import Plan, kind_of, persistent_options
+from tritongru.plan import Plan
 
 
 class Forced(torch.nn.Module):

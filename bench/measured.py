@@ -14,8 +14,8 @@ from typing import Any
 
 from bench.pair import OURS, THEIRS
 from bench.rows import Row, read
+from tritongru.candidates import kind_of
 from tritongru.launches import BLOCK_B
-from tritongru.plan import kind_of
 
 MEASURED = Path(__file__).parents[1] / "tritongru" / "kernels" / "measured.json"
 TUNED = f"{OURS}[tune]"

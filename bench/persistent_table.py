@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine_code import Facts, compile_for
-from tritongru import plan as planning
+from tritongru.candidates import persistent_options
 from tritongru.devices import GPUS
 from tritongru.launches import PersistentLaunch, bits_of, chunks_of, dot_precision, persistent_launches
 
@@ -25,6 +25,7 @@ SIZES = {
 WIDEST_CHUNK = {"counter": 64, "data": 256}
 RING = 32  # slots of the exchange whose data are their own flags
 LARGEST_SHARED = max(gpu.shared_bytes for gpu in GPUS.values())
+SLACK = 0.1  # of the prediction, which is hardly better than that
 BATCHES = (1, 17, 33, 49, 65, 97, 129, 193, 257, 385, 513, 769, 1025, 2049, 4097, 8193)
 ARCHS = ("sm_80", "sm_86", "sm_100", "sm_120")  # besides sm_90, on which no row may spill
 DROPPED = ("bits", "dot_precision", "groups")  # follow from the kind, or are the plan's
@@ -127,18 +128,41 @@ def elsewhere(kind: str, launch: PersistentLaunch) -> PersistentLaunch:
     return replace(launch, spills_on=spills)
 
 
-def picked(launches: dict[tuple[str, str, int], tuple[PersistentLaunch, ...]]) -> set[tuple[str, PersistentLaunch]]:
-    """(kind, configuration) of those that the plan takes for some shape on some device."""
-    found = set()
-    for (_, kind, units), rows in launches.items():
-        previous = max((size for size in SIZES[kind] if size < units), default=1)
-        for device, batch, directions, hidden in itertools.product(
-            GPUS.values(), BATCHES, (1, 2), (units, (previous + units) // 2)
-        ):
-            options = planning.persistent_options(device, kind, hidden, batch, directions, rows)
-            if options:
-                found.add((kind, replace(min(options, key=lambda option: option[0].us)[1], groups=1)))
+def best(kind: str, rows: tuple[PersistentLaunch, ...], slack: float = 0.0) -> list[set[PersistentLaunch]]:
+    """For each shape, device and exchange, the rows whose predicted time is the least, or within ``slack`` of it.
+
+    The exchanges are judged apart, so that a measurement finds both in the table."""
+    found = []
+    units = rows[0].units
+    previous = max((size for size in SIZES[kind] if size < units), default=1)
+    for device, batch, directions, hidden, exchange in itertools.product(
+        GPUS.values(), BATCHES, (1, 2), (units, (previous + units) // 2), ("counter", "data")
+    ):
+        some = tuple(row for row in rows if row.exchange == exchange)
+        options = persistent_options(device, kind, hidden, batch, directions, some)
+        least = min((cost.us for cost, _ in options), default=0.0)
+        if options:
+            found.append({replace(row, groups=1) for cost, row in options if cost.us <= least * (1 + slack)})
     return found
+
+
+def chosen(kind: str, rows: tuple[PersistentLaunch, ...]) -> set[PersistentLaunch]:
+    """Those that are the best of all for some shape: the others are dead weight. The first of equals is taken."""
+    order = {row: i for i, row in enumerate(rows)}
+    return {min(options, key=lambda row: order[row]) for options in best(kind, rows)}
+
+
+def enough(kind: str, rows: tuple[PersistentLaunch, ...]) -> tuple[PersistentLaunch, ...]:
+    """Few rows, one of which is within SLACK of the best for each shape: each compiles on every chip in every test."""
+    open_ = best(kind, rows, SLACK)
+    kept: list[PersistentLaunch] = []
+    while open_:
+        most = max(rows, key=lambda row: sum(row in options for options in open_))
+        kept.append(most)
+        open_ = [options for options in open_ if most not in options]
+    while set(kept) != (left := chosen(kind, tuple(kept))):
+        kept = [row for row in kept if row in left]
+    return tuple(row for row in rows if row in left)
 
 
 def make() -> None:
@@ -150,14 +174,13 @@ def make() -> None:
             if launch is not None
         ]
         print(f"{len(good)} of {len(kinds)} candidates compile without spilling", flush=True)
-        table: dict[tuple[str, str, int], tuple[PersistentLaunch, ...]] = {}
-        for kind, launch in good:
-            key = ("cuda", kind, launch.units)
-            table[key] = (*table.get(key, ()), launch)
-        wanted = picked(table)
-        kept = [item for item in good if item in wanted]
+        kept = []
+        for kind, sizes in SIZES.items():
+            for size in sizes:
+                rows_of_size = tuple(row for k, row in good if (k, row.units) == (kind, size))
+                kept += [(kind, row) for row in enough(kind, rows_of_size)]
         rows = list(pool.map(_elsewhere, kept, chunksize=2))
-    print(f"{len(rows)} are the plan's choice for some shape", flush=True)
+    print(f"{len(rows)} are enough", flush=True)
     temporary = LAUNCHES.with_suffix(".tmp")
     temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in _as_rows(rows)) + "\n]\n")
     temporary.replace(LAUNCHES)
@@ -177,21 +200,24 @@ def _as_rows(launches: Iterable[tuple[str, PersistentLaunch]]) -> Iterator[dict[
         yield {"backend": "cuda", "kind": kind, **fields}
 
 
-def check(arch: str) -> None:
-    """Compile each row that fits the chip, plainly or demandingly by turns; on sm_90, whose counts are in the table,
-    every row both ways."""
+def check(arch: str, everything: bool) -> None:
+    """Compile the rows that fit the chip: on sm_90, whose counts are in the table, each plainly and every sixth with
+    other options as well; elsewhere every sixth, plainly or with other options by turns; or all of them both ways."""
     shared = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == arch)
     rows = [(kind, row) for (_, kind, _), rows in persistent_launches().items() for row in rows]
+    part = (*ARCHS, "sm_90").index(arch)
     for i, (kind, row) in enumerate(rows):
         if row.shared_bytes > shared or arch in row.spills_on:
             continue
+        sixth = i % 6 == part
         found = {}
-        if arch == "sm_90" or i % 2:
+        if everything or arch == "sm_90" or (sixth and i // 6 % 2):
             found["plain"] = plain(row, kind, arch)
-        if arch == "sm_90" or not i % 2:
+        if everything or (sixth and (arch == "sm_90" or not i // 6 % 2)):
             size = row.units - (1, 0, 4)[i % 3]
             found["other"] = compile_launch(
                 row, size, dtype_of(kind, i), arch, directions=2, packed=i % 4 < 2, save_gates=i % 8 < 4
             )
-        facts = {name: asdict(value) for name, value in found.items()}
-        print(json.dumps({"kind": kind, "hidden": row.units, "plan": asdict(row), "found": facts}), flush=True)
+        if found:
+            facts = {name: asdict(value) for name, value in found.items()}
+            print(json.dumps({"kind": kind, "hidden": row.units, "plan": asdict(row), "found": facts}), flush=True)

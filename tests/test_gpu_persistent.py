@@ -10,8 +10,9 @@ from tolerance import assert_close_to_float64
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
+from tritongru.candidates import kind_of, persistent_options
 from tritongru.devices import device_facts
-from tritongru.plan import kind_of, persistent_options, plan_on
+from tritongru.plan import plan_on
 
 pytestmark = pytest.mark.gpu
 

@@ -12,7 +12,7 @@ from bench.cases import Case, tune_cases
 from bench.children import Failed, TimedOut
 from bench.forced import builder, plans
 from bench.report import Result
-from tritongru import launches
+from tritongru import candidates, launches
 from tritongru import plan as planning
 from tritongru.devices import GPUS
 from tritongru.launches import PersistentLaunch
@@ -40,11 +40,16 @@ WHERE = dict.fromkeys(rows.WHERE_KEYS, "here") | {
 }
 
 
+def plans_with(monkeypatch, table):
+    for room in (planning, candidates):
+        monkeypatch.setattr(room, "persistent_launches", table)
+
+
 @pytest.fixture
 def table(monkeypatch):
     """A table of launches for one size in 16 bit."""
     found = {("cuda", "16-bit", 512): TABLE}
-    monkeypatch.setattr(planning, "persistent_launches", lambda: found)
+    plans_with(monkeypatch, lambda: found)
     for cached in (planning.plan, planning.limits):
         cached.cache_clear()
     yield
@@ -198,7 +203,7 @@ def test_a_run_that_stopped_goes_on_and_shows_all(tmp_path, monkeypatch):
     assert {(row["case"], row["plan"]) for row in read if row["plan"]} == {(CASES[0].name, NAMES[0])}
     assert "No time for 5 launches; the same command goes on with them, given the same commit." in lines
     monkeypatch.undo()
-    monkeypatch.setattr(planning, "persistent_launches", lambda: {("cuda", "16-bit", 512): TABLE})
+    plans_with(monkeypatch, lambda: {("cuda", "16-bit", 512): TABLE})
     asked = []
     _, more, lines = run(tmp_path, asker(TIMES, asked), known=read)
     assert ("parity", CASES[0].name, NAMES[0]) not in asked
@@ -252,7 +257,7 @@ def test_with_a_gpu_rows_of_the_same_commit_and_gpu_are_skipped(tmp_path, monkey
 
 
 def test_an_empty_table_is_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(planning, "persistent_launches", dict)
+    plans_with(monkeypatch, dict)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
     monkeypatch.setattr(examine, "device_facts", lambda device: H200)
@@ -373,7 +378,8 @@ def test_the_plan_takes_the_measured_launch_or_torch_where_that_was_faster(monke
     assert (before.family, before.forward.name) == ("persistent", NAMES[0])
     some = [row(B16, ours, NAMES[2]), row(B16, ours + 1, NAMES[0]), row(B16, theirs)]
     monkeypatch.setattr(launches, "_rows", lambda name: measured.measured(some))
-    monkeypatch.setattr(planning, "measured", measured_table.__wrapped__)
+    for room in (planning, candidates):
+        monkeypatch.setattr(room, "measured", measured_table.__wrapped__)
     planning.plan.cache_clear()
     for batch in (1, 16):
         after = planning.plan(512, "bfloat16", H200, batch=batch, time=512, training=False)

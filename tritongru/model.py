@@ -14,8 +14,8 @@ from tritongru.devices import Device
 SCHEDULERS = 4  # instruction schedulers of a multiprocessor, one warp's instruction a clock each (published)
 BARRIER_CLOCKS = 30  # a block-wide barrier (assumed)
 SHARED_BYTES_PER_CLOCK = 128  # of shared memory, a multiprocessor (published)
-L2_BYTES_PER_CLOCK = 24  # from L2, a multiprocessor when all read: about 5.5 TB/s on an H100 (published)
-L2_BYTES_PER_CLOCK_ALONE = 64  # from L2, a multiprocessor when few read (published)
+L2_BYTES_PER_CLOCK = 24  # that L2 gives out, for each multiprocessor of the chip: about 5.5 TB/s on an H100 (published)
+L2_BYTES_PER_CLOCK_ALONE = 64  # that a multiprocessor takes in (published)
 L2_LATENCY_US = 0.2  # from a load to its value in L2 (published: 0.13 to 0.2 on an H100)
 HOP_US = 0.65  # from one multiprocessor's store with release to another's sight of it (published, H100)
 BARRIER_US = 0.98  # a barrier of all multiprocessors without its arrivals (published: 1.07 to 1.09 with 132 of them)
@@ -79,9 +79,8 @@ def persistent(
     costs nothing, and what is left is the slower of L2 and the programs' own work."""
     busy = min(per_multiprocessor, math.ceil(programs / device.multiprocessors))  # programs on the fullest one
     clocks = 1.0 / device.clock_mhz
-    used = min(device.multiprocessors, programs)
-    together = programs * tile_bytes / (used * L2_BYTES_PER_CLOCK) * clocks
     alone = busy * tile_bytes / L2_BYTES_PER_CLOCK_ALONE * clocks
+    together = max(alone, programs * tile_bytes / (device.multiprocessors * L2_BYTES_PER_CLOCK) * clocks)
     if data:
         exchange, together, alone = HOP_US, READINGS * together, READINGS * alone
     else:

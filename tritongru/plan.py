@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 
-from tritongru import model
+from tritongru import candidates, model
+from tritongru.candidates import kind_of
 from tritongru.devices import AMD_CHIPS, KB, Device, device_facts, is_served
 from tritongru.launches import BLOCK_B, Launch, PersistentLaunch, launches, measured, padded, persistent_launches
 
 PRECISIONS = ("tf32", "ieee")
 DTYPES = ("float32", "float16", "bfloat16")
+MARGIN = 0.05  # by which a kernel must be expected to be faster than torch
 LARGEST_BATCH = 1 << 16  # up to which `limits` looks for a batch size that torch should run
-REGISTERS = 65536  # of a multiprocessor
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,6 @@ def _parts(cost: model.Cost) -> str:
     return ", ".join(shown) + " (us; tensor, shared and issue overlap)" if cost.exchange else ", ".join(shown)
 
 
-def kind_of(dtype: str, precision: str) -> str:
-    """Kernels differ by element size and by how fp32 products are made, not by which 16-bit type it is."""
-    return precision if dtype == "float32" else "16-bit"
-
-
 @functools.lru_cache(maxsize=4096)
 def plan(
     hidden: int,
@@ -122,12 +118,12 @@ def plan(
     if dtype not in DTYPES:
         return replace(answer, reason=f"no kernel computes in {dtype}; convert to one of {', '.join(DTYPES)}")
     kind = kind_of(dtype, precision)
-    backward = _smallest(device, "backward", kind, padded(hidden)) if training else None
+    backward = candidates.smallest(device, "backward", kind, padded(hidden)) if training else None
     options = [
         option
         for option in (
-            _resident(device, kind, hidden, batch, directions),
-            _persistent(device, kind, hidden, batch, directions),
+            candidates.resident(device, kind, hidden, batch, directions),
+            candidates.persistent(device, kind, hidden, batch, directions),
         )
         if option is not None
     ]
@@ -153,7 +149,7 @@ def plan(
         backward=backward,
     )
     if backward is not None:
-        cost_backward = _resident_cost(device, backward, batch, directions)
+        cost_backward = candidates.resident_cost(device, backward, batch, directions)
         us = cost_backward.us if cost_backward else None
         answer = replace(answer, cost_backward=cost_backward, us_per_step_backward=us)
     if isinstance(launch, PersistentLaunch):
@@ -176,95 +172,6 @@ def plan(
     )
 
 
-Option = tuple[model.Cost | None, Launch | PersistentLaunch]
-
-
-def _resident(device: Device, kind: str, hidden: int, batch: int, directions: int) -> Option | None:
-    launch = _smallest(device, "forward", kind, padded(hidden))
-    return None if launch is None else (_resident_cost(device, launch, batch, directions), launch)
-
-
-def _resident_cost(device: Device, launch: Launch, batch: int, directions: int) -> model.Cost | None:
-    if launch.instructions is None or launch.barriers is None or device.clock_mhz <= 0:
-        return None
-    tiles = math.ceil(batch / launch.block_b) * directions
-    waves = max(1, math.ceil(tiles / device.multiprocessors))
-    return model.resident(device, launch.instructions, launch.barriers, launch.num_warps, waves)
-
-
-def _smallest(device: Device, kernel: str, kind: str, size: int) -> Launch | None:
-    """The configuration of the smallest size, from ``size`` on, that fits the device: a few sizes have none of their
-    own, because every form of theirs spills registers."""
-    sizes = sorted(key[3] for key in launches() if key[:3] == (device.backend, kernel, kind) and key[3] >= size)
-    rows = (row for size in sizes for row in launches()[device.backend, kernel, kind, size])
-    return next((row for row in rows if _fits(row, device)), None)
-
-
-def _fits(launch: Launch | PersistentLaunch, device: Device) -> bool:
-    return launch.shared_bytes <= device.shared_bytes and device.family not in launch.spills_on
-
-
-def _persistent(device: Device, kind: str, hidden: int, batch: int, directions: int) -> Option | None:
-    """The cheapest configuration by the model, or the one that rows say is best."""
-    options = persistent_options(device, kind, hidden, batch, directions)
-    found = measured().get((device.family, kind, hidden, math.ceil(batch / BLOCK_B), directions))
-    if found is not None and found.launch is not None:
-        for cost, launch in options:
-            if launch.name == found.launch:
-                return replace(cost, us=found.us), launch
-    return min(options, key=lambda option: option[0].us, default=None)
-
-
-def persistent_options(
-    device: Device,
-    kind: str,
-    hidden: int,
-    batch: int,
-    directions: int,
-    rows: tuple[PersistentLaunch, ...] | None = None,
-) -> list[tuple[model.Cost, PersistentLaunch]]:
-    """Every configuration, of the table or of the given rows, that is resident on the device as a whole, with its
-    predicted cost."""
-    if device.backend != "cuda" or device.clock_mhz <= 0 or not device.mma:
-        return []
-    if rows is None:
-        sizes = (key[2] for key in persistent_launches() if key[:2] == (device.backend, kind) and key[2] >= hidden)
-        rows = persistent_launches().get((device.backend, kind, min(sizes, default=0)), ())
-    options = []
-    for row in rows:
-        if not _fits(row, device):
-            continue
-        tiles = max(1, math.ceil(batch / row.block_b))
-        programs = row.programs(hidden)
-        at_once = min(
-            (device.shared_bytes + KB) // (row.shared_bytes + KB), REGISTERS // (32 * row.num_warps * row.registers)
-        )
-        groups = min(tiles, device.multiprocessors * at_once // (programs * directions))
-        if groups == 0:
-            continue
-        groups = math.ceil(tiles / math.ceil(tiles / groups))  # no program idles in the last turn if that costs nothing
-        exchanged = tiles * directions * row.slots * row.block_b * row.units * row.bits // 8
-        if exchanged > device.l2_bytes // 2:  # what is exchanged should never leave L2
-            continue
-        cost = model.persistent(
-            device,
-            programs=programs * groups * directions,
-            neighbours=programs,
-            turns=math.ceil(tiles / groups),
-            tile_bytes=row.block_b * row.units * row.bits // 8,
-            weight_bytes=row.gates * row.block_h * row.units * row.bits // 8,
-            multiply_adds=row.products * row.gates * row.block_h * row.units * row.block_b,
-            bits=row.bits,
-            instructions=row.instructions,
-            barriers=row.barriers,
-            num_warps=row.num_warps,
-            per_multiprocessor=at_once,
-            data=row.exchange == "data",
-        )
-        options.append((cost, replace(row, groups=groups)))
-    return options
-
-
 def _slower(
     device: Device,
     kind: str,
@@ -283,10 +190,10 @@ def _slower(
         return f"torch's GRU was measured at {found.torch_us:.2f} us a step on {device.name}, ours at {found.us:.2f}"
     if cost is None or theirs is None:
         return None
-    if cost.us > theirs:
+    if cost.us > (1 - MARGIN) * theirs:
         return (
-            f"torch's GRU should take {theirs:.2f} us a step on {device.name} with hidden size {hidden} and batch "
-            f"{batch}, ours {cost.us:.2f}; impl='triton' runs ours regardless"
+            f"no gain is expected with hidden size {hidden} and batch {batch} on {device.name}: torch's GRU should "
+            f"take {theirs:.2f} us a step, ours {cost.us:.2f}; impl='triton' runs ours regardless"
         )
     if time is not None and time < shortest(cost.us, theirs):
         return (
@@ -306,7 +213,8 @@ def _too_large(kernel: str, kind: str, hidden: int, dtype: str, device: Device) 
         (
             size
             for (backend, name, other, size), rows in launches().items()
-            if (backend, name, other) == (device.backend, kernel, kind) and any(_fits(row, device) for row in rows)
+            if (backend, name, other) == (device.backend, kernel, kind)
+            and any(candidates.fits(row, device) for row in rows)
         ),
         default=0,
     )
@@ -317,7 +225,7 @@ def _too_large(kernel: str, kind: str, hidden: int, dtype: str, device: Device) 
             f"{resident}; without gradients (torch.no_grad, eval) the forward kernels run it"
         )
     sizes = {key[2] for key in persistent_launches() if key[:2] == (device.backend, kind)}
-    largest = max((size for size in sizes if persistent_options(device, kind, size, 1, 1)), default=resident)
+    largest = max((size for size in sizes if candidates.persistent_options(device, kind, size, 1, 1)), default=resident)
     return f"hidden size {hidden} in {arithmetic} is too large: the kernels go up to {largest} on {device.name}"
 
 
@@ -340,18 +248,15 @@ def limits(
     def at(batch: int) -> Plan:
         return plan(hidden, dtype, device, batch=batch, directions=directions, precision=precision, training=training)
 
-    first = at(1)
-    if first.family == "torch":
-        return Limits(first.reason, 1, 0)
-    steps, largest, batch = 1, 1, BLOCK_B
-    while batch <= LARGEST_BATCH:
-        answer = at(batch)
+    steps, largest, tile = 1, 0, 1
+    while tile * BLOCK_B <= LARGEST_BATCH:
+        answer = at((tile - 1) * BLOCK_B + 1)  # of the batches with so many tiles, the one with the least to gain
         if answer.family == "torch":
             return Limits(answer.reason, steps, largest)
         if answer.family == "persistent" and answer.torch_us_per_step and answer.us_per_step:
             steps = max(steps, shortest(answer.us_per_step, answer.torch_us_per_step))
-        largest = batch
-        batch += BLOCK_B if batch < 1024 else batch // 8
+        largest = tile * BLOCK_B
+        tile += 1 if tile < 64 else tile // 8
     return Limits("", steps, 1 << 62)
 
 

@@ -1,0 +1,106 @@
+"""The configurations that could run a layer on a device, each with what the model expects of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from tritongru import model
+from tritongru.devices import KB, Device
+from tritongru.launches import BLOCK_B, Launch, PersistentLaunch, launches, measured, padded, persistent_launches
+
+REGISTERS = 65536  # of a multiprocessor
+
+
+def kind_of(dtype: str, precision: str) -> str:
+    """Kernels differ by element size and by how fp32 products are made, not by which 16-bit type it is."""
+    return precision if dtype == "float32" else "16-bit"
+
+
+Option = tuple[model.Cost | None, Launch | PersistentLaunch]
+
+
+def resident(device: Device, kind: str, hidden: int, batch: int, directions: int) -> Option | None:
+    launch = smallest(device, "forward", kind, padded(hidden))
+    return None if launch is None else (resident_cost(device, launch, batch, directions), launch)
+
+
+def resident_cost(device: Device, launch: Launch, batch: int, directions: int) -> model.Cost | None:
+    if launch.instructions is None or launch.barriers is None or device.clock_mhz <= 0:
+        return None
+    tiles = math.ceil(batch / launch.block_b) * directions
+    waves = max(1, math.ceil(tiles / device.multiprocessors))
+    return model.resident(device, launch.instructions, launch.barriers, launch.num_warps, waves)
+
+
+def smallest(device: Device, kernel: str, kind: str, size: int) -> Launch | None:
+    """The configuration of the smallest size, from ``size`` on, that fits the device: a few sizes have none of their
+    own, because every form of theirs spills registers."""
+    sizes = sorted(key[3] for key in launches() if key[:3] == (device.backend, kernel, kind) and key[3] >= size)
+    rows = (row for size in sizes for row in launches()[device.backend, kernel, kind, size])
+    return next((row for row in rows if fits(row, device)), None)
+
+
+def fits(launch: Launch | PersistentLaunch, device: Device) -> bool:
+    return launch.shared_bytes <= device.shared_bytes and device.family not in launch.spills_on
+
+
+def persistent(device: Device, kind: str, hidden: int, batch: int, directions: int) -> Option | None:
+    """The cheapest configuration by the model, or the one that rows say is best."""
+    options = persistent_options(device, kind, hidden, batch, directions)
+    found = measured().get((device.family, kind, hidden, math.ceil(batch / BLOCK_B), directions))
+    if found is not None and found.launch is not None:
+        for cost, launch in options:
+            if launch.name == found.launch:
+                return replace(cost, us=found.us), launch
+    return min(options, key=lambda option: option[0].us, default=None)
+
+
+def persistent_options(
+    device: Device,
+    kind: str,
+    hidden: int,
+    batch: int,
+    directions: int,
+    rows: tuple[PersistentLaunch, ...] | None = None,
+) -> list[tuple[model.Cost, PersistentLaunch]]:
+    """Every configuration, of the table or of the given rows, that is resident on the device as a whole, with its
+    predicted cost."""
+    if device.backend != "cuda" or device.clock_mhz <= 0 or not device.mma:
+        return []
+    if rows is None:
+        sizes = (key[2] for key in persistent_launches() if key[:2] == (device.backend, kind) and key[2] >= hidden)
+        rows = persistent_launches().get((device.backend, kind, min(sizes, default=0)), ())
+    options = []
+    for row in rows:
+        if not fits(row, device):
+            continue
+        tiles = max(1, math.ceil(batch / row.block_b))
+        programs = row.programs(hidden)
+        at_once = min(
+            (device.shared_bytes + KB) // (row.shared_bytes + KB), REGISTERS // (32 * row.num_warps * row.registers)
+        )
+        groups = min(tiles, device.multiprocessors * at_once // (programs * directions))
+        if groups == 0:
+            continue
+        groups = math.ceil(tiles / math.ceil(tiles / groups))  # no program idles in the last turn if that costs nothing
+        exchanged = tiles * directions * row.slots * row.block_b * row.units * row.bits // 8
+        if exchanged > device.l2_bytes // 2:  # what is exchanged should never leave L2
+            continue
+        cost = model.persistent(
+            device,
+            programs=programs * groups * directions,
+            neighbours=programs,
+            turns=math.ceil(tiles / groups),
+            tile_bytes=row.block_b * row.units * row.bits // 8,
+            weight_bytes=row.gates * row.block_h * row.units * row.bits // 8,
+            multiply_adds=row.products * row.gates * row.block_h * row.units * row.block_b,
+            bits=row.bits,
+            instructions=row.instructions,
+            barriers=row.barriers,
+            num_warps=row.num_warps,
+            per_multiprocessor=at_once,
+            data=row.exchange == "data",
+        )
+        options.append((cost, replace(row, groups=groups)))
+    return options
