@@ -160,9 +160,14 @@ def enough(kind: str, rows: tuple[PersistentLaunch, ...]) -> tuple[PersistentLau
         most = max(rows, key=lambda row: sum(row in options for options in open_))
         kept.append(most)
         open_ = [options for options in open_ if most not in options]
-    while set(kept) != (left := chosen(kind, tuple(kept))):
-        kept = [row for row in kept if row in left]
-    return tuple(row for row in rows if row in left)
+    return tuple(row for row in rows if row in needed(kind, tuple(kept)))
+
+
+def needed(kind: str, rows: tuple[PersistentLaunch, ...]) -> tuple[PersistentLaunch, ...]:
+    """Without the dead weight, and without what is dead weight without it."""
+    while set(rows) != (left := chosen(kind, rows)):
+        rows = tuple(row for row in rows if row in left)
+    return rows
 
 
 def make() -> None:
@@ -174,16 +179,19 @@ def make() -> None:
             if launch is not None
         ]
         print(f"{len(good)} of {len(kinds)} candidates compile without spilling", flush=True)
-        kept = []
-        for kind, sizes in SIZES.items():
-            for size in sizes:
-                rows_of_size = tuple(row for k, row in good if (k, row.units) == (kind, size))
-                kept += [(kind, row) for row in enough(kind, rows_of_size)]
-        rows = list(pool.map(_elsewhere, kept, chunksize=2))
+        kept = [(kind, row) for kind, found in _by_size(good) for row in enough(kind, found)]
+        spilling = list(pool.map(_elsewhere, kept, chunksize=2))
+    rows = [(kind, row) for kind, found in _by_size(spilling) for row in needed(kind, found)]
     print(f"{len(rows)} are enough", flush=True)
     temporary = LAUNCHES.with_suffix(".tmp")
     temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in _as_rows(rows)) + "\n]\n")
     temporary.replace(LAUNCHES)
+
+
+def _by_size(items: list[tuple[str, PersistentLaunch]]) -> Iterator[tuple[str, tuple[PersistentLaunch, ...]]]:
+    for kind, sizes in SIZES.items():
+        for size in sizes:
+            yield kind, tuple(row for other, row in items if (other, row.units) == (kind, size))
 
 
 def _compiled(item: tuple[str, PersistentLaunch]) -> PersistentLaunch | None:
