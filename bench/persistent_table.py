@@ -209,23 +209,23 @@ def _as_rows(launches: Iterable[tuple[str, PersistentLaunch]]) -> Iterator[dict[
 
 
 def check(arch: str, everything: bool) -> None:
-    """Compile the rows that fit the chip: on sm_90, whose counts are in the table, each plainly and every sixth with
-    other options as well; elsewhere every sixth, plainly or with other options by turns; or all of them both ways."""
+    """Compile the rows that fit the chip: on sm_90, whose counts are in the table, each plainly and every fourth with
+    other options as well; elsewhere every fourth, plainly or with other options by turns; or all of them both ways."""
     shared = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == arch)
-    rows = [(kind, row) for (_, kind, _), rows in persistent_launches().items() for row in rows]
-    part = (*ARCHS, "sm_90").index(arch)
-    for i, (kind, row) in enumerate(rows):
-        if row.shared_bytes > shared or arch in row.spills_on:
-            continue
-        sixth = i % 6 == part
-        found = {}
-        if everything or arch == "sm_90" or (sixth and i // 6 % 2):
-            found["plain"] = plain(row, kind, arch)
-        if everything or (sixth and (arch == "sm_90" or not i // 6 % 2)):
-            size = row.units - (1, 0, 4)[i % 3]
-            found["other"] = compile_launch(
-                row, size, dtype_of(kind, i), arch, directions=2, packed=i % 4 < 2, save_gates=i % 8 < 4
-            )
-        if found:
-            facts = {name: asdict(value) for name, value in found.items()}
-            print(json.dumps({"kind": kind, "hidden": row.units, "plan": asdict(row), "found": facts}), flush=True)
+    for kind in SIZES:
+        rows = [row for key, found in persistent_launches().items() if key[1] == kind for row in found]
+        rows = [row for row in rows if row.shared_bytes <= shared and arch not in row.spills_on]
+        part = (*ARCHS, "sm_90").index(arch) % min(4, len(rows))  # each chip another fourth
+        for i, row in enumerate(rows):
+            fourth, other = i % 4 == part, i // 4 % 2 == 1
+            found = {}
+            if everything or arch == "sm_90" or (fourth and not other):
+                found["plain"] = plain(row, kind, arch)
+            if everything or (fourth and (arch == "sm_90" or other)):
+                size = row.units - (1, 0, 4)[i % 3]
+                found["other"] = compile_launch(
+                    row, size, dtype_of(kind, i), arch, directions=2, packed=i % 8 < 4, save_gates=i % 16 < 8
+                )
+            if found:
+                facts = {name: asdict(value) for name, value in found.items()}
+                print(json.dumps({"kind": kind, "hidden": row.units, "plan": asdict(row), "found": facts}), flush=True)
