@@ -96,7 +96,7 @@ def floor_kernel(
                 if DATA:
                     b_words, seen = collect_words(p_slot, i, limit, BB, KS, CHUNKS, 1)
                     ok = ok & seen
-                    b_k = operand_of(b_words, 0, tl.uint32, 1)
+                    b_k = operand_of(b_words, 0, tl.uint32, BB, KS, CHUNKS[i], 1)
                 else:
                     b_k = collect_counted(p_slot, i, BB, KS, CHUNKS, 1)
                 b ^= folded(b_k, BB, KS, CHUNKS[i])

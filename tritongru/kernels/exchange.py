@@ -52,16 +52,14 @@ def place(o_b, o_u, BB: tl.constexpr, E: tl.constexpr):
 
 @triton.jit
 def _pieces(BB: tl.constexpr, KS: tl.constexpr, BK: tl.constexpr, E: tl.constexpr, V: tl.constexpr):
-    """Offsets of a chunk's sixteen-byte pieces: (group of 8 E units, sixteen rows, KS, eight rows, lane of four, V)."""
+    """Offsets of a chunk's sixteen-byte pieces, (pieces, V); the pieces are those of (group of 8 E units, sixteen rows,
+    KS, eight rows, lane of four). In one dimension, or some Tritons would deal them out to the warps another way."""
     G: tl.constexpr = BK // (8 * E)
     R: tl.constexpr = BB // 16
-    o_g = tl.arange(0, G)[:, None, None, None, None, None]
-    o_r = tl.arange(0, R)[None, :, None, None, None, None]
-    o_s = tl.arange(0, KS)[None, None, :, None, None, None]
-    o_8 = tl.arange(0, 8)[None, None, None, :, None, None]
-    o_4 = tl.arange(0, 4)[None, None, None, None, :, None]
-    o_v = tl.arange(0, V)[None, None, None, None, None, :]
-    return ((((o_s * G + o_g) * R + o_r) * 8 + o_8) * 4 + o_4) * V + o_v
+    o = tl.arange(0, G * R * KS * 32)[:, None]
+    o_s = o // 32 % KS
+    o = ((o_s * G + o // (32 * KS * R)) * R + o // (32 * KS) % R) * 32 + o % 32
+    return o * V + tl.arange(0, V)[None, :]
 
 
 @triton.jit
@@ -140,14 +138,16 @@ def collect_words(
 
 
 @triton.jit
-def operand_of(b, PART: tl.constexpr, DT: tl.constexpr, E: tl.constexpr):
+def operand_of(
+    b, PART: tl.constexpr, DT: tl.constexpr, BB: tl.constexpr, KS: tl.constexpr, BK: tl.constexpr, E: tl.constexpr
+):
     """Words as the left operand of their chunk's product, or with E == 2 of the product of one half of each word."""
-    G: tl.constexpr = b.shape[0]
-    BB: tl.constexpr = 16 * b.shape[1]
     if E == 2:
-        b = ((b >> 16 * PART) & 0xFFFF).to(tl.uint16).to(DT, bitcast=True)
-        return _operand(b, BB, b.shape[2], 8 * G, E, 2)
-    return _operand(b.to(DT, bitcast=True), BB, b.shape[2], 8 * G, E, 1)
+        b_half = ((b >> 16 * PART) & 0xFFFF).to(tl.uint16).to(DT, bitcast=True)
+        b_k = _operand(b_half, BB, KS, BK // 2, E, 2)
+    else:
+        b_k = _operand(b.to(DT, bitcast=True), BB, KS, BK, E, 1)
+    return b_k
 
 
 @triton.jit

@@ -246,7 +246,7 @@ def persistent_forward_kernel(
                     ok = ok & seen
                 for part in tl.static_range(PARTS):
                     if DATA:
-                        b_k = operand_of(b_words, part, DT, E)
+                        b_k = operand_of(b_words, part, DT, BB, KS, CHUNKS[i], E)
                     else:
                         b_k = collect_counted(p_slot, i, BB, KS, CHUNKS, E)
                     b_acc = product(b_k, b_w[i * PARTS + part], b_acc, KS, UPCAST, PRECISION)
