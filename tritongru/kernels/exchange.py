@@ -44,7 +44,7 @@ def unit_at(k, PART: tl.constexpr, E: tl.constexpr, PARTS: tl.constexpr):
 
 @triton.jit
 def place(o_b, o_u, BB: tl.constexpr, E: tl.constexpr):
-    """Where unit o_u of row o_b of a tile lies in a slot: the inverse of the order in which `_load` reads."""
+    """Where unit o_u of row o_b of a tile lies in a slot: the inverse of the order of `_pieces`."""
     o = (o_u // (8 * E) * (BB // 16) + o_b // 16) * 8 + o_b % 8
     o = (o * 4 + o_u // (2 * E) % 4) * 2 + o_u // E % 2
     return (o * 2 + o_b // 8 % 2) * E + o_u % E
