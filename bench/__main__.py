@@ -1,4 +1,4 @@
-"""The command line: `python3 -m bench gate` and `python3 -m bench tune`.
+"""The command line: `python3 -m bench gate`, `tune`, `characters` and `numerics`.
 
 Nothing heavy is imported here, because every child process imports this file once more.
 """
@@ -6,6 +6,7 @@ Nothing heavy is imported here, because every child process imports this file on
 import argparse
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,6 +26,15 @@ def seconds(text: str) -> float:
     return value
 
 
+def count(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isdecimal() and len(text) < 10 and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
 def folder(text: str) -> Path:
     path = Path(text)
     try:
@@ -36,7 +46,7 @@ def folder(text: str) -> Path:
 
 def parser() -> Parser:
     top = Parser(prog="python3 -m bench", description=__doc__.splitlines()[0])
-    rooms = top.add_subparsers(dest="command", required=True, metavar="gate|tune")
+    rooms = top.add_subparsers(dest="command", required=True, metavar="gate|tune|characters|numerics")
     gate = rooms.add_parser(
         "gate",
         help="parity, then speed, against torch.nn.GRU; one JSON row per measurement",
@@ -63,7 +73,52 @@ def parser() -> Parser:
     tune.add_argument(
         "--table", action="store_true", help="no GPU: make kernels/measured.json from the rows of the tune"
     )
+    add_characters(rooms.add_parser, results)
+    add_numerics(rooms.add_parser, results)
     return top
+
+
+def add_characters(add_parser: Callable[..., argparse.ArgumentParser], results: Path) -> None:
+    characters = add_parser(
+        "characters",
+        help="a character model over real text, trained with impl='torch' and impl='triton'; one JSON row per curve",
+        description="Trains both from the same weights on the same batches; exit 0 only if their loss curves differ by "
+        "less than torch's own varies over seeds. Sizes that are not given depend on the device.",
+    )
+    for name, least, most, what in (
+        ("hidden", 1, 4096, "hidden size"),
+        ("batch", 1, 4096, "streams of text side by side"),
+        ("time", 1, 4096, "characters of a segment, over which gradients flow"),
+        ("steps", 2, 100_000, "optimiser's steps"),
+        ("seeds", 2, 100, "initial weights to start from"),
+    ):
+        characters.add_argument(f"--{name}", type=count(least, most), metavar="N", help=what)
+    characters.add_argument("--dtype", choices=("fp32", "bf16"), help="default fp32; bf16 is autocast")
+    characters.add_argument("--memory", choices=("save", "recompute"), help="of impl='triton' (default save)")
+    own = str(results / "curves")  # a folder of its own: these are no rows of cases
+    characters.add_argument(
+        "--out", type=folder, default=own, metavar="DIR", help="for the rows (default bench/results/curves)"
+    )
+    characters.add_argument("--commit", default=None, help="recorded in the rows (default: what git says)")
+
+
+def add_numerics(add_parser: Callable[..., argparse.ArgumentParser], results: Path) -> None:
+    numerics = add_parser(
+        "numerics",
+        help="how errors grow over time, emulated on a CPU; JSON rows, and the page that is made from them",
+        description="Emulates on a CPU where the kernels round, and appends errors against float64 to a file of rows; "
+        "a few minutes. With --page it makes the figures and tables of docs/numerics.md from the rows instead.",
+    )
+    numerics.add_argument("--seeds", type=count(1, 100), default=2, metavar="N", help="draws of data (default 2)")
+    numerics.add_argument("--steps", type=count(1, 16384), default=16384, metavar="N", help="longest (default 16384)")
+    own = str(results / "numerics")
+    numerics.add_argument(
+        "--out", type=folder, default=own, metavar="DIR", help="of the rows (default bench/results/numerics)"
+    )
+    numerics.add_argument("--commit", default=None, help="recorded in the rows (default: what git says)")
+    numerics.add_argument(
+        "--page", action="store_true", help="no new rows: docs/numerics.md and docs/figures from them"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,6 +127,18 @@ def main(argv: list[str] | None = None) -> int:
         from bench.gate import gate
 
         return gate(arguments.budget, arguments.out, arguments.impl, arguments.only, arguments.commit)
+    if arguments.command == "characters":
+        from bench.characters import characters
+
+        return characters(**{name: value for name, value in vars(arguments).items() if name != "command"})
+    if arguments.command == "numerics":
+        if arguments.page:
+            from bench.numerics_page import write as write_page
+
+            return write_page(arguments.out)
+        from bench.numerics import run
+
+        return run(arguments.seeds, arguments.steps, arguments.out, arguments.commit)
     if arguments.table:
         from bench.measured import write
 

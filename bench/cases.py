@@ -1,7 +1,7 @@
 """What is measured: the shapes, in order of information, so that a stop at any moment loses the least."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 EPS = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
 FEW = 8  # as in tests/tolerance.py
@@ -37,40 +37,51 @@ class Case:
 
     @property
     def wide(self) -> bool:
-        """A forward pass that the persistent kernel is made for: it has more rivals than nn.GRU."""
-        return self.hidden >= WIDE and self.mode == "forward"
+        """A layer that the persistent kernels are made for: it has more rivals than nn.GRU."""
+        return self.hidden >= WIDE
 
 
+MODES = ("forward", "train")
 HEADLINE = Case(768, 16, 1024, "bf16", "forward")  # a published LSTM figure has this shape
+HEADLINES = (HEADLINE, replace(HEADLINE, mode="train"))
 # The middle of the table first, then one step away from it, then the corners.
 HIDDEN = (768, 1024, 512, 384, 256, 2048)
-BATCHES = (16, 64, 1, 32, 128, 8)
+BATCHES = (16, 64, 1, 128, 32)
 SMALL = ((128, 64), (100, 64), (64, 64), (128, 16), (128, 256), (64, 16), (64, 256), (100, 16), (100, 256))
-FIRST = 9  # cases of the wide grid that are worth more than any other
+FIRST = 6  # cells of a wide grid that are worth more than any other
+
+
+def grid(dtype: str, hidden: tuple[int, ...] = HIDDEN, batches: tuple[int, ...] = BATCHES) -> list[Case]:
+    """From the middle outwards, each cell in both modes."""
+    cells = sorted(itertools.product(range(len(hidden)), range(len(batches))), key=sum)
+    return [Case(hidden[i], batches[j], 512, dtype, mode, tf32=dtype == "fp32") for i, j in cells for mode in MODES]
 
 
 def wide_cases(dtype: str) -> list[Case]:
-    """The grid of the persistent kernel; H = 2048 fits on chip in 16 bit alone, and one such type is enough."""
-    hidden = HIDDEN if dtype == "bf16" else HIDDEN[:-1]
-    cells = sorted(itertools.product(range(len(hidden)), range(len(BATCHES))), key=sum)
-    return [Case(hidden[i], BATCHES[j], 512, dtype, "forward", tf32=dtype == "fp32") for i, j in cells]
+    """The grid of the persistent kernels. H = 2048 fits on chip in 16 bit alone; fp16 runs the code of bf16, of which
+    the middle is enough."""
+    if dtype == "fp16":
+        return grid(dtype)[: len(MODES) * FIRST]
+    return grid(dtype) if dtype == "bf16" else grid(dtype, HIDDEN[:-1], BATCHES[:-1])
 
 
 def small_cases() -> list[Case]:
-    """The grid of the resident kernel."""
+    """The grid of the resident kernels."""
     return [
         Case(hidden, batch, 512, dtype, mode, tf32=dtype == "fp32")
-        for hidden, batch in SMALL
-        for dtype in ("bf16", "fp16", "fp32")
+        for i, (hidden, batch) in enumerate(SMALL)
+        for dtype in (("bf16", "fp32", "fp16") if i < 3 else ("bf16", "fp32"))
         for mode in ("train", "forward")
     ]
 
 
 def gate_blocks() -> list[list[Case]]:
-    """Cases that are compiled together, then measured one by one."""
+    """Cases that are compiled together, then measured one by one: the middle of every grid, then what is around it."""
+    first = len(MODES) * FIRST
     bf16, fp32, fp16 = map(wide_cases, ("bf16", "fp32", "fp16"))
     small = small_cases()
-    return [[HEADLINE, *bf16[:FIRST], fp32[0]], [*bf16[FIRST:], *small[:6]], [*fp32[1:], *small[6:]], fp16]
+    middle = [*HEADLINES, *bf16[:first], *fp32[: first // 2], *small[:4]]
+    return [middle, [*bf16[first:], *small[4:10]], [*fp32[first // 2 :], *small[10:]], fp16]
 
 
 def gate_cases() -> list[Case]:
@@ -80,8 +91,8 @@ def gate_cases() -> list[Case]:
 def tune_cases() -> list[Case]:
     """Shapes whose best launch is looked for. Every batch up to 16 rows is one tile to a launch, and both 16-bit types
     run the same code, so that one of each is enough; the headline's length is measured by the gate."""
-    cases = [*wide_cases("bf16"), *wide_cases("fp32")]
-    return [case for case in cases if case.batch >= 16]
+    batches = tuple(batch for batch in BATCHES if batch >= 16)
+    return [*grid("bf16", HIDDEN, batches), *grid("fp32", HIDDEN[:-1], batches)]
 
 
 # A call as a CPU user makes it, and one so small that only the way to the operator counts.

@@ -10,9 +10,9 @@ from bench import warm
 from bench.cases import Case
 from bench.children import START_LIMIT_S, Failed, TimedOut, sentence
 from bench.forced import builder
-from bench.pair import OURS, THEIRS, build, check, no_rivals, take_time
+from bench.pair import OURS, RECOMPUTED, THEIRS, build, check, no_rivals, take_time
 from bench.report import Result
-from bench.rivals import FLOOR, RIVALS, rivals_of
+from bench.rivals import FLOOR, RIVALS, exchanges, rivals_of
 from bench.rows import Row, facts, row
 from tritongru import model
 from tritongru.devices import Device, device_facts
@@ -102,8 +102,16 @@ def examine(result: Result, ask: Ask, budget: Budget) -> None:
             return
 
 
+def expected_floor(plan: Plan) -> float | None:
+    """Of the passes together; a program that serves several tiles hides what the exchange costs."""
+    costs = [found.cost for found in (plan.forward, plan.backward) if found]
+    if not exchanges(plan) or any(cost is None or cost.turns > 1 for cost in costs):
+        return None
+    return sum(cost.exchange + model.L2_LATENCY_US + cost.l2 for cost in costs if cost)
+
+
 def rows_of(result: Result, impl: str, where: Row) -> list[Row]:
-    """One for each implementation, and for each rival that was timed or tried in vain."""
+    """One for each implementation, for each rival that was timed or tried in vain, and for a peak without a time."""
     case, plan = result.case, result.plan
     about: dict[str, dict[str, Any]] = {
         OURS: {"family": result.family, "plan": result.launch, "parity": result.parity},
@@ -112,10 +120,15 @@ def rows_of(result: Result, impl: str, where: Row) -> list[Row]:
     }
     if FLOOR in about:
         about[FLOOR] |= {"family": result.family, "plan": result.launch}
-    if plan is not None and case.mode == "forward":  # of the time loop alone
-        about[OURS]["predicted_us"], about[THEIRS]["predicted_us"] = plan.us_per_step, plan.torch_us_per_step
-        if FLOOR in about and plan.cost is not None and plan.cost.turns == 1:
-            about[FLOOR]["predicted_us"] = plan.cost.exchange + model.L2_LATENCY_US + plan.cost.l2
+    if RECOMPUTED in result.times:
+        about[RECOMPUTED] = about[OURS] | {"parity": None}
+    if plan is not None:  # of the time loops alone
+        passes = 2 if case.mode == "train" else 1
+        theirs = plan.torch_us_per_step
+        about[OURS]["predicted_us"] = plan.us_per_step
+        about[THEIRS]["predicted_us"] = None if theirs is None else passes * theirs
+        if FLOOR in about:
+            about[FLOOR]["predicted_us"] = expected_floor(plan)
     for name, times in result.times.items():
         about[name] |= times
     names = {OURS: OURS if impl == "auto" else f"{OURS}[{impl}]"}

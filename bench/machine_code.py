@@ -19,14 +19,16 @@ TARGETS = {
     "gfx950": ("hip", "gfx950", 64),
 }
 ELEMENT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-INTEGERS = ("T", "B", "tiles", "limit")  # arguments that are no pointers
-POINTERS = {"offsets": "*i64", "trouble": "*i64", "counters": "*i32", "state": "*fp32"}  # others have the storage dtype
+INTEGERS = ("T", "B", "s", "start", "count", "tiles", "limit")  # arguments that are no pointers
+# Those that do not have the storage dtype.
+POINTERS = {"dh": "*fp32", "offsets": "*i64", "trouble": "*i64", "counters": "*i32", "state": "*fp32"}
 
 
 @dataclass(frozen=True)
 class Facts:
     """Of one compiled kernel. ``instructions``, ``barriers``, ``tensor_core`` and ``loads`` (from global memory) are
-    those of the time loop, per warp; they and ``registers`` are None where the code is not NVIDIA's."""
+    those of the longest loop, per warp: the time loop, or of a stepwise kernel that over k. They and ``registers`` are
+    None where the code is not NVIDIA's."""
 
     shared_bytes: int
     stack: int

@@ -1,13 +1,13 @@
 """From rows of the tune to ``tritongru/kernels/measured.json``, which the plan believes more than its model.
 
-A shape there is a chip, a kind of arithmetic, a hidden size, batch tiles of 16 rows and directions; several cases may
-have the same one. Ours then counts as its slowest and torch as its fastest, so that the plan is never better than told.
+A shape there is a chip, a kind of arithmetic, a hidden size, batch tiles of 16 rows and directions, in a mode: of
+"train", times are of forward and backward, and the launch is the backward's. Several cases may have the same shape.
+Ours then counts as its slowest and torch as its fastest, so that the plan is never better than told.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,10 @@ from typing import Any
 from bench.pair import OURS, THEIRS
 from bench.rows import Row, read
 from tritongru.candidates import kind_of
-from tritongru.launches import BLOCK_B
+from tritongru.launches import Shape, shape_of
 
 MEASURED = Path(__file__).parents[1] / "tritongru" / "kernels" / "measured.json"
 TUNED = f"{OURS}[tune]"
-Shape = tuple[str, str, int, int, int]
 
 
 def rows_in(folder: Path) -> list[Row]:
@@ -27,10 +26,11 @@ def rows_in(folder: Path) -> list[Row]:
     return sorted((row for path in sorted(folder.glob("*.jsonl")) for row in read(path)), key=lambda row: row["date"])
 
 
-def shape_of(row: Row) -> Shape:
+def key_of(row: Row) -> tuple[str, Shape]:
+    """As in the table of the plan: mode and shape."""
     dtype = "float32" if row["dtype"] == "fp32" else row["dtype"]
     kind = kind_of(dtype, "tf32" if row["tf32"] else "ieee")
-    return row["arch"], kind, row["hidden"], math.ceil(row["batch"] / BLOCK_B), row["directions"]
+    return row["mode"], shape_of(row["arch"], kind, row["hidden"], row["batch"], row["directions"])
 
 
 def is_good(row: Row) -> bool:
@@ -38,17 +38,24 @@ def is_good(row: Row) -> bool:
 
 
 def measured(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The best launch of each shape, from what the commit that was measured last says of it."""
+    """The best launch of each shape and mode, from what the commit that was measured last says of it."""
     good = [row for row in rows if row["arch"] is not None and is_good(row)]
-    commits = {shape_of(row): row["commit"] for row in good if row["impl"] == TUNED}
+    commits = {key_of(row): row["commit"] for row in good if row["impl"] == TUNED}
     found = []
-    for shape, commit in sorted(commits.items()):
-        own = [row for row in good if row["commit"] == commit and shape_of(row) == shape]
+    for key, commit in sorted(commits.items()):
+        own = [row for row in good if row["commit"] == commit and key_of(row) == key]
         best = best_launch(row for row in own if row["impl"] == TUNED)
-        theirs = [row["us_per_step"] for row in own if row["impl"] == THEIRS and row["mode"] == "forward"]
+        theirs = [row["us_per_step"] for row in own if row["impl"] == THEIRS]
         if theirs:
-            arch, kind, hidden, tiles, directions = shape
-            about = {"arch": arch, "kind": kind, "hidden": hidden, "tiles": tiles, "directions": directions}
+            mode, (arch, kind, hidden, tiles, directions) = key
+            about = {
+                "mode": mode,
+                "arch": arch,
+                "kind": kind,
+                "hidden": hidden,
+                "tiles": tiles,
+                "directions": directions,
+            }
             found.append(about | {"us": best[0], "torch_us": min(theirs), "launch": best[1]})
     return found
 

@@ -3,7 +3,8 @@
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from tritongru.plan import Plan
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OURS, THEIRS = "tritongru", "nn.GRU"
+RECOMPUTED = f"{OURS}[recompute]"  # ours with memory="recompute", of which the peak alone is measured
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,25 @@ def peak_mib(step: Step, device: torch.device) -> float | None:
     return peak / 2**20
 
 
+@contextmanager
+def recomputing(layer: tritongru.GRU) -> Iterator[None]:
+    before, layer.memory = layer.memory, "recompute"
+    try:
+        yield
+    finally:
+        layer.memory = before
+
+
+def peaks_of(pair: Pair, steps: dict[str, Step], device: torch.device) -> dict[str, float | None]:
+    """Of each, and of ours once more where it can rebuild the gates instead of saving them."""
+    peaks = {name: peak_mib(step, device) for name, step in steps.items()}
+    ours = pair.ours
+    if isinstance(ours, tritongru.GRU) and pair.plan.backward is not None and device.type == "cuda":
+        with recomputing(ours):
+            peaks[RECOMPUTED] = peak_mib(steps[OURS], device)
+    return peaks
+
+
 def steps_of(pair: Pair, case: Case, device: torch.device) -> dict[str, Step]:
     data = random(case, device)
     inputs = input_sets(data, device)
@@ -133,16 +154,16 @@ def no_rivals(case: Case, pair: Pair, step: Step) -> tuple[dict[str, Callable[[]
 def take_time(
     case: Case, impl: str, device: torch.device, build: Build = build, rivals: Rivals = no_rivals, **limits: Any
 ) -> tuple[Times, dict[str, str]]:
-    """Per implementation: the median in ms, its spread, and the peak memory; and, for rivals that could not be timed,
-    why. To be called on a green case only."""
+    """Per implementation: the median in ms, its spread, and the peak memory (of some the latter alone); and, for rivals
+    that could not be timed, why. To be called on a green case only."""
     with tf32(case.tf32):
         pair = build(case, impl, device)
         steps = steps_of(pair, case, device)
-        peaks = {name: peak_mib(step, device) for name, step in steps.items()}
+        peaks = peaks_of(pair, steps, device)
         more, missing = rivals(case, pair, steps[THEIRS])
         samples = interleaved(timer_for(device), {**steps, **more}, **limits)
     times: Times = {
         name: {"ms": statistics.median(taken), "spread": spread(taken), "peak_mib": peaks.get(name)}
         for name, taken in samples.items()
     }
-    return times, missing
+    return times | {name: {"peak_mib": peak} for name, peak in peaks.items() if name not in samples}, missing

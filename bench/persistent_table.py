@@ -28,6 +28,8 @@ LARGEST_SHARED = max(gpu.shared_bytes for gpu in GPUS.values())
 SLACK = 0.1  # of the prediction, which is hardly better than that
 BATCHES = (1, 17, 33, 49, 65, 97, 129, 193, 257, 385, 513, 769, 1025, 2049, 4097, 8193)
 ARCHS = ("sm_80", "sm_86", "sm_100", "sm_120")  # besides sm_90, on which no row may spill
+KERNELS = ("forward", "backward")
+Rows = tuple[PersistentLaunch, ...]
 DROPPED = ("bits", "dot_precision", "groups")  # follow from the kind, or are the plan's
 
 
@@ -35,18 +37,29 @@ def dtype_of(kind: str, i: int = 0) -> str:
     return ("bfloat16", "float16")[i % 2] if kind == "16-bit" else "float32"
 
 
-def candidates(kind: str, units: int) -> Iterator[PersistentLaunch]:
-    """In the order of the tune: narrow tiles first, then wide ones; for each the exchange by counter, then by data."""
+def shapes(kernel: str, units: int) -> list[tuple[int, int, int, int, bool, str]]:
+    """Rows of a tile, units of a program, warps, parts of k, padded to four gates, exchange; in the order of the tune:
+    narrow tiles first, then wide ones; for each the exchange by counter, then by data."""
+    if kernel == "forward":
+        forms = itertools.product((8, 16, 32), (8, 4) if units <= 512 else (8,), (True, False), ("counter", "data"))
+        return [(16, block_h, warps, warps, pad, exchange) for block_h, warps, pad, exchange in forms] + [
+            (64, block_h, 4, 1, True, "counter") for block_h in (8, 16)
+        ]
+    # Three times the tile of the forward: more units a program save most, more warps have room for them.
+    tiles = [(16, 8), (16, 16), (16, 32), (32, 16), (32, 32)]
+    narrow = ((b, h, warps, warps, False, "counter") for (b, h), warps in itertools.product(tiles, (8, 16)))
+    return [*narrow, *((16, block_h, 8, 8, False, "data") for block_h in (8, 16, 32))]
+
+
+def candidates(kernel: str, kind: str, units: int) -> Iterator[PersistentLaunch]:
     bits = bits_of(kind)
-    narrow = itertools.product((8, 16, 32), (8, 4) if units <= 512 else (8,), (True, False), ("counter", "data"))
-    shapes = [(16, *shape, shape[1]) for shape in narrow]
-    shapes += [(64, block_h, 4, True, "counter", 1) for block_h in (8, 16)]
-    for block_b, block_h, warps, pad, exchange, k_split in shapes:
+    for block_b, block_h, warps, k_split, pad, exchange in shapes(kernel, units):
         least = 32 if exchange == "data" and bits == 16 else 16  # units of a product, of which data makes two
-        width, odd = divmod(units, k_split)
+        width, odd = divmod(units if kernel == "forward" else 3 * units, k_split)
         if odd or width % least:
             continue
         launch = PersistentLaunch(
+            kernel,
             bits,
             units,
             chunks_of(width, WIDEST_CHUNK[exchange]),
@@ -80,14 +93,16 @@ def compile_launch(
     constants = {
         "D": directions,
         "H": hidden,
-        "USE_BIAS": True,
         "USE_H0": True,
-        "SAVE_GATES": save_gates,
         "PACKED": packed,
         "UPCAST": False,
-        **persistent.blocks(launch),
+        **launch.constants,
     }
-    return compile_for(persistent.persistent_forward_kernel, constants, dtype, launch.num_warps, arch)
+    if launch.kernel == "forward":
+        constants |= {"USE_BIAS": True, "SAVE_GATES": save_gates}
+        return compile_for(persistent.persistent_forward_kernel, constants, dtype, launch.num_warps, arch)
+    constants |= {"USE_DY": True}
+    return compile_for(persistent.persistent_backward_kernel, constants, dtype, launch.num_warps, arch)
 
 
 def plain(launch: PersistentLaunch, kind: str, arch: str) -> Facts:
@@ -101,16 +116,25 @@ def demanding(launch: PersistentLaunch, kind: str, arch: str) -> Facts:
 
 def compiled(kind: str, launch: PersistentLaunch) -> PersistentLaunch | None:
     """The launch with what the compiler made of it for sm_90, or None if it spills there or holds too much."""
-    facts = plain(launch, kind, "sm_90")
-    if facts.stack or facts.shared_bytes > LARGEST_SHARED:
+    return _with_facts(launch, plain(launch, kind, "sm_90"))
+
+
+def stands(kind: str, launch: PersistentLaunch) -> PersistentLaunch | None:
+    """The launch with the most that it asks for, or None if it spills where most is asked for."""
+    found = _with_facts(launch, demanding(launch, kind, "sm_90"))
+    if found is None:
         return None
-    other = demanding(launch, kind, "sm_90")
-    if other.stack or other.shared_bytes > LARGEST_SHARED:
+    most = {name: max(getattr(launch, name), getattr(found, name)) for name in ("shared_bytes", "registers")}
+    return replace(launch, **most)
+
+
+def _with_facts(launch: PersistentLaunch, facts: Facts) -> PersistentLaunch | None:
+    if facts.stack or facts.shared_bytes > LARGEST_SHARED:
         return None
     return replace(
         launch,
-        shared_bytes=max(facts.shared_bytes, other.shared_bytes),
-        registers=max(facts.registers or 255, other.registers or 255),
+        shared_bytes=facts.shared_bytes,
+        registers=facts.registers or 255,
         instructions=facts.instructions or 0,
         barriers=facts.barriers or 0,
         tensor_core=facts.tensor_core or 0,
@@ -132,14 +156,16 @@ def best(kind: str, rows: tuple[PersistentLaunch, ...], slack: float = 0.0) -> l
     """For each shape, device and exchange, the rows whose predicted time is the least, or within ``slack`` of it.
 
     The exchanges are judged apart, so that a measurement finds both in the table."""
-    found = []
-    units = rows[0].units
-    previous = max((size for size in SIZES[kind] if size < units), default=1)
+    found: list[set[PersistentLaunch]] = []
+    if not rows:
+        return found
+    first = rows[0]
+    previous = max((size for size in SIZES[kind] if size < first.units), default=1)
     for device, batch, directions, hidden, exchange in itertools.product(
-        GPUS.values(), BATCHES, (1, 2), (units, (previous + units) // 2), ("counter", "data")
+        GPUS.values(), BATCHES, (1, 2), (first.units, (previous + first.units) // 2), ("counter", "data")
     ):
         some = tuple(row for row in rows if row.exchange == exchange)
-        options = persistent_options(device, kind, hidden, batch, directions, some)
+        options = persistent_options(device, first.kernel, kind, hidden, batch, directions, some)
         least = min((cost.us for cost, _ in options), default=0.0)
         if options:
             found.append({replace(row, groups=1) for cost, row in options if cost.us <= least * (1 + slack)})
@@ -170,50 +196,69 @@ def needed(kind: str, rows: tuple[PersistentLaunch, ...]) -> tuple[PersistentLau
     return rows
 
 
+Key = tuple[str, str, int]  # kernel, kind, padded hidden size
+
+
 def make() -> None:
-    kinds = [(kind, launch) for kind, sizes in SIZES.items() for size in sizes for launch in candidates(kind, size)]
+    keys = [(kernel, kind, size) for kernel in KERNELS for kind, sizes in SIZES.items() for size in sizes]
+    items = [(kind, launch) for kernel, kind, size in keys for launch in candidates(kernel, kind, size)]
     with ProcessPoolExecutor(2) as pool:
-        good = [
-            (kind, launch)
-            for (kind, _), launch in zip(kinds, pool.map(_compiled, kinds, chunksize=4), strict=True)
-            if launch is not None
-        ]
-        print(f"{len(good)} of {len(kinds)} candidates compile without spilling", flush=True)
-        kept = [(kind, row) for kind, found in _by_size(good) for row in enough(kind, found)]
-        spilling = list(pool.map(_elsewhere, kept, chunksize=2))
-    rows = [(kind, row) for kind, found in _by_size(spilling) for row in needed(kind, found)]
+        good = _by_key(items, pool.map(_compiled, items, chunksize=4))
+        print(f"{sum(map(len, good.values()))} of {len(items)} candidates compile without spilling", flush=True)
+        kept = _standing(good, pool)
+        asked = [(kind, row) for (_, kind, _), rows in kept.items() for row in rows]
+        spilling = _by_key(asked, pool.map(_elsewhere, asked, chunksize=2))
+    rows = [(key, row) for key in keys for row in needed(key[1], spilling[key])]
     print(f"{len(rows)} are enough", flush=True)
     temporary = LAUNCHES.with_suffix(".tmp")
     temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in _as_rows(rows)) + "\n]\n")
     temporary.replace(LAUNCHES)
 
 
-def _by_size(items: list[tuple[str, PersistentLaunch]]) -> Iterator[tuple[str, tuple[PersistentLaunch, ...]]]:
-    for kind, sizes in SIZES.items():
-        for size in sizes:
-            yield kind, tuple(row for other, row in items if (other, row.units) == (kind, size))
+def _standing(good: dict[Key, Rows], pool: ProcessPoolExecutor) -> dict[Key, Rows]:
+    """Enough rows for each key that stand where most is asked for; others take the place of those that fall."""
+    stood: dict[PersistentLaunch, PersistentLaunch | None] = {}
+    while True:
+        left = {key: tuple(row for row in rows if stood.get(row, row) is not None) for key, rows in good.items()}
+        kept = {key: enough(key[1], rows) for key, rows in left.items()}
+        asked = [(key[1], row) for key, rows in kept.items() for row in rows if row not in stood]
+        if not asked:
+            return {key: tuple(found for row in rows if (found := stood[row])) for key, rows in kept.items()}
+        stood |= zip((row for _, row in asked), pool.map(_stands, asked, chunksize=2), strict=True)
+
+
+def _by_key(items: list[tuple[str, PersistentLaunch]], found: Iterable[PersistentLaunch | None]) -> dict[Key, Rows]:
+    table: dict[Key, Rows] = {}
+    for (kind, launch), row in zip(items, found, strict=True):
+        key = (launch.kernel, kind, launch.units)
+        table[key] = table.get(key, ()) + (() if row is None else (row,))
+    return table
 
 
 def _compiled(item: tuple[str, PersistentLaunch]) -> PersistentLaunch | None:
     return compiled(*item)
 
 
-def _elsewhere(item: tuple[str, PersistentLaunch]) -> tuple[str, PersistentLaunch]:
-    return item[0], elsewhere(*item)
+def _stands(item: tuple[str, PersistentLaunch]) -> PersistentLaunch | None:
+    return stands(*item)
 
 
-def _as_rows(launches: Iterable[tuple[str, PersistentLaunch]]) -> Iterator[dict[str, Any]]:
-    for kind, launch in launches:
+def _elsewhere(item: tuple[str, PersistentLaunch]) -> PersistentLaunch:
+    return elsewhere(*item)
+
+
+def _as_rows(launches: Iterable[tuple[Key, PersistentLaunch]]) -> Iterator[dict[str, Any]]:
+    for (_, kind, _), launch in launches:
         fields = {name: value for name, value in asdict(launch).items() if name not in DROPPED}
         yield {"backend": "cuda", "kind": kind, **fields}
 
 
-def check(arch: str, everything: bool) -> None:
+def check(arch: str, kernel: str, everything: bool) -> None:
     """Compile the rows that fit the chip: on sm_90, whose counts are in the table, each plainly and every fourth with
     other options as well; elsewhere every fourth, plainly or with other options by turns; or all of them both ways."""
     shared = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == arch)
     for kind in SIZES:
-        rows = [row for key, found in persistent_launches().items() if key[1] == kind for row in found]
+        rows = [row for key, found in persistent_launches().items() if key[1:3] == (kernel, kind) for row in found]
         rows = [row for row in rows if row.shared_bytes <= shared and arch not in row.spills_on]
         part = (*ARCHS, "sm_90").index(arch) % min(4, len(rows))  # each chip another fourth
         for i, row in enumerate(rows):

@@ -6,15 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bench.cases import BATCHES, HIDDEN, Case
-from bench.pair import OURS, THEIRS, Times
+from bench.pair import OURS, RECOMPUTED, THEIRS, Times
 from bench.rivals import FLOOR, RIVALS
 from bench.timing import geomean
-from tritongru.launches import PersistentLaunch
+from tritongru.launches import AnyLaunch, PersistentLaunch, StepwiseLaunch
 from tritongru.plan import Plan
 
 REASONS = 10  # red cases that are explained once more at the end
 NAMES = 25  # cases that a sentence of the verdict names
 DISPATCH = 0.02  # what the way to torch's own GRU may cost where ours chooses it
+
+
+def name_of(launch: AnyLaunch) -> str | None:
+    if isinstance(launch, StepwiseLaunch):
+        return f"{launch.block_b}x{launch.block_h}x{launch.block_k}-{launch.num_warps}w-{launch.stages}s-stepwise"
+    return launch.name if isinstance(launch, PersistentLaunch) else None
 
 
 @dataclass
@@ -38,9 +44,11 @@ class Result:
 
     @property
     def launch(self) -> str | None:
-        """The name of the persistent launch that ran."""
-        launch = self.plan.forward if self.plan else None
-        return launch.name if isinstance(launch, PersistentLaunch) else None
+        """The name of the launch that ran, in training that of the backward, or None for a family without names."""
+        found = None
+        if self.plan:
+            found = self.plan.backward if self.case.mode == "train" else self.plan.forward
+        return name_of(found.launch) if found else None
 
     @property
     def ratio(self) -> float | None:
@@ -55,6 +63,11 @@ class Result:
         """Microseconds of a time step."""
         ms = self.times.get(impl, {}).get("ms")
         return None if ms is None else 1000 * ms / self.case.time
+
+    def peak(self, impl: str) -> float | None:
+        """The memory of a call over nn.GRU's."""
+        own, theirs = (self.times.get(name, {}).get("peak_mib") for name in (impl, THEIRS))
+        return own / theirs if own is not None and theirs else None
 
     @property
     def slower(self) -> bool:
@@ -73,12 +86,16 @@ def line(result: Result) -> str:
         return text + ", not timed"
     text += f", {us:.3f} us a step"
     expected = result.plan.us_per_step if result.plan else None
-    if expected and result.case.mode == "forward":
+    if expected:
         text += f" (expected {expected:.2f})"
     for name in (THEIRS, *RIVALS):
         ratio = result.over(name)
         if ratio is not None:
             text += f", {name} {ratio:.2f}x"
+    peak = result.peak(OURS)
+    if result.case.mode == "train" and peak is not None:
+        again = result.peak(RECOMPUTED)
+        text += f", its memory {peak:.2f}x" + (f" or, recomputing, {again:.2f}x" if again is not None else "")
     return text + "".join(f"; no {name}: {why}" for name, why in result.missing.items())[:400]
 
 
@@ -101,12 +118,14 @@ def table(results: Sequence[Result]) -> list[str]:
 
 
 def grids(results: Sequence[Result]) -> list[str]:
-    """Of wide forward passes, a grid for each dtype and length."""
+    """Of wide layers, a grid for each mode, dtype and length."""
     lines = []
-    for dtype, time in dict.fromkeys((r.case.dtype, r.case.time) for r in results):
-        found = {(r.case.hidden, r.case.batch): r for r in results if (r.case.dtype, r.case.time) == (dtype, time)}
-        batches = [batch for batch in sorted(BATCHES) if any(key[1] == batch for key in found)]
-        lines.append(f"{dtype}, T={time}: us a step, x nn.GRU, / floor")
+    for key in sorted({(r.case.mode, r.case.dtype, r.case.time) for r in results}):
+        mode, dtype, time = key
+        some = [r for r in results if (r.case.mode, r.case.dtype, r.case.time) == key]
+        found = {(r.case.hidden, r.case.batch): r for r in some}
+        batches = [batch for batch in sorted(BATCHES) if any(at[1] == batch for at in found)]
+        lines.append(f"{dtype} {mode}, T={time}: us a step, x nn.GRU, / floor")
         lines.append("        " + "".join(f"B={batch}".rjust(18) for batch in batches))
         for hidden in sorted(HIDDEN):
             row = [found.get((hidden, batch)) for batch in batches]

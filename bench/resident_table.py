@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine_code import Facts, compile_for
+from tritongru.candidates import smallest
 from tritongru.devices import GPUS
 from tritongru.launches import BLOCK_B, Launch, chunks_of, dot_precision
 from tritongru.model import BARRIER_CLOCKS, SCHEDULERS
-from tritongru.plan import plan
 
 LAUNCHES = Path(__file__).parents[1] / "tritongru" / "kernels" / "resident.json"
 SIZES = {"16-bit": range(32, 193, 16), "tf32": range(32, 129, 16), "ieee": range(32, 97, 16)}
@@ -47,7 +47,7 @@ def compile_kernel(
     if kernel == "forward":
         constants |= {"USE_BIAS": True, "SAVE_GATES": save_gates}
     else:
-        constants |= {"USE_DY": True, "USE_DHN": True}
+        constants |= {"USE_DY": True}
     fn = getattr(resident, f"resident_{kernel}_kernel")
     return compile_for(fn, constants, dtype, launch.num_warps, arch)
 
@@ -124,15 +124,12 @@ def _demanding(kernel: str, hidden: int, dtype: str, launch: Launch, arch: str) 
 
 
 def picked(arch: str, kernel: str) -> list[tuple[str, int, Launch]]:
-    """(kind, padded hidden size, configuration) of every row that the plan picks on a chip."""
+    """(kind, padded hidden size, configuration) of every row that the plan takes on a chip."""
     device = next(gpu for gpu in GPUS.values() if gpu.arch == arch)
     found = []
     for kind, sizes in SIZES.items():
         for hidden in sizes:
-            dtype = "float16" if kind == "16-bit" else "float32"
-            precision = "ieee" if kind == "ieee" else "tf32"
-            answer = plan(hidden, dtype, device, precision=precision, training=kernel == "backward")
-            launch: Launch | None = getattr(answer, kernel)
+            launch = smallest(device, kernel, kind, hidden)
             if launch is not None and sum(launch.chunks) == hidden:
                 found.append((kind, hidden, launch))
     return found

@@ -1,11 +1,10 @@
-"""What a wide forward pass is held against besides nn.GRU. None of them is checked for parity.
+"""What a wide layer is held against besides nn.GRU. None of them is checked for parity.
 
-nn.GRU[graph]  nn.GRU, all its launches replayed from one CUDA graph, on one input that does not change
+nn.GRU[graph]  nn.GRU, all its launches, backward's too, replayed from one CUDA graph, on one input that does not change
 nn.LSTM        cuDNN's LSTM of the same size, for which it has a persistent kernel: what is known to be possible
-floor          the grid and the exchange of our launch without any math (bench/floor.py)
+floor          the grids and the exchanges of our launches, forward and backward, without any math (bench/floor.py)
 """
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -14,10 +13,12 @@ import torch
 from bench.cases import Case
 from bench.children import sentence
 from bench.pair import Pair, Step
+from bench.parity import Data
 from tritongru.launches import PersistentLaunch
+from tritongru.plan import Plan
 
-GRAPH, LSTM, FLOOR = "nn.GRU[graph]", "nn.LSTM", "floor"
-RIVALS = (GRAPH, LSTM, FLOOR)
+GRAPH, CUDNN_LSTM, FLOOR = "nn.GRU[graph]", "nn.LSTM", "floor"
+RIVALS = (GRAPH, CUDNN_LSTM, FLOOR)
 Call = Callable[[], object]
 
 
@@ -29,7 +30,7 @@ def rivals_of(case: Case, pair: Pair, step: Step) -> tuple[dict[str, Call], dict
         return calls, missing
     makers: dict[str, Callable[[], Call]] = {
         FLOOR: lambda: floor_of(case, pair, step.h0),
-        LSTM: lambda: lstm_of(case, step),
+        CUDNN_LSTM: lambda: lstm_of(case, step),
         GRAPH: lambda: graph_of(step, step.h0.device),  # last, for what a failed capture may leave behind
     }
     for name, make in makers.items():
@@ -62,24 +63,37 @@ def graph_of(call: Call, device: torch.device) -> Call:
     return graph.replay
 
 
+class LSTM(torch.nn.LSTM):
+    """Called as a GRU is. The state stands for the cell as well: its values do not change the time."""
+
+    def forward(self, x: torch.Tensor, h0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        y, (hn, _) = super().forward(x, (h0, h0))
+        return y, hn
+
+
 def lstm_of(case: Case, step: Step) -> Call:
-    """The state stands for the cell as well: its values do not change the time."""
-    layer = torch.nn.LSTM(case.hidden, case.hidden, device=step.h0.device, dtype=step.h0.dtype).eval()
+    layer = LSTM(case.hidden, case.hidden, device=step.h0.device, dtype=step.h0.dtype).train(case.mode == "train")
     layer.flatten_parameters()
-    upcoming = itertools.cycle(step.inputs)
+    return Step(layer, case.mode, step.inputs, Data(step.inputs[0], step.h0, step.dy, step.h0))
 
-    def call() -> None:
-        with torch.inference_mode():
-            layer(next(upcoming), (step.h0, step.h0))
 
-    return call
+def exchanges(plan: Plan) -> list[PersistentLaunch]:
+    """The launches of all passes, if all of them exchange: else there is no floor."""
+    launches = [found.launch for found in (plan.forward, plan.backward) if found is not None]
+    persistent = [launch for launch in launches if isinstance(launch, PersistentLaunch)]
+    return persistent if len(persistent) == len(launches) else []
 
 
 def floor_of(case: Case, pair: Pair, like: torch.Tensor) -> Call:
-    launch = pair.plan.forward
-    if not isinstance(launch, PersistentLaunch):
-        raise LookupError(f"the {pair.plan.family} family has no exchange")
+    launches = exchanges(pair.plan)
+    if not launches:
+        families = {found.family for found in (pair.plan.forward, pair.plan.backward) if found}
+        family = next(iter(families - {"persistent"}), pair.plan.family)
+        raise LookupError(f"the {family} family has no exchange")
     from bench.floor import floor
 
-    tiles = math.ceil(case.batch / launch.block_b)
-    return lambda: floor(like, case.time, tiles, case.directions, case.hidden, launch)
+    def call() -> None:
+        for launch in launches:
+            floor(like, case.time, math.ceil(case.batch / launch.block_b), case.directions, case.hidden, launch)
+
+    return call

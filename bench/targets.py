@@ -1,45 +1,79 @@
-"""What the persistent forward is meant to reach, and what a run says of it."""
+"""What the persistent kernels are meant to reach, and what a run says of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from bench.cases import HEADLINE, Case, wide_cases
-from bench.pair import OURS, THEIRS
+from bench.cases import HEADLINE, MODES, Case, wide_cases
+from bench.pair import OURS, RECOMPUTED, THEIRS
 from bench.report import Result
 from bench.rivals import FLOOR
 from bench.timing import geomean
 
-LEAST = {"bf16": 4.0, "fp16": 4.0, "fp32": 3.0}  # times nn.GRU's speed, over H 256 to 1024 and B 1 to 64
-HEADLINE_US = 2.0  # a step; cuDNN's LSTM was published at 1.96 on an H100
+# Times nn.GRU's speed, over H 256 to 1024 and B 1 to 64.
+LEAST = {"forward": {"bf16": 4.0, "fp16": 4.0, "fp32": 3.0}, "train": {"bf16": 3.0, "fp16": 3.0, "fp32": 2.0}}
+# A step; cuDNN's LSTM was published at 1.96 and 5.07 on an H100. The aim of the training step is 4.0.
+HEADLINE_US = {"forward": 2.0, "train": 5.0}
 EDGE = Case(1024, 16, 512, "bf16", "forward")
-EDGE_FLOORS = 1.6
+EDGE_FLOORS = {"forward": 1.6, "train": 2.5}
+SAVED_PEAK, RECOMPUTED_PEAK = 1.3, 1.0  # of nn.GRU's most memory in a training step
 Judged = tuple[bool | None, str]  # reached or, without a measurement, None; and a sentence
 
 
 def judge(results: Sequence[Result]) -> list[Judged]:
-    judged = [_speed(dtype, least, results) for dtype, least in LEAST.items()]
     found = {result.case: result for result in results if result.green}
-    headline, edge = found.get(HEADLINE), found.get(EDGE)
-    us = headline.us(OURS) if headline else None
-    what = f"H={HEADLINE.hidden} B={HEADLINE.batch} T={HEADLINE.time} bf16 in at most {HEADLINE_US:.2f} us a step"
-    judged.append(_sentence(what, None if us is None else us <= HEADLINE_US, f"{us or 0:.2f} us"))
-    floors = edge.over(FLOOR) if edge else None
-    what = f"H={EDGE.hidden} B={EDGE.batch} bf16 in at most {EDGE_FLOORS:.1f}x the floor"
-    times = 1 / floors if floors else None
-    judged.append(_sentence(what, None if times is None else times <= EDGE_FLOORS, f"{times or 0:.2f}x"))
+    judged: list[Judged] = []
+    for mode in MODES:
+        judged += [_speed(mode, dtype, least, results) for dtype, least in LEAST[mode].items()]
+        judged.append(_headline(mode, found.get(replace(HEADLINE, mode=mode))))
+        judged.append(_floors(mode, found.get(replace(EDGE, mode=mode))))
+    trained = [result for result in found.values() if result.case.mode == "train"]
+    saving = [result for result in trained if _saves(result)]
+    judged.append(_memory("saved", SAVED_PEAK, {r.case.name: r.peak(OURS) for r in saving}))
+    judged.append(_memory("rebuilt", RECOMPUTED_PEAK, {r.case.name: r.peak(RECOMPUTED) for r in trained}))
     return judged
 
 
-def _speed(dtype: str, least: float, results: Sequence[Result]) -> Judged:
-    cells = {case for case in wide_cases(dtype) if case.hidden <= 1024 and case.batch <= 64}
+def _speed(mode: str, dtype: str, least: float, results: Sequence[Result]) -> Judged:
+    cells = {case for case in wide_cases(dtype) if case.hidden <= 1024 and case.batch <= 64 and case.mode == mode}
     ratios = [result.over(THEIRS) for result in results if result.case in cells and result.green]
     known = [ratio for ratio in ratios if ratio is not None]
-    what = f"{dtype} at least {least:.0f}x nn.GRU over H 256-1024, B 1-64"
+    what = f"{dtype} {mode} at least {least:.0f}x nn.GRU over H 256-1024, B 1-64"
     if not known:
         return _sentence(what, None, "")
     mean = geomean(known)
     return _sentence(what, mean >= least, f"{mean:.2f}x over {len(known)} of {len(cells)} cells")
+
+
+def _headline(mode: str, result: Result | None) -> Judged:
+    most = HEADLINE_US[mode]
+    us = result.us(OURS) if result else None
+    what = f"H={HEADLINE.hidden} B={HEADLINE.batch} T={HEADLINE.time} bf16 {mode} in at most {most:.2f} us a step"
+    return _sentence(what, None if us is None else us <= most, f"{us or 0:.2f} us")
+
+
+def _floors(mode: str, result: Result | None) -> Judged:
+    most = EDGE_FLOORS[mode]
+    floors = result.over(FLOOR) if result else None
+    what = f"H={EDGE.hidden} B={EDGE.batch} bf16 {mode} in at most {most:.1f}x the floor"
+    times = 1 / floors if floors else None
+    return _sentence(what, None if times is None else times <= most, f"{times or 0:.2f}x")
+
+
+def _memory(how: str, most: float, peaks: Mapping[str, float | None]) -> Judged:
+    """Of the worst case; torch's own GRU, where the plan chose it, needs what it needs."""
+    known = {name: peak for name, peak in peaks.items() if peak is not None}
+    what = f"training memory, gates {how}, at most {most:.1f}x nn.GRU's"
+    if not known:
+        return _sentence(what, None, "")
+    worst = max(known, key=lambda name: known[name])
+    return _sentence(what, known[worst] <= most, f"{known[worst]:.2f}x ({worst}), {len(known)} cases")
+
+
+def _saves(result: Result) -> bool:
+    memory = result.plan.memory if result.plan else None
+    return memory is not None and memory.mode == "save"
 
 
 def _sentence(what: str, reached: bool | None, value: str) -> Judged:

@@ -1,7 +1,8 @@
 """The tune: every launch that the plan could take for a shape, correctness first, in the order of the model's belief.
 
 The best-predicted launch of every shape comes first, then the second-best of every shape, and so on. What is timed is
-the input product and the loop, against the whole of nn.GRU.
+the input product and the loop, or a training step with one backward launch after another behind the forward launch that
+the plan takes, against the whole of nn.GRU.
 """
 
 import math
@@ -85,8 +86,8 @@ def table(rows: Sequence[Row]) -> list[str]:
         others = (row["us_per_step"] for row in good if row["case"] == case and row["impl"] == THEIRS)
         theirs = min(others, default=math.nan)
         numbers = f"{us:8.3f} {expected:9.3f} {theirs:8.3f} {theirs / us:6.2f}x"
-        lines.append(f"{case:<34} {launch:<18} {numbers} {len(ours):>4}")
-    head = f"{'us a step':<34} {'best launch':<18} {'ours':>8} {'expected':>9} {'nn.GRU':>8} {'ratio':>7} {'of':>4}"
+        lines.append(f"{case:<34} {launch:<24} {numbers} {len(ours):>4}")
+    head = f"{'us a step':<34} {'best launch':<24} {'ours':>8} {'expected':>9} {'nn.GRU':>8} {'ratio':>7} {'of':>4}"
     return [head, *lines] if lines else ["Nothing was measured."]
 
 

@@ -7,10 +7,10 @@ import torch
 
 from bench.cases import Case
 from bench.children import run_all, sentence
-from bench.pair import Build, build, random
+from bench.pair import Build, build, random, recomputing
 from bench.parity import quantities, tf32
-from bench.rivals import floor_of
-from tritongru.launches import PersistentLaunch
+from bench.rivals import exchanges, floor_of
+from tritongru import GRU
 
 Job = tuple[Case, Build]
 
@@ -24,7 +24,10 @@ def compile_cases(jobs: Sequence[Job], impl: str) -> None:
             with tf32(case.tf32):
                 pair, data = make(case, impl, device), random(case, device)
                 quantities(pair.ours, case.mode, data)
-                if make is build and case.wide and isinstance(pair.plan.forward, PersistentLaunch):
+                if isinstance(pair.ours, GRU) and pair.plan.backward is not None:
+                    with recomputing(pair.ours):
+                        quantities(pair.ours, case.mode, data)
+                if make is build and case.wide and exchanges(pair.plan):
                     floor_of(case, pair, data.h0)()
                 torch.cuda.synchronize(device)
         except Exception as error:

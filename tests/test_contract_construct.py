@@ -158,7 +158,7 @@ def test_refused_arguments(what):
         ({"num_layers": 0}, ValueError, "num_layers must be greater than zero"),
         ({"proj_size": 0}, ValueError, "proj_size argument is only supported for LSTM, not RNN or GRU"),
         ({"impl": "cuda"}, ValueError, "impl should be one of 'auto', 'triton', 'torch', got 'cuda'"),
-        ({"memory": "x"}, ValueError, "memory should be one of 'save', 'recompute', got 'x'"),
+        ({"memory": "x"}, ValueError, "memory should be one of 'auto', 'save', 'recompute', got 'x'"),
     ],
     ids=str,
 )

@@ -35,7 +35,7 @@ def test_packed_data(impl, device):
     "change, error, says",
     [
         ({"impl": "cuda"}, ValueError, "impl should be one of 'auto', 'triton', 'torch', got 'cuda'"),
-        ({"memory": "x"}, ValueError, "memory should be one of 'save', 'recompute', got 'x'"),
+        ({"memory": "x"}, ValueError, "memory should be one of 'auto', 'save', 'recompute', got 'x'"),
         ({"dropout": 2}, ValueError, "dropout should be a number in range [0, 1], got 2"),
         ({"num_layers": 2}, ValueError, "weights should hold 8 tensors (4 for each of 2 layers and 1 directions"),
         ({"bias": False}, ValueError, "weights should hold 2 tensors (2 for each of 1 layers and 1 directions"),
@@ -67,7 +67,7 @@ def test_a_weight_of_a_wrong_shape_never_reaches_a_kernel(device):
 def test_an_option_set_later_is_checked_at_the_call(device):
     module, x, _ = build(Case(), device)
     module.memory = "keep"
-    with pytest.raises(ValueError, match="memory should be one of 'save', 'recompute', got 'keep'"):
+    with pytest.raises(ValueError, match="memory should be one of 'auto', 'save', 'recompute', got 'keep'"):
         module(x)
 
 

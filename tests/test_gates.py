@@ -58,3 +58,20 @@ def test_nan_stays_and_infinity_saturates(kernels, device):
         assert t[0].isnan()
         torch.testing.assert_close(s[1:], torch.tensor([1.0, 0.0]), rtol=0, atol=1e-6)
         torch.testing.assert_close(t[1:], torch.tensor([1.0, -1.0]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_saved_z_keeps_the_distance_from_zero_and_from_one(dtype, kernels, device):
+    """Down to 2^-24, where fp32 has no values between z and 1; and z = 0 and z = 1 are told apart."""
+    import triton.language as tl
+    from gate_kernels import kept_kernel
+
+    near = torch.logspace(-7, -0.31, 62, dtype=torch.float64)
+    z = torch.cat((near, 1 - near, torch.tensor([0.0, 1.0, 0.5, float("nan")]))).float().to(device)
+    found = torch.full((2, z.numel()), float("nan"), device=device)
+    kept_kernel[(1,)](z, found, DT=getattr(tl, dtype), BLOCK=z.numel())
+    assert found[:, -1].isnan().all()
+    eps = torch.finfo(getattr(torch, dtype)).eps
+    for through, exact in ((found[0], z), (found[1], 1 - z)):
+        through, exact = through[:-1].double(), exact[:-1].double()
+        assert ((through - exact).abs() <= eps * exact + 2**-24).all()

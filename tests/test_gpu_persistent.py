@@ -1,15 +1,20 @@
 """The persistent kernels on a GPU: what the interpreter and the simulator cannot tell."""
 
+import copy
 import dataclasses
 import math
 
 import pytest
 import torch
-from layers import Case, build
+from layers import Case, assert_parity, build
+from loops import expected as exact_loops
+from loops import layer_tensors
 from tolerance import assert_close_to_float64
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
+from bench import pair
+from bench.cases import Case as Shape
 from tritongru.candidates import kind_of, persistent_options
 from tritongru.devices import device_facts
 from tritongru.plan import plan_on
@@ -53,6 +58,35 @@ def test_ieee(H, device):
     assert_inference_parity(Case(T=65, B=17, I=20, H=H), device)
 
 
+def assert_training_parity(case, device):
+    plan = plan_on(
+        device, case.H, case.dtype, batch=case.B, directions=case.states // case.layers, training=True, impl="triton"
+    )
+    if plan.backward is None or plan.backward.family != "persistent":
+        pytest.skip(f"this GPU has no persistent backward for it: {plan.reason}")
+    assert_parity(case, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("H", [193, 200, 256, 384, 500, 512, 768, 1000, 1024])
+def test_sizes_in_training(H, dtype, device):
+    assert_training_parity(Case(T=65, B=17, I=20, H=H, dtype=dtype), device)
+
+
+@pytest.mark.parametrize("memory", ["save", "recompute"])
+@pytest.mark.parametrize("B", [1, 8, 16, 33, 64, 128, 300])
+@pytest.mark.parametrize("H", [256, 768])
+def test_batches_in_training(H, B, memory, device):
+    case = Case(T=33, B=B, I=20, H=H, layers=2, bidirectional=B < 64, dtype=torch.bfloat16, memory=memory)
+    assert_training_parity(case, device)
+
+
+@pytest.mark.parametrize("H", [256, 512])
+@pytest.mark.usefixtures("ieee")
+def test_ieee_in_training(H, device):
+    assert_training_parity(Case(T=65, B=17, I=20, H=H), device)
+
+
 def test_a_long_sequence_of_a_large_layer(device):
     assert_inference_parity(Case(T=3000, B=16, I=8, H=1024, dtype=torch.bfloat16), device)
 
@@ -77,7 +111,7 @@ def test_every_configuration(B, H, dtype, device):
         expected, same = exact(x.double(), h0.double()), theirs(x.to(device), h0.to(device))
     gx = torch.addmm(b_ih, x.to(device).view(T * B, H), w_ih.t())
     kind = kind_of(str(dtype).removeprefix("torch."), "tf32")
-    options = persistent_options(device_facts(device), kind, H, B, D)
+    options = persistent_options(device_facts(device), "forward", kind, H, B, D)
     assert options
     for _, launch in options:
         for save in (True, False):
@@ -88,6 +122,32 @@ def test_every_configuration(B, H, dtype, device):
             for found, e, s in zip((y.view(T, B, H), hn), expected, same, strict=True):
                 assert_close_to_float64(found, e, s, f"{launch.name} gates={save}")
             assert not gates.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("H", [256, 384, 768, 1024])
+@pytest.mark.parametrize("B", [5, 70])
+def test_every_configuration_of_the_backward(B, H, dtype, device):
+    """From the oracle's states and gates."""
+    from tritongru.kernels import persistent
+
+    T = 40
+    tensors = layer_tensors(T=T, B=B, H=H, dtype=dtype)
+    exact, same = exact_loops(tensors, B), exact_loops(tensors, B, dtype)
+    same[-1] = same[-1].float()  # the kernel leaves dh in fp32
+    dy, w_hh, h0 = (tensors[name].to(device) for name in ("dy", "w_hh", "h0"))
+    y, gates = (exact[i].to(device, dtype) for i in (0, 2))
+    kind = kind_of(str(dtype).removeprefix("torch."), "tf32")
+    options = persistent_options(device_facts(device), "backward", kind, H, B, 1)
+    if not options:
+        pytest.skip("no configuration fits this GPU")
+    for _, launch in options:
+        dh = tensors["dhn"].to(device, torch.float32)
+        dgx, da = (torch.full((T * B, 1, n * H), math.nan, device=device, dtype=dtype) for n in (3, 1))
+        persistent.backward(dy, dh, w_hh, h0, y, gates, dgx, da, None, launch)
+        torch.cuda.synchronize()
+        for name, *values in zip(("dgx", "da", "dh"), (dgx, da, dh), exact[3:], same[3:], strict=True):
+            assert_close_to_float64(*values, f"{launch.name} {name}")
 
 
 def test_packed_rows(device):
@@ -188,7 +248,7 @@ def test_a_wait_that_is_cut_short_is_reported_and_survived(exchange, device):
     from tritongru.kernels import persistent
 
     T, B, H = 50, 16, 768
-    options = persistent_options(device_facts(device), "16-bit", H, B, 1)
+    options = persistent_options(device_facts(device), "forward", "16-bit", H, B, 1)
     launch = next((launch for _, launch in options if launch.exchange == exchange), None)
     if launch is None:
         pytest.skip(f"no configuration exchanges by {exchange}")
@@ -206,14 +266,83 @@ def test_a_wait_that_is_cut_short_is_reported_and_survived(exchange, device):
     assert hn.isfinite().all()
 
 
-def test_auto_runs_it_in_eval_and_torch_in_training(device):
+def test_auto_runs_it_in_eval_and_in_training(device):
     ours = tritongru.GRU(8, 768).to(device, torch.bfloat16)
-    x = torch.randn(20, 4, 8, device=device, dtype=torch.bfloat16)
-    assert tritongru.explain(ours.eval(), batch=4, time=20).family == "persistent"
+    x = torch.randn(200, 4, 8, device=device, dtype=torch.bfloat16)
+    assert tritongru.explain(ours.eval(), batch=4, time=200).family == "persistent"
     with torch.no_grad():
         output, _ = ours(x)
-    again, _ = ours.train()(x)
+    plan = tritongru.explain(ours.train(), batch=4, time=200)
+    if device_facts(device).family == "sm_90":
+        assert (plan.forward.family, plan.backward.family) == ("persistent", "persistent")
+    again, _ = ours(x)
     again.sum().backward()
-    assert ours.weight_hh_l0.grad is not None
-    assert tritongru.explain(ours, batch=4, time=20).family == "torch"
+    assert ours.weight_hh_l0.grad.isfinite().all()
     assert output.isfinite().all()
+
+
+OPTIMISERS = {
+    "sgd": lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9),
+    "adam": lambda weights: torch.optim.Adam(weights, lr=0.01, capturable=True),
+}
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("memory", ["save", "recompute"])
+@pytest.mark.parametrize("H", [256, 768, 2048, 4096])  # from persistent in both passes to stepwise in both
+def test_a_graph_of_a_training_step_replays_what_runs(H, memory, optimiser, device):
+    """Forward, backward and the optimiser's step, captured once: the weights stay those of a layer that runs them."""
+    T, B = 12, 16
+    ours, x, hx = build(Case(T=T, B=B, I=16, H=H, dtype=torch.bfloat16, memory=memory), device)
+    plan = plan_on(device, H, torch.bfloat16, batch=B, training=True, impl="triton")
+    if plan.backward is None:
+        pytest.skip(plan.reason)
+    eager, dy = copy.deepcopy(ours), torch.randn(T, B, H, device=device, dtype=torch.bfloat16)
+    optimisers = {gru: OPTIMISERS[optimiser](gru.parameters()) for gru in (ours, eager)}
+    static = x.clone()
+
+    def step(gru):
+        optimisers[gru].zero_grad(set_to_none=True)
+        output, _ = gru(static, hx)
+        output.backward(dy)
+        optimisers[gru].step()
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step(ours)
+    torch.cuda.current_stream().wait_stream(side)
+    for _ in range(3):
+        step(eager)
+    optimisers[ours].zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(ours)
+    before = ours.weight_hh_l0.detach().clone()
+    for _ in range(3):
+        static.copy_(torch.randn_like(x))
+        graph.replay()
+        step(eager)
+        for (name, weight), same in zip(ours.named_parameters(), eager.parameters(), strict=True):
+            assert torch.equal(weight, same), name
+    assert not torch.equal(ours.weight_hh_l0, before)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("H, B", [(256, 64), (768, 16), (1024, 64), (1024, 128)])
+def test_the_peak_of_a_training_step(H, B, dtype, device):
+    """Of nn.GRU's: with gates rebuilt no more, with gates saved at most 1.3 times as much."""
+    assert_peak(Shape(H, B, 512, dtype, "train"), "persistent", device)
+
+
+def assert_peak(shape, family, device):
+    both = pair.build(shape, "triton", device)
+    if both.plan.backward is None or both.plan.backward.family != family:
+        pytest.skip(f"this GPU has no {family} backward for it: {both.plan.reason}")
+    steps = pair.steps_of(both, shape, device)
+    theirs = pair.peak_mib(steps[pair.THEIRS], device)
+    for memory, most in (("recompute", 1.0), ("save", 1.3)):
+        both.ours.memory = memory
+        peak = pair.peak_mib(steps[pair.OURS], device)
+        assert peak <= most * theirs, f"{memory}: {peak:.1f} MiB, nn.GRU's {theirs:.1f}"

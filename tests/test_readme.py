@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import compile_times
 from bench.compile import markdown
 from bench.persistent_table import LAUNCHES as PERSISTENT
 from bench.resident_table import LAUNCHES as RESIDENT
@@ -68,3 +69,9 @@ def test_links_lead_somewhere():
 def test_the_tables_of_configurations_are_the_plans(mark, launches):
     page = (ROOT / "docs" / "kernels.md").read_text()
     assert page.split(f"<!-- {mark} -->")[1].partition("<!--")[0].strip() == markdown(launches)
+
+
+def test_the_compile_times_are_the_rows():
+    page = (ROOT / "docs" / "kernels.md").read_text()
+    block = page.split("<!-- compile times -->")[1].partition("<!--")[0].strip()
+    assert block == compile_times.markdown(compile_times.read())

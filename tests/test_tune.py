@@ -15,13 +15,28 @@ from bench.report import Result
 from tritongru import candidates, launches
 from tritongru import plan as planning
 from tritongru.devices import GPUS
-from tritongru.launches import PersistentLaunch
+from tritongru.launches import PersistentLaunch, StepwiseLaunch
 from tritongru.launches import measured as measured_table
-from tritongru.plan import Plan
+from tritongru.plan import Pass, Plan
 
 H200 = GPUS["h200"]
 BASE = PersistentLaunch(
-    16, 512, (64,), 16, 8, 8, 8, True, "counter", 2, 40_000, "tf32", registers=100, instructions=300, barriers=6
+    "forward",
+    16,
+    512,
+    (64,),
+    16,
+    8,
+    8,
+    8,
+    True,
+    "counter",
+    2,
+    40_000,
+    "tf32",
+    registers=100,
+    instructions=300,
+    barriers=6,
 )
 # The wider a program's block and the more it issues, the dearer: 16x8, then 16x16, then the exchange with many words.
 TABLE = (
@@ -31,7 +46,14 @@ TABLE = (
     dataclasses.replace(BASE, exchange="data", slots=32, instructions=4000),
 )
 NAMES = [TABLE[i].name for i in (1, 0, 3)]
+# As many to train, in another order.
+BACK = tuple(
+    dataclasses.replace(TABLE[i], kernel="backward", pad=False, chunks=(192,), block_h=block_h, num_warps=16)
+    for i, block_h in ((1, 32), (0, 16), (3, 16))
+)
+BACK_NAMES = [launch.name for launch in BACK]
 CASES = [Case(512, 16, 512, "bf16", "forward"), Case(512, 64, 512, "bf16", "forward")]
+TRAINED = [dataclasses.replace(case, mode="train") for case in CASES]
 WHERE = dict.fromkeys(rows.WHERE_KEYS, "here") | {
     "gpu": "NVIDIA H200",
     "arch": "sm_90",
@@ -40,16 +62,19 @@ WHERE = dict.fromkeys(rows.WHERE_KEYS, "here") | {
 }
 
 
+FOUND = {("cuda", "forward", "16-bit", 512): TABLE, ("cuda", "backward", "16-bit", 512): BACK}
+
+
 def plans_with(monkeypatch, table):
-    for room in (planning, candidates):
-        monkeypatch.setattr(room, "persistent_launches", table)
+    """These launches and no stepwise ones."""
+    monkeypatch.setattr(candidates, "persistent_launches", table)
+    monkeypatch.setattr(candidates, "stepwise_launches", dict)
 
 
 @pytest.fixture
 def table(monkeypatch):
     """A table of launches for one size in 16 bit."""
-    found = {("cuda", "16-bit", 512): TABLE}
-    plans_with(monkeypatch, lambda: found)
+    plans_with(monkeypatch, lambda: FOUND)
     for cached in (planning.plan, planning.limits):
         cached.cache_clear()
     yield
@@ -95,10 +120,39 @@ TIMES = {(case.name, name): 2.0 + i + j / 10 for i, case in enumerate(CASES) for
 @pytest.mark.usefixtures("table")
 def test_launches_are_ranked_by_the_model_and_each_name_stands_for_one():
     found = plans(CASES[0], H200)
-    assert [plan.forward.name for plan in found] == NAMES
+    assert [plan.forward.launch.name for plan in found] == NAMES
     assert [plan.us_per_step for plan in found] == sorted(plan.us_per_step for plan in found)
-    assert found[0].forward == dataclasses.replace(BASE, groups=1)  # the plan takes the first of a name as well
-    assert plans(CASES[1], H200)[0].forward.groups == 4
+    assert found[0].forward.launch == dataclasses.replace(BASE, groups=1)  # the plan takes the first of a name as well
+    assert plans(CASES[1], H200)[0].forward.launch.groups == 4
+    assert all(plan.backward is None for plan in found)
+
+
+@pytest.mark.usefixtures("table")
+def test_to_train_the_backward_is_what_is_tried():
+    """Behind the forward that the plan takes, and the plan's own is among them."""
+    found = plans(TRAINED[0], H200)
+    assert {plan.backward.launch.name for plan in found} == set(BACK_NAMES)
+    assert [plan.us_per_step for plan in found] == sorted(plan.us_per_step for plan in found)
+    assert {plan.forward.launch.name for plan in found} == {NAMES[0]}
+    best = planning.plan(512, "bfloat16", H200, batch=16, impl="triton")
+    assert (found[0].forward, found[0].backward) == (best.forward, best.backward)
+    assert found[0].us_per_step == pytest.approx(best.forward.us_per_step + best.backward.us_per_step)
+
+
+@pytest.mark.parametrize("mode", ["forward", "train"])
+def test_where_nothing_stays_on_chip_the_plans_own_launch_is_tried(mode, monkeypatch):
+    launch = StepwiseLaunch(16, 32, 64, 8, 4, 1000, "tf32")
+    other = dataclasses.replace(launch, block_b=64)  # wastes rows of a batch of 16
+    table = {("cuda", kernel, "16-bit"): (other, launch) for kernel in ("forward", "backward")}
+    monkeypatch.setattr(candidates, "persistent_launches", dict)
+    monkeypatch.setattr(candidates, "stepwise_launches", lambda: table)
+    planning.plan.cache_clear()
+    (plan,) = plans(Case(4000, 16, 8, "bf16", mode), H200)
+    best = planning.plan(4000, "bfloat16", H200, batch=16, training=mode == "train", impl="triton")
+    planning.plan.cache_clear()
+    assert (plan.forward, plan.backward) == (best.forward, best.backward)
+    assert (plan.forward.launch, plan.family) == (launch, "stepwise")
+    assert Result(Case(4000, 16, 8, "bf16", mode), plan).launch == "16x32x64-8w-4s-stepwise"
 
 
 @pytest.mark.usefixtures("table")
@@ -109,35 +163,62 @@ def test_the_best_launch_of_every_shape_comes_before_any_second_best():
 
 def test_a_shape_of_the_grid_is_tuned_once():
     cases = tune_cases()
-    assert len(set(cases)) == len(cases) == 44
-    assert {case.mode for case in cases} == {"forward"}
-    shapes = {(case.hidden, -(-case.batch // 16), case.dtype) for case in cases}
+    assert len(set(cases)) == len(cases) == 88
+    assert [case.mode for case in cases] == ["forward", "train"] * 44
+    shapes = {(case.mode, case.hidden, -(-case.batch // 16), case.dtype) for case in cases}
     assert len(shapes) == len(cases)
 
 
 def tiny_launch(**changes):
     """For H = 32 in fp32: two programs of 16 units."""
-    return PersistentLaunch(
-        32,
-        32,
-        (16,),
-        **{"block_b": 16, "block_h": 16, "num_warps": 4, "k_split": 2, "pad": True, "exchange": "counter"}
-        | {"slots": 2, "shared_bytes": 0, "dot_precision": "ieee"}
-        | changes,
-    )
+    fields = {"kernel": "forward", "bits": 32, "units": 32, "chunks": (16,), "block_b": 16, "block_h": 16}
+    fields |= {"num_warps": 4, "k_split": 2, "pad": True, "exchange": "counter", "slots": 2, "shared_bytes": 0}
+    return PersistentLaunch(**fields | {"dot_precision": "ieee"} | changes)
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="on a GPU the tune itself checks its launches")
+@pytest.mark.parametrize("mode", ["forward", "train"])
 @pytest.mark.parametrize("wrong", [False, True])
-def test_a_given_launch_runs_and_is_compared_with_torch(wrong, monkeypatch):
-    case = Case(32, 3, 4, "fp32", "forward")
-    plan = Plan("persistent", "", "", "fp32", forward=tiny_launch())
-    if wrong:
-        monkeypatch.setattr("tritongru.ops._project", lambda x, w, b: torch.addmm(b, x, w.t()) * 1.001)
-    found, ran = pair.check(case, "tune", torch.device("cpu"), builder(plan))
-    assert ran is plan
+def test_a_given_launch_runs_and_is_compared_with_torch(wrong, mode, monkeypatch):
+    from tritongru.kernels import persistent
+
+    case = Case(32, 3, 4, "fp32", mode)
+    plan = Plan("persistent", "", "", "fp32", forward=Pass("persistent", tiny_launch(), 2, 1, None))
+    back = tiny_launch(kernel="backward", chunks=(32, 16), pad=False)
+    if mode == "train":
+        plan = dataclasses.replace(plan, backward=Pass("persistent", back, 2, 1, None))
+    ran = []
+
+    def watched(which, run):
+        def call(*arguments):
+            ran.append(next(one for one in arguments if isinstance(one, PersistentLaunch)))
+            run(*arguments)
+            if wrong and which == mode:  # of forward the states, of training a gate's gradient
+                arguments[4 if mode == "forward" else 6].mul_(1.001)
+
+        return call
+
+    monkeypatch.setattr(persistent, "forward", watched("forward", persistent.forward))
+    monkeypatch.setattr(persistent, "backward", watched("train", persistent.backward))
+    found, made = pair.check(case, "tune", torch.device("cpu"), builder(plan))
+    assert made is plan
     assert found.green is not wrong
     assert found.repeatable
+    assert ran == ([tiny_launch()] if mode == "forward" else [tiny_launch(), back]) * 2
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="on a GPU the tune itself times its launches")
+def test_a_forced_training_step_is_timed_on_gradients_of_its_own():
+    case = Case(32, 3, 4, "fp32", "train")
+    back = tiny_launch(kernel="backward", chunks=(32, 16), pad=False)
+    passes = {"forward": tiny_launch(), "backward": back}
+    plan = Plan("persistent", "", "", "fp32", **{k: Pass("persistent", v, 2, 1, None) for k, v in passes.items()})
+    both = builder(plan)(case, "tune", torch.device("cpu"))
+    steps = pair.steps_of(both, case, torch.device("cpu"))
+    steps[pair.OURS]()
+    assert all(weight.grad is not None for weight in both.ours.parameters())
+    assert all(weight.grad is None for weight in both.theirs.parameters())
+    assert [name for name, _ in both.ours.named_parameters()] == [name for name, _ in both.theirs.named_parameters()]
 
 
 # The run
@@ -154,7 +235,7 @@ def test_each_launch_is_checked_then_timed_and_has_its_rows_at_once(tmp_path):
     ]
     ours = [row for row in read if row["impl"] == "tritongru[tune]"]
     assert {(row["case"], row["plan"]): row["us_per_step"] for row in ours} == pytest.approx(TIMES)
-    expected = {(case.name, plan.forward.name): plan.us_per_step for case in CASES for plan in plans(case, H200)}
+    expected = {(case.name, plan.forward.launch.name): plan.us_per_step for case in CASES for plan in plans(case, H200)}
     found = {(row["case"], row["plan"]): row["predicted_us"] for row in ours}
     assert found == pytest.approx(expected, rel=1e-5)
     assert lines[-1] == "No launch was red."
@@ -162,6 +243,22 @@ def test_each_launch_is_checked_then_timed_and_has_its_rows_at_once(tmp_path):
     assert last == [
         [CASES[0].name, NAMES[0], "2.000", f"{expected[CASES[0].name, NAMES[0]]:.3f}", "8.000", "4.00x", "3"]
     ]
+
+
+@pytest.mark.usefixtures("table")
+def test_rows_of_training_name_the_backward_and_become_the_plans(tmp_path):
+    times = {(case.name, name): 5.0 + i + j / 10 for i, case in enumerate(TRAINED) for j, name in enumerate(BACK_NAMES)}
+    code, read, _ = run(tmp_path, asker(times), cases=TRAINED)
+    assert code == 0
+    ours = [row for row in read if row["impl"] == "tritongru[tune]"]
+    assert {(row["case"], row["plan"]): row["us_per_step"] for row in ours} == pytest.approx(times)
+    assert {row["mode"] for row in read} == {"train"}
+    expected = {
+        (case.name, plan.backward.launch.name): plan.us_per_step for case in TRAINED for plan in plans(case, H200)
+    }
+    assert {(row["case"], row["plan"]): row["predicted_us"] for row in ours} == pytest.approx(expected, rel=1e-5)
+    found = [(one["mode"], one["tiles"], one["us"], one["launch"]) for one in measured.measured(read)]
+    assert found == [("train", 1, 5.0, BACK_NAMES[0]), ("train", 4, 6.0, BACK_NAMES[0])]
 
 
 @pytest.mark.usefixtures("table")
@@ -203,7 +300,7 @@ def test_a_run_that_stopped_goes_on_and_shows_all(tmp_path, monkeypatch):
     assert {(row["case"], row["plan"]) for row in read if row["plan"]} == {(CASES[0].name, NAMES[0])}
     assert "No time for 5 launches; the same command goes on with them, given the same commit." in lines
     monkeypatch.undo()
-    plans_with(monkeypatch, lambda: {("cuda", "16-bit", 512): TABLE})
+    plans_with(monkeypatch, lambda: FOUND)
     asked = []
     _, more, lines = run(tmp_path, asker(TIMES, asked), known=read)
     assert ("parity", CASES[0].name, NAMES[0]) not in asked
@@ -222,14 +319,14 @@ def test_with_a_gpu_rows_of_the_same_commit_and_gpu_are_skipped(tmp_path, monkey
 
         def ask(self, what, case, impl, plan, *, limit_s, start_s):
             assert impl == "tune"
-            log.append((what, case.name, plan.forward.name))
+            log.append((what, case.name, plan.forward.launch.name))
             return asker(TIMES)(what, Result(case, plan), limit_s)
 
         def stop(self):
             log.append("stop")
 
     def fake_warm(jobs, impl, limit_s):
-        log.append(("compile", [(case.name, make.args[0].forward.name) for case, make in jobs]))
+        log.append(("compile", [(case.name, make.args[0].forward.launch.name) for case, make in jobs]))
         return {}
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -237,7 +334,7 @@ def test_with_a_gpu_rows_of_the_same_commit_and_gpu_are_skipped(tmp_path, monkey
     monkeypatch.setattr(examine, "device_facts", lambda device: H200)
     monkeypatch.setattr(warm, "warm", fake_warm)
     monkeypatch.setattr(tune, "Child", FakeChild)
-    assert tune.tune(60.0, tmp_path, "h512-b16-t512-bf16", "abc") == 0
+    assert tune.tune(60.0, tmp_path, "h512-b16-t512-bf16-forward", "abc") == 0
     (path,) = tmp_path.iterdir()
     assert path.name.startswith("tune-nvidia-h200-20")
     one = CASES[0].name
@@ -246,13 +343,13 @@ def test_with_a_gpu_rows_of_the_same_commit_and_gpu_are_skipped(tmp_path, monkey
     ] + ["stop"]
     assert "3 launches to try, 0 already tried with commit abc." in capsys.readouterr().out
     before, log[:] = path.read_bytes(), []
-    assert tune.tune(60.0, tmp_path, "h512-b16-t512-bf16", "abc") == 0
+    assert tune.tune(60.0, tmp_path, "h512-b16-t512-bf16-forward", "abc") == 0
     assert log == ["stop"]
     assert path.read_bytes() == before
     text = capsys.readouterr().out
     assert "0 launches to try, 3 already tried with commit abc." in text
     assert f"{one:<34} {NAMES[0]}" in text
-    assert tune.tune(60.0, tmp_path, "h512-b16-t512-bf16", "def") == 0
+    assert tune.tune(60.0, tmp_path, "h512-b16-t512-bf16-forward", "def") == 0
     assert len(log) == 1 + 3 * len(NAMES) + 1
 
 
@@ -295,18 +392,29 @@ def row(case, us, launch=None, **changes):
 
 B16 = CASES[0]
 B1 = dataclasses.replace(B16, batch=1)
-SHAPE = {"arch": "sm_90", "kind": "16-bit", "hidden": 512, "tiles": 1, "directions": 1}
+TRAIN = TRAINED[0]
+SHAPE = {"mode": "forward", "arch": "sm_90", "kind": "16-bit", "hidden": 512, "tiles": 1, "directions": 1}
 
 
 def test_the_best_launch_and_torchs_time_of_a_shape():
     found = measured.measured([row(B16, 2.5, "a"), row(B16, 7.5), row(B16, 2.0, "b"), row(B16, 7.0)])
     assert found == [SHAPE | {"us": 2.0, "torch_us": 7.0, "launch": "b"}]
-    assert list(found[0]) == ["arch", "kind", "hidden", "tiles", "directions", "us", "torch_us", "launch"]
+    assert list(found[0]) == ["mode", "arch", "kind", "hidden", "tiles", "directions", "us", "torch_us", "launch"]
 
 
 def test_cases_of_the_same_shape_count_by_our_slowest_and_torchs_fastest():
     some = [row(B16, 2.0, "a"), row(B16, 7.0), row(B1, 1.0, "a"), row(B1, 5.0), row(B16, 1.5, "b"), row(B1, 1.6, "b")]
     assert measured.measured(some) == [SHAPE | {"us": 1.6, "torch_us": 5.0, "launch": "b"}]
+
+
+def test_forward_and_training_are_measured_apart():
+    some = [row(B16, 2.0, "a"), row(B16, 7.0), row(TRAIN, 5.0, "c"), row(TRAIN, 4.0, "d"), row(TRAIN, 14.0)]
+    found = measured.measured(some)
+    assert found == [
+        SHAPE | {"us": 2.0, "torch_us": 7.0, "launch": "a"},
+        SHAPE | {"mode": "train", "us": 4.0, "torch_us": 14.0, "launch": "d"},
+    ]
+    assert measured.measured([row(TRAIN, 5.0, "c"), row(B16, 7.0)]) == []  # of torch's training nothing is known
 
 
 def test_a_launch_that_was_measured_in_fewer_cases_does_not_win():
@@ -368,25 +476,34 @@ def test_the_committed_table_is_made_from_the_committed_rows():
 
 
 @pytest.mark.usefixtures("table")
-@pytest.mark.parametrize(
-    ("ours", "theirs", "family", "name"),
-    [(2.0, 7.0, "persistent", NAMES[2]), (9.0, 7.0, "torch", None)],
-)
-def test_the_plan_takes_the_measured_launch_or_torch_where_that_was_faster(monkeypatch, ours, theirs, family, name):
+@pytest.mark.parametrize(("ours", "theirs", "family"), [(2.0, 7.0, "persistent"), (9.0, 7.0, "torch")])
+@pytest.mark.parametrize("mode", ["forward", "train"])
+def test_the_plan_takes_the_measured_launch_or_torch_where_that_was_faster(monkeypatch, mode, ours, theirs, family):
     """The model likes another launch, and expects torch to need more than seven microseconds in any case."""
-    before = planning.plan(512, "bfloat16", H200, batch=16, time=512, training=False)
-    assert (before.family, before.forward.name) == ("persistent", NAMES[0])
-    some = [row(B16, ours, NAMES[2]), row(B16, ours + 1, NAMES[0]), row(B16, theirs)]
+
+    def ask(batch):
+        return planning.plan(512, "bfloat16", H200, batch=batch, time=512, training=mode == "train")
+
+    def launch_of(answer):
+        return (answer.backward if mode == "train" else answer.forward).launch.name
+
+    case = dataclasses.replace(B16, mode=mode)
+    named = [launch_of(plan) for plan in plans(case, H200)]
+    liked, best = named[0], named[-1]
+    before = ask(16)
+    assert (before.family, launch_of(before)) == ("persistent", liked)
+    some = [row(case, ours, best), row(case, ours + 1, liked), row(case, theirs)]
     monkeypatch.setattr(launches, "_rows", lambda name: measured.measured(some))
-    for room in (planning, candidates):
-        monkeypatch.setattr(room, "measured", measured_table.__wrapped__)
+    monkeypatch.setattr(planning, "measured", measured_table.__wrapped__)
     planning.plan.cache_clear()
     for batch in (1, 16):
-        after = planning.plan(512, "bfloat16", H200, batch=batch, time=512, training=False)
+        after = ask(batch)
         assert after.family == family
-        if name is None:
-            assert after.reason == "torch's GRU was measured at 7.00 us a step on H200, ours at 9.00"
+        if family == "torch":
+            step = "a step" if mode == "forward" else "a step of forward and backward"
+            assert after.reason == f"torch's GRU was measured at 7.00 us {step} on H200, ours at 9.00"
         else:
-            assert (after.forward.name, after.us_per_step) == (name, ours)
-    more = planning.plan(512, "bfloat16", H200, batch=17, time=512, training=False)
-    assert more.forward.name == NAMES[0]
+            assert launch_of(after) == best != liked
+    assert launch_of(ask(17)) == liked
+    other = planning.plan(512, "bfloat16", H200, batch=16, time=512, training=mode == "forward")
+    assert other.family == "persistent"  # of the other mode nothing was measured

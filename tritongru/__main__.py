@@ -11,6 +11,7 @@ import torch
 
 from tritongru import demo, env
 from tritongru.devices import GPUS, device_facts
+from tritongru.memory import MEMORIES
 from tritongru.plan import DTYPES, PRECISIONS, fp32_precision, plan
 
 
@@ -35,11 +36,14 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("explain", help="which kernel would run a layer, and why")
     command.add_argument("--hidden", type=positive, required=True, help="hidden size H")
     command.add_argument("--batch", type=positive, default=1, help="batch size B (default 1)")
+    command.add_argument("--input", type=positive, help="input size I (default: H)")
+    command.add_argument("--layers", type=positive, default=1, help="stacked layers L (default 1)")
     command.add_argument("--time", type=positive, default=512, help="time steps T (default 512)")
     command.add_argument("--dtype", choices=(*DTYPES, "float64"), default="float32", help="default float32")
     command.add_argument("--gpu", choices=sorted(GPUS), help="a known GPU; default: this machine's device")
     command.add_argument("--precision", choices=PRECISIONS, help="of fp32 products; default: torch's switch")
     command.add_argument("--bidirectional", action="store_true", help="both directions in one launch")
+    command.add_argument("--memory", choices=MEMORIES, default="auto", help="what is kept for the backward")
     command.add_argument("--inference", action="store_true", help="plan without a backward pass")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=run_explain)
@@ -61,6 +65,9 @@ def run_explain(args: argparse.Namespace) -> int:
         directions=2 if args.bidirectional else 1,
         precision=args.precision or fp32_precision(),
         training=not args.inference,
+        inputs=args.input or args.hidden,
+        layers=args.layers,
+        memory=args.memory,
     )
     print(json.dumps(answer.as_dict(), indent=2) if args.json else answer)
     return 0

@@ -7,7 +7,17 @@ from dataclasses import replace
 
 from tritongru import model
 from tritongru.devices import KB, Device
-from tritongru.launches import BLOCK_B, Launch, PersistentLaunch, launches, measured, padded, persistent_launches
+from tritongru.launches import (
+    AnyLaunch,
+    Launch,
+    PersistentLaunch,
+    StepwiseLaunch,
+    bits_of,
+    launches,
+    padded,
+    persistent_launches,
+    stepwise_launches,
+)
 
 REGISTERS = 65536  # of a multiprocessor
 
@@ -17,12 +27,24 @@ def kind_of(dtype: str, precision: str) -> str:
     return precision if dtype == "float32" else "16-bit"
 
 
-Option = tuple[model.Cost | None, Launch | PersistentLaunch]
+Option = tuple[model.Cost | None, AnyLaunch]
 
 
-def resident(device: Device, kind: str, hidden: int, batch: int, directions: int) -> Option | None:
-    launch = smallest(device, "forward", kind, padded(hidden))
-    return None if launch is None else (resident_cost(device, launch, batch, directions), launch)
+def cheapest(
+    device: Device, kernel: str, kind: str, hidden: int, batch: int, directions: int, asked: str | None = None
+) -> Option | None:
+    """The cheapest configuration of any family by the model, or the persistent one of the name that is ``asked`` for.
+    What holds W_hh on chip goes before what reads it at every step."""
+    options: list[Option] = [*persistent_options(device, kernel, kind, hidden, batch, directions)]
+    named = [option for option in options if isinstance(option[1], PersistentLaunch) and option[1].name == asked]
+    if named:
+        return named[0]
+    launch = smallest(device, kernel, kind, padded(hidden))
+    if launch is not None:
+        options.append((resident_cost(device, launch, batch, directions), launch))
+    if not options:
+        options = [*stepwise_options(device, kernel, kind, hidden, batch, directions)]
+    return min(options, key=lambda option: math.inf if option[0] is None else option[0].us, default=None)
 
 
 def resident_cost(device: Device, launch: Launch, batch: int, directions: int) -> model.Cost | None:
@@ -41,23 +63,13 @@ def smallest(device: Device, kernel: str, kind: str, size: int) -> Launch | None
     return next((row for row in rows if fits(row, device)), None)
 
 
-def fits(launch: Launch | PersistentLaunch, device: Device) -> bool:
+def fits(launch: AnyLaunch, device: Device) -> bool:
     return launch.shared_bytes <= device.shared_bytes and device.family not in launch.spills_on
-
-
-def persistent(device: Device, kind: str, hidden: int, batch: int, directions: int) -> Option | None:
-    """The cheapest configuration by the model, or the one that rows say is best."""
-    options = persistent_options(device, kind, hidden, batch, directions)
-    found = measured().get((device.family, kind, hidden, math.ceil(batch / BLOCK_B), directions))
-    if found is not None and found.launch is not None:
-        for cost, launch in options:
-            if launch.name == found.launch:
-                return replace(cost, us=found.us), launch
-    return min(options, key=lambda option: option[0].us, default=None)
 
 
 def persistent_options(
     device: Device,
+    kernel: str,
     kind: str,
     hidden: int,
     batch: int,
@@ -69,8 +81,9 @@ def persistent_options(
     if device.backend != "cuda" or device.clock_mhz <= 0 or not device.mma:
         return []
     if rows is None:
-        sizes = (key[2] for key in persistent_launches() if key[:2] == (device.backend, kind) and key[2] >= hidden)
-        rows = persistent_launches().get((device.backend, kind, min(sizes, default=0)), ())
+        key = (device.backend, kernel, kind)
+        sizes = (units for *other, units in persistent_launches() if tuple(other) == key and units >= hidden)
+        rows = persistent_launches().get((*key, min(sizes, default=0)), ())
     options = []
     for row in rows:
         if not fits(row, device):
@@ -84,7 +97,7 @@ def persistent_options(
         if groups == 0:
             continue
         groups = math.ceil(tiles / math.ceil(tiles / groups))  # no program idles in the last turn if that costs nothing
-        exchanged = tiles * directions * row.slots * row.block_b * row.units * row.bits // 8
+        exchanged = tiles * directions * row.slots * row.tile_bytes
         if exchanged > device.l2_bytes // 2:  # what is exchanged should never leave L2
             continue
         cost = model.persistent(
@@ -92,7 +105,7 @@ def persistent_options(
             programs=programs * groups * directions,
             neighbours=programs,
             turns=math.ceil(tiles / groups),
-            tile_bytes=row.block_b * row.units * row.bits // 8,
+            tile_bytes=row.tile_bytes,
             weight_bytes=row.gates * row.block_h * row.units * row.bits // 8,
             multiply_adds=row.products * row.gates * row.block_h * row.units * row.block_b,
             bits=row.bits,
@@ -104,3 +117,21 @@ def persistent_options(
         )
         options.append((cost, replace(row, groups=groups)))
     return options
+
+
+def stepwise_options(
+    device: Device, kernel: str, kind: str, hidden: int, batch: int, directions: int
+) -> list[tuple[model.Cost, StepwiseLaunch]]:
+    """The configurations whose tiles waste the fewest rows of the batch, the one with the largest tiles first."""
+    rows = [row for row in stepwise_launches().get((device.backend, kernel, kind), ()) if fits(row, device)]
+    if not rows or device.clock_mhz <= 0 or not device.mma:
+        return []
+    bits = bits_of(kind)
+    weights = 3 * hidden * hidden * directions
+    options = []
+    for row in sorted(rows, key=lambda row: -row.block_b):
+        padded_rows = math.ceil(batch / row.block_b) * row.block_b
+        cost = model.stepwise(device, weights * bits // 8, weights * padded_rows, bits)
+        options.append((padded_rows, cost, row))
+    fewest = min(padded_rows for padded_rows, _, _ in options)
+    return [(cost, row) for padded_rows, cost, row in options if padded_rows == fewest]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-KB, MB = 1024, 1024**2
+KB, MB, GB = 1024, 1024**2, 10**9  # memory is sold by powers of ten
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Device:
 
     ``shared_bytes``: most shared memory one program may use (bytes; a multiprocessor has about 1 KB more).
     ``clock_mhz``: boost clock. ``l2_bytes``: size of the last cache that all multiprocessors share. ``mma``: 16-bit
-    multiply-adds with fp32 sums that a multiprocessor's tensor cores do in a clock through warp-level instructions."""
+    multiply-adds with fp32 sums that a multiprocessor's tensor cores do in a clock through warp-level instructions.
+    ``memory_bytes``, ``memory_gbs``: size of the device's memory, and its bandwidth in 10^9 bytes a second."""
 
     name: str
     backend: str  # "cuda", "hip" or "cpu"
@@ -27,6 +28,8 @@ class Device:
     clock_mhz: int
     l2_bytes: int = 0
     mma: int = 0
+    memory_bytes: int = 0
+    memory_gbs: int = 0
 
     @property
     def family(self) -> str:
@@ -39,15 +42,15 @@ class Device:
 # mma: the data sheets' dense rate over clock and multiprocessors; on sm_90 and sm_100 warp-level instructions reach
 # only a part of it, on an H100 62 % (arXiv:2402.13499), and that share is assumed for the B200 as well.
 GPUS = {
-    "a100": Device("A100", "cuda", "sm_80", 108, 163 * KB, 1410, 40 * MB, 1024),
-    "rtx3090": Device("RTX 3090", "cuda", "sm_86", 82, 99 * KB, 1695, 6 * MB, 256),
-    "rtx4090": Device("RTX 4090", "cuda", "sm_89", 128, 99 * KB, 2520, 72 * MB, 256),
-    "h100": Device("H100", "cuda", "sm_90", 132, 227 * KB, 1980, 50 * MB, 1270),
-    "h200": Device("H200", "cuda", "sm_90", 132, 227 * KB, 1980, 50 * MB, 1270),
-    "b200": Device("B200", "cuda", "sm_100", 148, 227 * KB, 1965, 126 * MB, 2540),
-    "rtx5090": Device("RTX 5090", "cuda", "sm_120", 170, 99 * KB, 2407, 96 * MB, 256),
-    "mi300x": Device("MI300X", "hip", "gfx942", 304, 64 * KB, 2100, 256 * MB, 1024),
-    "mi355x": Device("MI355X", "hip", "gfx950", 256, 160 * KB, 2400, 256 * MB, 2048),
+    "a100": Device("A100", "cuda", "sm_80", 108, 163 * KB, 1410, 40 * MB, 1024, 80 * GB, 2039),
+    "rtx3090": Device("RTX 3090", "cuda", "sm_86", 82, 99 * KB, 1695, 6 * MB, 256, 24 * GB, 936),
+    "rtx4090": Device("RTX 4090", "cuda", "sm_89", 128, 99 * KB, 2520, 72 * MB, 256, 24 * GB, 1008),
+    "h100": Device("H100", "cuda", "sm_90", 132, 227 * KB, 1980, 50 * MB, 1270, 80 * GB, 3350),
+    "h200": Device("H200", "cuda", "sm_90", 132, 227 * KB, 1980, 50 * MB, 1270, 141 * GB, 4800),
+    "b200": Device("B200", "cuda", "sm_100", 148, 227 * KB, 1965, 126 * MB, 2540, 180 * GB, 8000),
+    "rtx5090": Device("RTX 5090", "cuda", "sm_120", 170, 99 * KB, 2407, 96 * MB, 256, 32 * GB, 1792),
+    "mi300x": Device("MI300X", "hip", "gfx942", 304, 64 * KB, 2100, 256 * MB, 1024, 192 * GB, 5300),
+    "mi355x": Device("MI355X", "hip", "gfx950", 256, 160 * KB, 2400, 256 * MB, 2048, 288 * GB, 8000),
 }
 AMD_CHIPS = ("gfx942", "gfx950")
 CPU = Device("the CPU", "cpu", "", 0, 0, 0)
@@ -84,4 +87,6 @@ def _cuda_facts(index: int) -> Device:
         listed.clock_mhz if listed else 0,
         int(getattr(found, "L2_cache_size", 0)) or (listed.l2_bytes if listed else 0),
         listed.mma if listed else 0,
+        found.total_memory,
+        listed.memory_gbs if listed else 0,
     )

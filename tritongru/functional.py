@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from tritongru import ops
-from tritongru.plan import limits_on, plan_on
+from tritongru.devices import device_facts
+from tritongru.memory import MEMORIES, gate_bytes, saves
+from tritongru.plan import fp32_precision, limits_on, plan_on
 
 logger = logging.getLogger("tritongru")
 
 IMPLS = ("auto", "triton", "torch")
-MEMORIES = ("save", "recompute")
 
 
 class Options(NamedTuple):
@@ -56,7 +57,7 @@ def gru(
     bidirectional: bool = False,
     batch_sizes: Tensor | None = None,
     impl: str = "auto",
-    memory: str = "save",
+    memory: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """A multi-layer GRU with the equations of :class:`torch.nn.GRU` (reset gate after the product)::
 
@@ -71,7 +72,9 @@ def gru(
         dropout: probability with which an output of each layer but the last is zeroed, if ``training``.
         batch_sizes: ``(T,)`` int64 on the CPU: rows of each step of a packed sequence.
         impl: ``"auto"``, ``"triton"`` (never falls back: raises with the plan's reason) or ``"torch"``.
-        memory: what Triton's backward needs: ``"save"`` the gates, or ``"recompute"`` them from the states.
+        memory: what Triton's forward keeps for the backward: ``"save"`` the gates, ``"recompute"`` them in the backward
+            from the states, or ``"auto"``: save them where those of all layers take at most an eighth of the device's
+            memory.
 
     Returns:
         ``(output, h_n)``: output ``(T, B, D * H)`` in the layout of the input, h_n ``(L * D, B, H)``; both in the
@@ -152,17 +155,22 @@ def run(
     _check_tensors(input, hx, weights, batch_sizes, options)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, hx, *weights))
     dtype = _autocast_dtype(input) or input.dtype
-    asked = (weights[1].shape[-1], dtype, input.device, options.directions, learns)
-    refusal = _refusal(*asked)
-    if refusal:
+    route = _route(weights[1].shape[-1], dtype, input.device, options.directions, learns)
+    if route.refusal:
         if options.impl == "triton":
-            raise RuntimeError(f"impl='triton' cannot run this layer: {refusal} (impl='auto' runs torch's GRU here)")
+            raise RuntimeError(
+                f"impl='triton' cannot run this layer: {route.refusal} (impl='auto' runs torch's GRU here)"
+            )
         return _run_torch(input, hx, weights, batch_sizes, options)
     if options.impl == "auto":
         batch, steps = _batch(input, batch_sizes, options), _steps(input, batch_sizes, options)
-        if batch > _largest_batch(*asked) or steps < _shortest_time(*asked):
+        if batch > route.largest and not torch.compiler.is_compiling():
+            _log_once(f"from a batch of {route.largest + 1} on: {route.beyond}")
+        if batch > route.largest or steps < route.shortest:
             return _run_torch(input, hx, weights, batch_sizes, options)
-    return _run_triton(input, hx, weights, batch_sizes, options)
+    rows = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
+    size = gate_bytes(rows, weights[1].shape[-1], options.directions, options.num_layers, dtype.itemsize)
+    return _run_triton(input, hx, weights, batch_sizes, options, saves(options.memory, size, route.device_bytes))
 
 
 def _autocast_dtype(input: Tensor) -> torch.dtype | None:
@@ -173,43 +181,58 @@ def _autocast_dtype(input: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
-def _refusal(hidden: int, dtype: torch.dtype, device: torch.device, directions: int, training: bool) -> str:
-    """Why Triton cannot run a layer, or an empty string; each reason is logged once."""
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        return (
+class Route(NamedTuple):
+    """Whether and where Triton runs a layer. ``refusal``: why it cannot, or an empty string; ``largest``, ``shortest``:
+    up to which batch and from which length on ``impl="auto"`` takes it, and why no larger batch; ``device_bytes``:
+    memory of the device."""
+
+    refusal: str
+    beyond: str = ""
+    largest: int = 0
+    shortest: int = 0
+    device_bytes: int = 0
+
+
+def _route(hidden: int, dtype: torch.dtype, device: torch.device, directions: int, training: bool) -> Route:
+    """Each reason for torch is logged once."""
+    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    return _route_under(hidden, dtype, device, directions, training, fp32_precision(), interpreted)
+
+
+# What torch.compiler.assume_constant_result sets; the decorator itself would import the compiler, which takes seconds.
+_route._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.lru_cache(maxsize=1024)
+def _route_under(
+    hidden: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    directions: int,
+    training: bool,
+    precision: str,  # as `plan_on` reads it
+    interpreted: bool,
+) -> Route:
+    if device.type == "cpu" and not interpreted:
+        return Route(
             "the tensors are on the CPU; move module and input to a GPU, or set TRITON_INTERPRET=1 before the first "
             "call to run the kernels in Triton's interpreter"
         )
     if device.type not in ("cpu", "cuda"):
-        return f"the tensors are on the device {device}, and the kernels run on CUDA and ROCm devices"
+        return Route(f"the tensors are on the device {device}, and the kernels run on CUDA and ROCm devices")
     if not _installed("triton"):
-        return "the package triton is not installed; install it with: pip install triton"
+        return Route("the package triton is not installed; install it with: pip install triton")
     numpy = _installed("numpy")
     if device.type == "cpu" and _installed("triton") < (3, 7) and numpy >= (2, 4):
         found = ".".join(map(str, numpy))
-        return f"the interpreter of Triton 3.6 needs NumPy below 2.4, got {found}; run: pip install 'numpy<2.4'"
-    answer = plan_on(device, hidden, dtype, directions=directions, training=training, impl="triton")
-    if answer.family != "torch":
-        return ""
-    _log_once(answer.reason)
-    return answer.reason
-
-
-def _largest_batch(hidden: int, dtype: torch.dtype, device: torch.device, directions: int, training: bool) -> int:
-    """The largest batch that the plan does not give to torch."""
-    found = limits_on(device, hidden, dtype, directions=directions, training=training)
-    if found.reason:
-        _log_once(f"from a batch of {found.largest + 1} on: {found.reason}")
-    return found.largest
-
-
-def _shortest_time(hidden: int, dtype: torch.dtype, device: torch.device, directions: int, training: bool) -> int:
-    return limits_on(device, hidden, dtype, directions=directions, training=training).shortest
-
-
-# What torch.compiler.assume_constant_result sets; the decorator itself would import the compiler, which takes seconds.
-for _constant in (_refusal, _largest_batch, _shortest_time):
-    _constant._dynamo_marked_constant = True  # type: ignore[union-attr]
+        return Route(f"the interpreter of Triton 3.6 needs NumPy below 2.4, got {found}; run: pip install 'numpy<2.4'")
+    facts = device_facts(device)
+    answer = plan_on(facts, hidden, dtype, directions=directions, training=training, impl="triton")
+    if answer.family == "torch":
+        _log_once(answer.reason)
+        return Route(answer.reason)
+    limits = limits_on(facts, hidden, dtype, directions=directions, training=training)
+    return Route("", limits.reason, limits.largest, limits.shortest, facts.memory_bytes)
 
 
 @functools.cache
@@ -270,7 +293,12 @@ def _torch_gru(
 
 
 def _run_triton(
-    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    options: Options,
+    save_gates: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = _autocast_dtype(input)
     if dtype is not None:
@@ -292,7 +320,7 @@ def _run_triton(
             weights[layer * directions * each : (layer + 1) * directions * each], each
         )
         h0 = None if hx is None else hx[layer * directions : (layer + 1) * directions]
-        y, hn = ops.gru_layer(x, w_ih, w_hh, b_ih, b_hh, h0, offsets, batch, options.memory == "save")
+        y, hn = ops.gru_layer(x, w_ih, w_hh, b_ih, b_hh, h0, offsets, batch, save_gates)
         x = y.flatten(1)
         states.append(hn)
     h_n = states[0] if len(states) == 1 else torch.cat(states)

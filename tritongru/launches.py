@@ -31,12 +31,14 @@ class Launch:
 
 @dataclass(frozen=True)
 class PersistentLaunch:
-    """One compiled form of the persistent kernel. A program owns ``block_h`` hidden units of tiles of ``block_b`` rows.
-    ``k_split``: parts of the contraction that groups of warps multiply side by side; ``chunks``: widths into which each
-    part is cut; ``pad``: whether r, z and n are padded to four gates for one product instead of two; ``exchange``:
-    "counter" or "data"; ``slots``: states that the exchange holds; ``groups``: batch tiles worked on at a time, set by
-    the plan. The counts are of one batch tile's step and warp, for sm_90."""
+    """One compiled form of a persistent kernel, ``kernel``: "forward" or "backward". A program owns ``block_h`` hidden
+    units of tiles of ``block_b`` rows. ``k_split``: parts of the contraction that groups of warps multiply side by
+    side; ``chunks``: widths into which each part is cut; ``pad``: whether r, z and n are padded to four gates for one
+    product instead of two (forward only); ``exchange``: "counter" or "data"; ``slots``: steps that the exchange holds;
+    ``groups``: batch tiles worked on at a time, set by the plan. The counts are of one batch tile's step and warp, for
+    sm_90."""
 
+    kernel: str
     bits: int
     units: int
     chunks: tuple[int, ...]
@@ -58,7 +60,7 @@ class PersistentLaunch:
 
     @property
     def name(self) -> str:
-        form = "" if self.pad else "-two"  # products a chunk
+        form = "-two" if self.kernel == "forward" and not self.pad else ""  # products a chunk
         return f"{self.block_b}x{self.block_h}-{self.num_warps}w-{self.exchange}{form}"
 
     @property
@@ -70,14 +72,56 @@ class PersistentLaunch:
         """Tensor-core products for one: IEEE fp32 is made of three."""
         return 3 if self.dot_precision == "tf32x3" else 1
 
+    @functools.cached_property
+    def constants(self) -> dict[str, Any]:
+        """What the kernel is compiled for, besides the layer's own constants."""
+        own = {"PAD": self.pad} if self.kernel == "forward" else {}
+        return own | {
+            "PRECISION": self.dot_precision,
+            "CHUNKS": self.chunks,
+            "BB": self.block_b,
+            "BH": self.block_h,
+            "KS": self.k_split,
+            "SLOTS": self.slots,
+            "DATA": self.exchange == "data",
+            "THREADS": 32 * self.num_warps,
+        }
+
+    @functools.cached_property
+    def tile_bytes(self) -> int:
+        """What a program collects of a tile: the states of all units, or their gradients of three gates."""
+        return self.block_b * self.k_split * sum(self.chunks) * self.bits // 8
+
     def programs(self, hidden: int) -> int:
         """Programs that share a batch tile."""
         return math.ceil(hidden / self.block_h)
 
 
 @dataclass(frozen=True)
+class StepwiseLaunch:
+    """One compiled form of a stepwise kernel. At one step a program owns ``block_h`` hidden units of ``block_b`` rows;
+    it reads W_hh in blocks of ``block_k``, ``stages`` of which are under way at a time. The counts are of one such
+    block and warp, for sm_90."""
+
+    block_b: int
+    block_h: int
+    block_k: int
+    num_warps: int
+    stages: int
+    shared_bytes: int
+    dot_precision: str
+    instructions: int = 0
+    barriers: int = 0
+    spills_on: tuple[str, ...] = ()
+
+
+AnyLaunch = Launch | PersistentLaunch | StepwiseLaunch
+
+
+@dataclass(frozen=True)
 class Measured:
-    """What rows in bench/results say of a shape: microseconds of a step, and the configuration that took them."""
+    """What rows in bench/results say of a shape: microseconds of a step, and the configuration that took them. Of a
+    training step, ``us`` and ``torch_us`` are of forward and backward, and ``launch`` is the backward's."""
 
     us: float
     torch_us: float
@@ -112,29 +156,47 @@ def launches() -> dict[tuple[str, str, str, int], tuple[Launch, ...]]:
 
 
 @functools.cache
-def persistent_launches() -> dict[tuple[str, str, int], tuple[PersistentLaunch, ...]]:
-    """(backend, kind, padded hidden size) -> configurations."""
-    table: dict[tuple[str, str, int], list[PersistentLaunch]] = {}
+def persistent_launches() -> dict[tuple[str, str, str, int], tuple[PersistentLaunch, ...]]:
+    """(backend, kernel, kind, padded hidden size) -> configurations."""
+    table: dict[tuple[str, str, str, int], list[PersistentLaunch]] = {}
     for row in _rows("persistent.json"):
-        fields = {name: value for name, value in row.items() if name not in ("backend", "kernel", "kind")}
+        fields = {name: value for name, value in row.items() if name not in ("backend", "kind")}
         launch = PersistentLaunch(
             bits=bits_of(row["kind"]),
             dot_precision=dot_precision(row["backend"], row["kind"]),
             **fields | {"chunks": tuple(row["chunks"]), "spills_on": tuple(row["spills_on"])},
         )
-        table.setdefault((row["backend"], row["kind"], row["units"]), []).append(launch)
+        table.setdefault((row["backend"], row["kernel"], row["kind"], row["units"]), []).append(launch)
     return {key: tuple(rows) for key, rows in table.items()}
 
 
 @functools.cache
-def measured() -> dict[tuple[str, str, int, int, int], Measured]:
-    """(chip, kind, hidden size, batch tiles of 16 rows, directions) -> what was measured there."""
+def stepwise_launches() -> dict[tuple[str, str, str], tuple[StepwiseLaunch, ...]]:
+    """(backend, kernel, kind) -> configurations."""
+    table: dict[tuple[str, str, str], list[StepwiseLaunch]] = {}
+    for row in _rows("stepwise.json"):
+        fields = {name: value for name, value in row.items() if name not in ("backend", "kernel", "kind")}
+        fields |= {"spills_on": tuple(row["spills_on"]), "dot_precision": dot_precision(row["backend"], row["kind"])}
+        table.setdefault((row["backend"], row["kernel"], row["kind"]), []).append(StepwiseLaunch(**fields))
+    return {key: tuple(rows) for key, rows in table.items()}
+
+
+Shape = tuple[str, str, int, int, int]  # chip, kind, hidden size, batch tiles of 16 rows, directions
+
+
+@functools.cache
+def measured() -> dict[tuple[str, Shape], Measured]:
+    """("forward" or "train", shape) -> what was measured there."""
     return {
-        (row["arch"], row["kind"], row["hidden"], row["tiles"], row["directions"]): Measured(
+        (row["mode"], (row["arch"], row["kind"], row["hidden"], row["tiles"], row["directions"])): Measured(
             row["us"], row["torch_us"], row["launch"]
         )
         for row in _rows("measured.json")
     }
+
+
+def shape_of(arch: str, kind: str, hidden: int, batch: int, directions: int) -> Shape:
+    return arch, kind, hidden, math.ceil(batch / BLOCK_B), directions
 
 
 def bits_of(kind: str) -> int:

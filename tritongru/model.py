@@ -22,6 +22,7 @@ BARRIER_US = 0.98  # a barrier of all multiprocessors without its arrivals (publ
 ARRIVAL_US = 0.00074  # one more atomic on the same address (published, H100)
 READINGS = 2.0  # how often a tile is read until all of it is there, where the data is its own flag (assumed)
 LAUNCH_US = 3.0  # one more kernel launch that nothing hides (assumed)
+STEP_LAUNCH_US = 15.0  # one Triton launch from Python, of which the stepwise family has one a step (assumed)
 TORCH_STEP_US = 7.0  # cuDNN's standard algorithm, two launches a step (published: 7 to 12 at small batch)
 TORCH_SMALL_H = 192  # up to here cuDNN has an algorithm of its own, of which no figure is known
 TORCH_POINTWISE_US = 4.0  # of a step, what is not the product (assumed)
@@ -98,9 +99,27 @@ def persistent(
     return Cost(us, exchange, together, tensor, shared, issue, waiting, turns)
 
 
+def stepwise(device: Device, weight_bytes: int, multiply_adds: int, bits: int) -> Cost:
+    """A launch for each step, which reads W_hh again: from L2 where it fits, else from memory."""
+    tensor = multiply_adds / (device.mma * 16 / bits) / device.multiprocessors / device.clock_mhz
+    reading = _reading_us(device, weight_bytes)
+    return Cost(max(STEP_LAUNCH_US, reading, tensor), 0.0, reading, tensor, 0.0, 0.0, 0.0)
+
+
+def _reading_us(device: Device, size: int) -> float:
+    if size > device.l2_bytes and device.memory_gbs:
+        return size / device.memory_gbs / 1000
+    return size / (device.multiprocessors * L2_BYTES_PER_CLOCK) / device.clock_mhz
+
+
 def torch_us(device: Device, hidden: int, bits: int, batch: int, directions: int) -> float | None:
-    """torch's own GRU, or None where nothing is known of it. Two directions are taken to overlap but for their work."""
+    """A step of torch's own GRU, forward, and as much again backward; or None where nothing is known of it. Two
+    directions are taken to overlap but for their work."""
     if hidden <= TORCH_SMALL_H or device.backend != "cuda" or not device.mma or not device.clock_mhz:
         return None
     rate = TORCH_MMA_SHARE * device.mma * 16 / bits * device.multiprocessors * device.clock_mhz
-    return max(TORCH_STEP_US, TORCH_POINTWISE_US + 3 * directions * batch * hidden * hidden / rate)
+    weights = 3 * directions * hidden * hidden
+    work = weights * batch / rate
+    if weights * bits // 8 > device.l2_bytes:
+        work = max(work, _reading_us(device, weights * bits // 8))
+    return max(TORCH_STEP_US, TORCH_POINTWISE_US + work)

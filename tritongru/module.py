@@ -12,7 +12,6 @@ from torch.nn.utils.rnn import PackedSequence
 from tritongru.devices import CPU, Device
 from tritongru.functional import (
     IMPLS,
-    MEMORIES,
     Options,
     check_choice,
     check_dtype,
@@ -20,7 +19,9 @@ from tritongru.functional import (
     draws_dropout,
     run,
 )
+from tritongru.memory import MEMORIES
 from tritongru.plan import Plan, plan_on
+from tritongru.warmup import Warmup, warm
 
 
 def _arguments_of_gru(
@@ -35,7 +36,7 @@ def _arguments_of_gru(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     impl: str = "auto",
-    memory: str = "save",
+    memory: str = "auto",
 ) -> None:
     """What help() and torch.nn.utils.skip_init see of ``GRU``; its __init__ takes positions as torch.nn.GRU does."""
 
@@ -55,8 +56,9 @@ class GRU(nn.RNNBase):
         device, dtype: of the parameters.
         impl: ``"auto"`` takes the Triton kernels where the plan has one (``explain`` says why or why not),
             ``"triton"`` never falls back but raises with the plan's reason, ``"torch"`` is torch's own GRU.
-        memory: what Triton's backward keeps from the forward: ``"save"`` the four gate values of each output, or
-            ``"recompute"`` them from the states.
+        memory: what Triton's forward keeps for the backward: ``"save"`` the four gate values of each output,
+            ``"recompute"`` them in the backward from the states, or ``"auto"``: save them where those of all layers
+            take at most an eighth of the device's memory.
 
     ``forward(input, hx=None)`` takes ``(T, B, I)``, ``(B, T, I)`` if ``batch_first``, ``(T, I)`` or a PackedSequence,
     and hx ``(L * D, B, H)`` or ``(L * D, H)``; it returns ``(output, h_n)`` like torch.nn.GRU. Equations and their
@@ -71,7 +73,7 @@ class GRU(nn.RNNBase):
     impl: str
     memory: str
 
-    def __init__(self, *args: Any, impl: str = "auto", memory: str = "save", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, impl: str = "auto", memory: str = "auto", **kwargs: Any) -> None:
         if "proj_size" in kwargs or (len(args) > 7 and isinstance(args[7], int) and args[7] != 0):
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         check_choice("impl", impl, IMPLS)
@@ -164,16 +166,40 @@ class GRU(nn.RNNBase):
             view = _LayerView(self, weights[layer * each : (layer + 1) * each])
             nn.RNNBase.flatten_parameters(view)  # type: ignore[arg-type]
 
+    def warmup(self, batch: int, time: int, *, packed: bool = False) -> Warmup:
+        """Compile, side by side, every kernel that calls with such a batch will need, so that no call waits for one.
+
+        They are those of a forward without gradients and, if the module is in training mode and a parameter requires
+        gradients, of a training step, with and without hx, in the module's dtype (within autocast: in autocast's) and
+        under torch's present precision switch. Other numbers of time steps need no other kernels; a batch may, where
+        the plan takes another configuration for it. Each kernel runs once, on zeros, and the call waits for the GPU;
+        parameters, gradients and random numbers stay as they are. Where torch's GRU runs, nothing is compiled.
+
+        Args:
+            batch: batch size B.
+            time: time steps T, on which the plan and ``memory="auto"`` may depend.
+            packed: for a PackedSequence instead of a tensor.
+
+        Returns:
+            the kernels, and the seconds that each took and all together.
+
+        Raises:
+            ValueError: if batch or time is below 1.
+            RuntimeError: as a call does where ``impl="triton"`` has no kernel.
+        """
+        _check_sizes(batch=batch, time=time)
+        return warm(self, batch, time, packed, self.impl, self.memory)
+
     def extra_repr(self) -> str:
         text = super().extra_repr()
         if self.impl != "auto":
             text += f", impl={self.impl!r}"
-        if self.memory != "save":
+        if self.memory != "auto":
             text += f", memory={self.memory!r}"
         return text
 
     @classmethod
-    def from_torch(cls, gru: nn.GRU, *, impl: str = "auto", memory: str = "save", copy: bool = False) -> GRU:
+    def from_torch(cls, gru: nn.GRU, *, impl: str = "auto", memory: str = "auto", copy: bool = False) -> GRU:
         """A GRU with the parameters of ``gru``: the same Parameter objects, or copies of them."""
         if not isinstance(gru, nn.GRU):
             raise TypeError(f"expected a torch.nn.GRU, got {type(gru).__name__}")
@@ -186,6 +212,12 @@ class GRU(nn.RNNBase):
         new = nn.GRU(*_arguments(self), device="meta")
         _adopt(new, self, copy)
         return new
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} should be at least 1, got {value}")
 
 
 class _LayerView:
@@ -230,7 +262,8 @@ class GRUCell(nn.GRUCell):
 def explain(
     gru: nn.RNNBase, *, batch: int = 1, time: int = 1, device: torch.device | str | Device | None = None
 ) -> Plan:
-    """The plan of a module's layers: which kernel family runs them, with which tiles, and what a step should cost.
+    """The plan of a module's layers: which kernel family runs each pass, with which tiles, what a step should cost, and
+    the memory that it needs.
 
     Args:
         gru: a :class:`GRU`. Its dtype, and whether it is in training mode, count.
@@ -241,9 +274,7 @@ def explain(
     Raises:
         ValueError: if batch or time is below 1.
     """
-    for name, value in (("batch", batch), ("time", time)):
-        if value < 1:
-            raise ValueError(f"{name} should be at least 1, got {value}")
+    _check_sizes(batch=batch, time=time)
     weight = next(gru.parameters())
     where = weight.device if device is None else torch.device(device) if isinstance(device, str) else device
     impl = getattr(gru, "impl", "auto")
@@ -260,4 +291,7 @@ def explain(
         directions=2 if gru.bidirectional else 1,
         training=gru.training,
         impl=impl,
+        inputs=gru.input_size,
+        layers=gru.num_layers,
+        memory=getattr(gru, "memory", "auto"),
     )

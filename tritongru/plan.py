@@ -1,8 +1,8 @@
 """Which kernel family runs a GRU layer, with which tiles, and what a time step should cost.
 
 ``plan`` is a pure function of (shape, dtype, precision, device facts), so every decision can be asked for without the
-device. The launches themselves are data: ``kernels/resident.json`` and ``kernels/persistent.json`` list, for each
-kernel, kind of arithmetic and padded hidden size, the configurations that compile without spilling, and
+device. The launches themselves are data: ``kernels/resident.json``, ``persistent.json`` and ``stepwise.json`` list, for
+each kernel, kind of arithmetic and padded hidden size, the configurations that compile without spilling, and
 ``kernels/measured.json`` the shapes for which rows in bench/results say otherwise than the model does.
 """
 
@@ -18,7 +18,8 @@ import torch
 from tritongru import candidates, model
 from tritongru.candidates import kind_of
 from tritongru.devices import AMD_CHIPS, KB, Device, device_facts, is_served
-from tritongru.launches import BLOCK_B, Launch, PersistentLaunch, launches, measured, padded, persistent_launches
+from tritongru.launches import BLOCK_B, AnyLaunch, Launch, PersistentLaunch, Shape, launches, measured, shape_of
+from tritongru.memory import Memory, memory_of
 
 PRECISIONS = ("tf32", "ieee")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -27,9 +28,42 @@ LARGEST_BATCH = 1 << 16  # up to which `limits` looks for a batch size that torc
 
 
 @dataclass(frozen=True)
+class Pass:
+    """How the time loop of one pass, forward or backward, runs: a kernel family's configuration, and the model's
+    prediction of a step, which is no measurement; products outside the loop are not in it."""
+
+    family: str
+    launch: AnyLaunch
+    programs: int
+    turns: int
+    cost: model.Cost | None
+
+    @property
+    def us_per_step(self) -> float | None:
+        return None if self.cost is None else self.cost.us
+
+    def lines(self, name: str, time: int | None) -> list[str]:
+        launch = self.launch
+        units = sum(launch.chunks) if isinstance(launch, Launch) else launch.block_h
+        found = [
+            f"  {name}: {self.family}, programs {self.programs} of {launch.block_b} rows x {units} hidden units, "
+            f"{launch.num_warps} warps, {launch.shared_bytes} bytes of shared memory each"
+        ]
+        if isinstance(launch, PersistentLaunch):
+            served = f"{self.turns} batch tile{'s' if self.turns != 1 else ''}"
+            found.append(f"    exchange by {launch.exchange}; each program serves {served}")
+        if self.cost is not None:
+            us = self.cost.us
+            whole = "" if time is None else f", {us * time / 1000:.3f} ms for {time} step{'s' if time != 1 else ''}"
+            found.append(f"    predicted: {us:.2f} us a step{whole} (a model, not a measurement)")
+            found.append(f"    {_parts(self.cost)}")
+        return found
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The decision for one layer. ``cost`` and ``cost_backward`` are the model's prediction of a step of the time loop,
-    not measurements, as is ``torch_us_per_step``; input and weight products outside the loop are not in them."""
+    """The decision for one layer. ``forward`` and ``backward`` are None where torch runs it; what the plan would have
+    taken is then in ``considered``. ``torch_us_per_step`` is of the forward pass, and backward as much again."""
 
     family: str
     reason: str
@@ -37,43 +71,39 @@ class Plan:
     dtype: str
     precision: str | None = None
     time: int | None = None
-    programs: int | None = None
-    block_b: int | None = None
-    block_h: int | None = None
-    num_warps: int | None = None
-    shared_bytes: int | None = None
-    exchange: str | None = None
-    turns: int | None = None
-    us_per_step: float | None = None
-    us_per_step_backward: float | None = None
+    forward: Pass | None = None
+    backward: Pass | None = None
+    considered: tuple[Pass, ...] = ()
     torch_us_per_step: float | None = None
-    cost: model.Cost | None = None
-    cost_backward: model.Cost | None = None
-    forward: Launch | PersistentLaunch | None = None
-    backward: Launch | None = None
+    memory: Memory | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def us_per_step(self) -> float | None:
+        """Of forward and, if there is one, backward together."""
+        return _us(tuple(found for found in (self.forward, self.backward) if found))
+
     def __str__(self) -> str:
+        arithmetic = f"{self.dtype}, products in {self.precision}" if self.precision else self.dtype
         lines = [f"{self.family}: {self.reason}"]
+        for name, found in (("forward", self.forward), ("backward", self.backward)):
+            if found is not None:
+                lines += found.lines(name, self.time)
         if self.forward is not None:
-            lines.append(
-                f"  programs {self.programs} of {self.block_b} rows x {self.block_h} hidden units, "
-                f"{self.num_warps} warps, {self.shared_bytes} bytes of shared memory each; {self.dtype}"
-                + (f", products in {self.precision}" if self.precision else "")
-            )
-        if self.exchange is not None:
-            served = f"{self.turns} batch tile{'s' if self.turns != 1 else ''}"
-            lines.append(f"  exchange of the state by {self.exchange}; each program serves {served}")
-        for name, cost in (("forward", self.cost), ("backward", self.cost_backward)):
-            if cost is not None:
-                whole = "" if self.time is None else f", {cost.us * self.time / 1000:.3f} ms for {self.time} steps"
-                lines.append(f"  predicted {name} loop: {cost.us:.2f} us a step{whole} (a model, not a measurement)")
-                lines.append(f"    {_parts(cost)}")
+            lines.append(f"  {arithmetic}")
         if self.torch_us_per_step is not None:
-            lines.append(f"  predicted for torch: {self.torch_us_per_step:.2f} us a step (a model, not a measurement)")
+            us, passes = self.torch_us_per_step, " and as much backward" if self.backward else ""
+            lines.append(f"  predicted for torch: {us:.2f} us a step forward{passes} (a model, not a measurement)")
+        if self.memory is not None:
+            lines += self.memory.lines()
         return "\n".join(lines)
+
+
+def _us(passes: tuple[Pass, ...]) -> float | None:
+    times = [found.us_per_step for found in passes]
+    return None if not times or None in times else sum(us for us in times if us is not None)
 
 
 def _parts(cost: model.Cost) -> str:
@@ -94,8 +124,11 @@ def plan(
     precision: str = "tf32",
     training: bool = True,
     impl: str = "auto",
+    inputs: int | None = None,
+    layers: int = 1,
+    memory: str = "auto",
 ) -> Plan:
-    """The plan of one layer.
+    """The plan of one layer; with ``inputs``, that of a stack of layers together with the memory it needs.
 
     Args:
         hidden: hidden size H.
@@ -108,6 +141,9 @@ def plan(
         training: whether a backward pass must be possible as well.
         impl: ``"auto"`` gives torch what torch is expected to do faster; ``"triton"`` takes a kernel wherever there is
             one.
+        inputs: input features I of the first layer, of which only memory depends.
+        layers: stacked layers L, likewise.
+        memory: ``"auto"``, ``"save"`` or ``"recompute"``, as of :func:`tritongru.gru`.
     """
     answer = Plan("torch", "", device.name, dtype, precision if dtype == "float32" else None, time)
     if device.backend == "cpu":
@@ -118,58 +154,56 @@ def plan(
     if dtype not in DTYPES:
         return replace(answer, reason=f"no kernel computes in {dtype}; convert to one of {', '.join(DTYPES)}")
     kind = kind_of(dtype, precision)
-    backward = candidates.smallest(device, "backward", kind, padded(hidden)) if training else None
-    options = [
-        option
-        for option in (
-            candidates.resident(device, kind, hidden, batch, directions),
-            candidates.persistent(device, kind, hidden, batch, directions),
-        )
-        if option is not None
-    ]
-    if not options or (training and backward is None):
-        return replace(answer, reason=_too_large("backward" if options else "forward", kind, hidden, dtype, device))
-    cost, launch = min(options, key=lambda option: math.inf if option[0] is None else option[0].us)
+    forward = _pass(device, "forward", kind, hidden, batch, directions)
+    backward = _pass(device, "backward", kind, hidden, batch, directions) if training else None
+    if forward is None or (training and backward is None):
+        return replace(answer, reason=_too_large("backward" if forward else "forward", kind, hidden, dtype, device))
     bits = 32 if dtype == "float32" else 16
     theirs = model.torch_us(device, hidden, bits, batch, directions)
+    passes = (forward,) if backward is None else (forward, backward)
     answer = replace(answer, torch_us_per_step=theirs)
-    refusal = None if impl == "triton" else _slower(device, kind, hidden, batch, time, directions, cost, theirs)
-    if refusal is not None and isinstance(launch, PersistentLaunch):
-        return replace(answer, reason=refusal, cost=cost)
+    if impl == "auto" and any(found.family != "resident" for found in passes):
+        refusal = _slower(device, kind, hidden, batch, time, directions, passes, theirs)
+        if refusal is not None:
+            return replace(answer, reason=refusal, considered=passes)
     kb = 3 * hidden * hidden * bits // 8 / KB
-    tiles = math.ceil(batch / launch.block_b)
-    answer = replace(
-        answer,
-        block_b=launch.block_b,
-        num_warps=launch.num_warps,
-        shared_bytes=launch.shared_bytes,
-        cost=cost,
-        us_per_step=cost.us if cost else None,
-        forward=launch,
-        backward=backward,
-    )
-    if backward is not None:
-        cost_backward = candidates.resident_cost(device, backward, batch, directions)
-        us = cost_backward.us if cost_backward else None
-        answer = replace(answer, cost_backward=cost_backward, us_per_step_backward=us)
-    if isinstance(launch, PersistentLaunch):
-        return replace(
-            answer,
-            family="persistent",
-            reason=f"W_hh ({kb:.0f} KB) stays on chip, spread over {launch.programs(hidden)} programs for each batch "
-            "tile, so one launch runs the whole time loop",
-            programs=launch.programs(hidden) * launch.groups * directions,
-            block_h=launch.block_h,
-            exchange=launch.exchange,
-            turns=math.ceil(tiles / launch.groups),
+    reason = {
+        "resident": f"W_hh ({kb:.0f} KB) fits one multiprocessor, so one launch runs the whole time loop",
+        "persistent": f"W_hh ({kb:.0f} KB) stays on chip, spread over several programs for each batch tile, so one "
+        "launch runs the whole time loop",
+        "stepwise": f"W_hh ({kb:.0f} KB) does not stay on chip with batch {batch}, so each time step is one launch "
+        "that reads it again",
+    }
+    if inputs is not None and time is not None:
+        sizes = {"layers": layers, "directions": directions, "itemsize": bits // 8}
+        needed = memory_of(
+            time, batch, inputs, hidden, **sizes, memory=memory, device_bytes=device.memory_bytes, learns=training
         )
-    return replace(
-        answer,
-        family="resident",
-        reason=f"W_hh ({kb:.0f} KB) fits one multiprocessor, so one launch runs the whole time loop",
-        programs=tiles * directions,
-        block_h=sum(launch.chunks),
+        answer = replace(answer, memory=needed)
+    return replace(answer, family=forward.family, reason=reason[forward.family], forward=forward, backward=backward)
+
+
+def _pass(device: Device, kernel: str, kind: str, hidden: int, batch: int, directions: int) -> Pass | None:
+    """The cheapest configuration by the model, or the one that rows say is best."""
+    found = measured().get(
+        ("forward" if kernel == "forward" else "train", _shape(device, kind, hidden, batch, directions))
     )
+    asked = None if found is None else found.launch
+    option = candidates.cheapest(device, kernel, kind, hidden, batch, directions, asked)
+    if option is None:
+        return None
+    cost, launch = option
+    tiles = math.ceil(batch / launch.block_b)
+    if isinstance(launch, PersistentLaunch):
+        programs = launch.programs(hidden) * launch.groups * directions
+        return Pass("persistent", launch, programs, math.ceil(tiles / launch.groups), cost)
+    if isinstance(launch, Launch):
+        return Pass("resident", launch, tiles * directions, 1, cost)
+    return Pass("stepwise", launch, tiles * math.ceil(hidden / launch.block_h) * directions, 1, cost)
+
+
+def _shape(device: Device, kind: str, hidden: int, batch: int, directions: int) -> Shape:
+    return shape_of(device.family, kind, hidden, batch, directions)
 
 
 def _slower(
@@ -179,23 +213,28 @@ def _slower(
     batch: int,
     time: int | None,
     directions: int,
-    cost: model.Cost | None,
+    passes: tuple[Pass, ...],
     theirs: float | None,
 ) -> str | None:
     """Why torch is expected to win, if it is."""
-    found = measured().get((device.family, kind, hidden, math.ceil(batch / BLOCK_B), directions))
+    step = "a step" if len(passes) == 1 else "a step of forward and backward"
+    found = measured().get(
+        ("forward" if len(passes) == 1 else "train", _shape(device, kind, hidden, batch, directions))
+    )
     if found is not None:
         if found.us <= found.torch_us:
             return None
-        return f"torch's GRU was measured at {found.torch_us:.2f} us a step on {device.name}, ours at {found.us:.2f}"
-    if cost is None or theirs is None:
+        return f"torch's GRU was measured at {found.torch_us:.2f} us {step} on {device.name}, ours at {found.us:.2f}"
+    ours = _us(passes)
+    if ours is None or theirs is None:
         return None
-    if cost.us > (1 - MARGIN) * theirs:
+    theirs *= len(passes)
+    if ours > (1 - MARGIN) * theirs:
         return (
             f"no gain is expected with hidden size {hidden} and batch {batch} on {device.name}: torch's GRU should "
-            f"take {theirs:.2f} us a step, ours {cost.us:.2f}; impl='triton' runs ours regardless"
+            f"take {theirs:.2f} us {step}, ours {ours:.2f}; impl='triton' runs ours regardless"
         )
-    if time is not None and time < shortest(cost.us, theirs):
+    if time is not None and time < shortest(ours, theirs, len(passes)):
         return (
             f"with {time} step{'s' if time != 1 else ''} the launches around the time loop cost more than the loop "
             "saves; impl='triton' runs ours regardless"
@@ -203,30 +242,24 @@ def _slower(
     return None
 
 
-def shortest(ours: float, theirs: float) -> int:
-    """Steps from which the time saved pays for one more launch (of what clears the exchange)."""
-    return 1 if ours >= theirs else math.ceil(model.LAUNCH_US / (theirs - ours))
+def shortest(ours: float, theirs: float, passes: int = 1) -> int:
+    """Steps from which the time saved pays for one more launch a pass (of what clears the exchange)."""
+    return 1 if ours >= theirs else math.ceil(passes * model.LAUNCH_US / (theirs - ours))
 
 
 def _too_large(kernel: str, kind: str, hidden: int, dtype: str, device: Device) -> str:
-    resident = max(
-        (
-            size
-            for (backend, name, other, size), rows in launches().items()
-            if (backend, name, other) == (device.backend, kernel, kind)
-            and any(candidates.fits(row, device) for row in rows)
-        ),
-        default=0,
+    sizes = (
+        size
+        for (backend, name, other, size), rows in launches().items()
+        if (backend, name, other) == (device.backend, kernel, kind)
+        and any(candidates.fits(row, device) for row in rows)
     )
     arithmetic = f"{dtype} ({kind})" if dtype == "float32" else dtype
-    if kernel == "backward":
-        return (
-            f"hidden size {hidden} in {arithmetic} has no backward kernel on {device.name}, which goes up to "
-            f"{resident}; without gradients (torch.no_grad, eval) the forward kernels run it"
-        )
-    sizes = {key[2] for key in persistent_launches() if key[:2] == (device.backend, kind)}
-    largest = max((size for size in sizes if candidates.persistent_options(device, kind, size, 1, 1)), default=resident)
-    return f"hidden size {hidden} in {arithmetic} is too large: the kernels go up to {largest} on {device.name}"
+    hint = "" if kernel == "forward" else "; without gradients (torch.no_grad, eval) the forward kernels run it"
+    return (
+        f"hidden size {hidden} in {arithmetic} has no {kernel} kernel on {device.name}, which goes up to "
+        f"{max(sizes, default=0)}{hint}"
+    )
 
 
 @dataclass(frozen=True)
@@ -253,8 +286,9 @@ def limits(
         answer = at((tile - 1) * BLOCK_B + 1)  # of the batches with so many tiles, the one with the least to gain
         if answer.family == "torch":
             return Limits(answer.reason, steps, largest)
-        if answer.family == "persistent" and answer.torch_us_per_step and answer.us_per_step:
-            steps = max(steps, shortest(answer.us_per_step, answer.torch_us_per_step))
+        passes = 1 + training
+        if answer.family != "resident" and answer.torch_us_per_step and answer.us_per_step:
+            steps = max(steps, shortest(answer.us_per_step, passes * answer.torch_us_per_step, passes))
         largest = tile * BLOCK_B
         tile += 1 if tile < 64 else tile // 8
     return Limits("", steps, 1 << 62)
@@ -270,6 +304,9 @@ def plan_on(
     directions: int = 1,
     training: bool = True,
     impl: str = "auto",
+    inputs: int | None = None,
+    layers: int = 1,
+    memory: str = "auto",
 ) -> Plan:
     """``plan`` for a torch device (or for the facts of one) under torch's present precision switch."""
     return plan(
@@ -282,6 +319,9 @@ def plan_on(
         precision=fp32_precision(),
         training=training,
         impl=impl,
+        inputs=inputs,
+        layers=layers,
+        memory=memory,
     )
 
 

@@ -92,14 +92,25 @@ def wait(counter, target, limit):
 
 
 @triton.jit
+def wait_for_slot(counter, s, programs, limit, SLOTS: tl.constexpr, DATA: tl.constexpr):
+    """Whether everybody's part of step s is there or, of words, may be waited for."""
+    ok = True
+    if DATA:
+        if s % (SLOTS // 2) == 0:
+            ok = wait(counter, programs * tl.maximum(s // (SLOTS // 2), 1), limit)
+    else:
+        ok = wait(counter, programs * (s + 1), limit)
+    return ok
+
+
+@triton.jit
 def words(b_y, E: tl.constexpr):
-    """(rows, units) of the storage dtype as 32-bit words, none of them EMPTY. The units come in the order of
-    `persistent.swapped`, the words in order."""
+    """A program's own values, of the storage dtype, as 32-bit words, none of them EMPTY. The units of a row come in the
+    order of `slices.swapped`, the words in order."""
     if E == 2:
-        b = tl.reshape(b_y.to(tl.int16, bitcast=True), (b_y.shape[0], b_y.shape[1] // 4, 2, 2))
-        lo, hi = tl.split(tl.permute(b, (0, 1, 3, 2)))
-        b = (hi.to(tl.int32) << 16) | (lo.to(tl.int32) & 0xFFFF)
-        b = tl.reshape(b, (b_y.shape[0], b_y.shape[1] // 2))
+        b = tl.reshape(b_y.to(tl.int16, bitcast=True), (b_y.shape[0] // 4, 2, 2))
+        lo, hi = tl.split(tl.permute(b, (0, 2, 1)))
+        b = tl.ravel((hi.to(tl.int32) << 16) | (lo.to(tl.int32) & 0xFFFF))
     else:
         b = b_y.to(tl.int32, bitcast=True)
     return tl.minimum(b.to(tl.uint32, bitcast=True), EMPTY - 1)
@@ -107,7 +118,7 @@ def words(b_y, E: tl.constexpr):
 
 @triton.jit
 def publish(slot, b_y, o_slot, m_slot, o_word, m_word, E: tl.constexpr, DATA: tl.constexpr):
-    """The program's own units into a slot, as words or as they are."""
+    """The program's own values into a slot, as words or as they are."""
     if DATA:
         tl.store(slot.to(tl.pointer_type(tl.uint32)) + o_word, words(b_y, E), mask=m_word)
     else:
@@ -155,3 +166,17 @@ def clear(p_word, count, STRIDE: tl.constexpr, mask):
     """Empties the program's words of ``count`` slots in a row."""
     for i in tl.range(0, count):
         tl.store(p_word + i * STRIDE, tl.full(p_word.shape, EMPTY, tl.uint32), mask=mask)
+
+
+@triton.jit
+def empty_half(
+    slots, counter, s, o_word, m_word, SLOT: tl.constexpr, SLOTS: tl.constexpr, GATES: tl.constexpr, E: tl.constexpr
+):
+    """Once in half a ring: empties the program's words of the half that everybody has read, for they have written the
+    slot of step s, which has just been collected; and tells."""
+    HALF: tl.constexpr = SLOTS // 2
+    if (s % HALF == 0) & (s > 0):
+        p_word = (slots + (s - HALF) % SLOTS * SLOT).to(tl.pointer_type(tl.uint32)) + o_word
+        for g in tl.static_range(GATES):
+            clear(p_word + g * (SLOT // GATES // E), HALF, SLOT // E, m_word)
+        arrive(counter)

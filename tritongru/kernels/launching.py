@@ -1,5 +1,7 @@
-"""What every launcher needs: the number of steps, the compiler's options, the device of the tensors."""
+"""What every launcher needs: the number of steps, the compiler's options, the device of the tensors, and a launch of
+programs that wait for each other."""
 
+import functools
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -7,7 +9,9 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
+from tritongru.kernels import together
 from tritongru.kernels.rows import tile_at
+from tritongru.kernels.trouble import raise_trouble, trouble_of
 
 
 def steps(y: Tensor, batch: int, offsets: Tensor | None) -> int:
@@ -15,18 +19,24 @@ def steps(y: Tensor, batch: int, offsets: Tensor | None) -> int:
 
 
 def on_device_of(y: Tensor) -> AbstractContextManager[Any]:
-    return torch.cuda.device(y.device) if y.is_cuda else nullcontext()
+    if not y.is_cuda or y.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(y.device)
 
 
 def kernel_options(y: Tensor, num_warps: int) -> dict[str, Any]:
     """``UPCAST`` and the compiler's options for tensors like y."""
-    if y.is_cpu and not isinstance(tile_at, InterpretedFunction):
+    if y.is_cuda:
+        return _options(num_warps, False)
+    if not isinstance(tile_at, InterpretedFunction):
         raise RuntimeError("TRITON_INTERPRET=1 was set after the kernels were loaded; set it before the first call")
-    return {
-        "UPCAST": y.is_cpu and y.dtype == torch.bfloat16,  # the interpreter's dot misreads bfloat16 operands
-        "num_warps": num_warps,
-        **compiler_options("hip" if torch.version.hip else "cuda", num_warps),
-    }
+    return _options(num_warps, y.dtype == torch.bfloat16)  # the interpreter's dot misreads bfloat16 operands
+
+
+@functools.cache
+def _options(num_warps: int, upcast: bool) -> dict[str, Any]:
+    backend = "hip" if torch.version.hip else "cuda"
+    return {"UPCAST": upcast, "num_warps": num_warps, **compiler_options(backend, num_warps)}
 
 
 def compiler_options(backend: str, num_warps: int) -> dict[str, Any]:
@@ -37,3 +47,21 @@ def compiler_options(backend: str, num_warps: int) -> dict[str, Any]:
     if backend == "cuda":
         options["maxnreg"] = min(255, 65536 // (32 * num_warps))
     return options
+
+
+def launch_together(kernel: Any, grid: together.Place, like: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Runs a kernel all of whose programs are on the device at once or none. Behind its tensors ``args`` it gets the
+    word in which it says where it gave up.
+
+    Raises:
+        RuntimeError: if an earlier launch on this device gave up waiting.
+    """
+    trouble = trouble_of(like.device)
+    raise_trouble(trouble)
+    with on_device_of(like):
+        run = functools.partial(together.launch, kernel, grid)
+        if like.is_cuda:
+            run = functools.partial(kernel[grid], launch_cooperative_grid=True)
+        run(*args, trouble.tensor, **kwargs)
+    if like.is_cpu:
+        raise_trouble(trouble)

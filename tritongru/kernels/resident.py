@@ -17,11 +17,11 @@ from tritongru.kernels.chunks import (
     load_w_forward,
     products_backward,
     products_forward,
-    start,
+    start as first_of,
     store_state,
     units,
 )
-from tritongru.kernels.gates import gru_step, gru_step_backward
+from tritongru.kernels.gates import gru_step, gru_step_backward, kept
 from tritongru.kernels.launching import kernel_options, on_device_of, steps
 from tritongru.kernels.rows import tile_at
 from tritongru.launches import Launch
@@ -35,7 +35,7 @@ def resident_forward_kernel(
     h0,  # (D, B, H) if USE_H0
     y,  # (N, D, H)
     hn,  # (D, B, H)
-    gates,  # (N, D, H, 4) if SAVE_GATES: r, z, n and a = W_hn h + b_hn
+    gates,  # (N, D, H, 4) if SAVE_GATES: r, z (see `gates.kept`), n and a = W_hn h + b_hn
     offsets,  # (T + 1,) first row of each step, if PACKED
     T,
     B,
@@ -82,9 +82,9 @@ def resident_forward_kernel(
             b_r, b_z, b_n, b_new = gru_step(b_r, b_z, b_x, b_a, b_h[j], SERIES, REFINE)
             tl.store(y + row * H + (o_b * (D * H) + o_h), b_new.to(DT), mask=m)
             if SAVE_GATES:
-                b_g = tl.join(tl.join(b_r, b_n), tl.join(b_z, b_a)).to(DT)  # [..., 0, :] = r z, [..., 1, :] = n a
+                b_g = tl.join(tl.join(b_r, b_n), tl.join(kept(b_z), b_a)).to(DT)  # [..., 0, :] = r z, [..., 1, :] = n a
                 b_g = tl.reshape(b_g, (BB, 4 * CHUNKS[j]))
-                o_g = 4 * start(CHUNKS, j) + tl.arange(0, 4 * CHUNKS[j])[None, :]
+                o_g = 4 * first_of(CHUNKS, j) + tl.arange(0, 4 * CHUNKS[j])[None, :]
                 p_g = gates + row * (4 * H) + (o_b * (D * 4 * H) + o_g)
                 tl.store(p_g, b_g, mask=m_b & (o_g < 4 * H))
             b_next += (tl.where(m, b_new, b_h[j]) if PACKED else b_new,)
@@ -92,25 +92,25 @@ def resident_forward_kernel(
     store_state(hn, b_h, row_state, n_tile, BB, H, CHUNKS)
 
 
-@triton.jit(do_not_specialize=["T", "B"])
+@triton.jit(do_not_specialize=["T", "B", "start", "count"])
 def resident_backward_kernel(
     dy,  # (N, D, H) if USE_DY
-    dhn,  # (D, B, H) if USE_DHN
+    dh,  # (D, B, H) fp32: of the states after these steps, replaced by that of the states before them
     w_hh,  # (D, 3H, H)
     h0,  # (D, B, H) if USE_H0
     y,  # (N, D, H)
-    gates,  # (N, D, H, 4)
-    dgx,  # (N, D, 3H)
-    da,  # (N, D, H)
-    dh0,  # (D, B, H)
+    gates,  # (n, D, H, 4), of the rows of these steps, as are dgx and da
+    dgx,  # (n, D, 3H)
+    da,  # (n, D, H)
     offsets,  # (T + 1,) if PACKED
     T,
     B,
+    start,
+    count,
     D: tl.constexpr,
     H: tl.constexpr,
     USE_H0: tl.constexpr,
     USE_DY: tl.constexpr,
-    USE_DHN: tl.constexpr,
     PACKED: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -126,11 +126,13 @@ def resident_backward_kernel(
     row_state = i_d.to(tl.int64) * B + i_b * BB
     b_w = load_w_backward(w_hh + i_d * 3 * H * H, H, CHUNKS, UPCAST)
     b_h0 = load_state(h0, row_state, n_tile, BB, H, CHUNKS, USE_H0)
-    b_dh = load_state(dhn, row_state, n_tile, BB, H, CHUNKS, USE_DHN)
-    for s in tl.range(T, num_stages=STAGES):
+    b_dh = load_state(dh, row_state, n_tile, BB, H, CHUNKS, True)
+    before = ((1 - i_d) * (T - start - count) + i_d * start).to(tl.int64) * B  # rows ahead of those of these steps
+    for s in tl.range(start, start + count, num_stages=STAGES):
         t = T - 1 - s - i_d * (T - 1 - 2 * s)
         row, n_b = tile_at(t, i_b, T, B, offsets, BB, PACKED)
         row_prev, n_prev = tile_at(t - 1 + 2 * i_d, i_b, T, B, offsets, BB, PACKED)
+        part = (row - before) * D + i_d
         row, row_prev = row * D + i_d, row_prev * D + i_d
         m_b, m_prev = o_b < n_b, o_b < n_prev
         b_dg, b_direct, b_next = (), (), ()
@@ -138,8 +140,8 @@ def resident_backward_kernel(
             o_h = units(CHUNKS, i)[None, :]
             m = m_b & (o_h < H)
             o_y = o_b * (D * H) + o_h
-            o_g = 4 * start(CHUNKS, i) + tl.arange(0, 4 * CHUNKS[i])[None, :]
-            p_g = gates + row * (4 * H) + (o_b * (D * 4 * H) + o_g)
+            o_g = 4 * first_of(CHUNKS, i) + tl.arange(0, 4 * CHUNKS[i])[None, :]
+            p_g = gates + part * (4 * H) + (o_b * (D * 4 * H) + o_g)
             b_g = tl.load(p_g, mask=m_b & (o_g < 4 * H), other=0.0)
             b_rz, b_na = tl.split(tl.permute(tl.reshape(b_g, (BB, CHUNKS[i], 2, 2)), (0, 1, 3, 2)))
             b_r, b_z = tl.split(b_rz)
@@ -152,11 +154,11 @@ def resident_backward_kernel(
             b_r, b_z, b_n, b_a = b_r.to(tl.float32), b_z.to(tl.float32), b_n.to(tl.float32), b_a.to(tl.float32)
             b_dr, b_dz, b_dn, b_da, b_dhp = gru_step_backward(b_dhi, b_r, b_z, b_n, b_a, b_hp)
             b_dr, b_dz, b_dn, b_da = b_dr.to(DT), b_dz.to(DT), b_dn.to(DT), b_da.to(DT)
-            p_dx = dgx + row * (3 * H) + (o_b * (D * 3 * H) + o_h)
+            p_dx = dgx + part * (3 * H) + (o_b * (D * 3 * H) + o_h)
             tl.store(p_dx, b_dr, mask=m)
             tl.store(p_dx + H, b_dz, mask=m)
             tl.store(p_dx + 2 * H, b_dn, mask=m)
-            tl.store(da + row * H + o_y, b_da, mask=m)
+            tl.store(da + part * H + o_y, b_da, mask=m)
             if UPCAST:
                 b_dg += (b_dr.to(tl.float32), b_dz.to(tl.float32), b_da.to(tl.float32))
             else:
@@ -165,7 +167,7 @@ def resident_backward_kernel(
         for j in tl.static_range(N):
             b_next += (products_backward(b_dg, b_w, b_direct[j], j, CHUNKS, PRECISION),)
         b_dh = b_next
-    store_state(dh0, b_dh, row_state, n_tile, BB, H, CHUNKS)
+    store_state(dh, b_dh, row_state, n_tile, BB, H, CHUNKS)
 
 
 def forward(
@@ -181,7 +183,7 @@ def forward(
 ) -> None:
     D, B, H = hn.shape
     with on_device_of(y):
-        resident_forward_kernel[(triton.cdiv(B, launch.block_b), D)](
+        resident_forward_kernel[(-(-B // launch.block_b), D)](
             gx,
             w_hh,
             b_hh,
@@ -204,37 +206,41 @@ def forward(
 
 def backward(
     dy: Tensor | None,  # (N, D, H)
-    dhn: Tensor | None,  # (D, B, H)
+    dh: Tensor,  # (D, B, H) fp32: of the states after these steps, replaced by that of the states before them
     w_hh: Tensor,  # (D, 3H, H)
     h0: Tensor | None,  # (D, B, H)
     y: Tensor,  # (N, D, H)
-    gates: Tensor,  # (N, D, H, 4)
-    dgx: Tensor,  # (N, D, 3H), written
-    da: Tensor,  # (N, D, H), written
-    dh0: Tensor,  # (D, B, H), written
+    gates: Tensor,  # (n, D, H, 4)
+    dgx: Tensor,  # (n, D, 3H), written
+    da: Tensor,  # (n, D, H), written
     offsets: Tensor | None,  # (T + 1,)
     launch: Launch,
+    start: int = 0,
+    count: int | None = None,
 ) -> None:
-    D, B, H = dh0.shape
+    """Runs the kernel over ``count`` steps (all that are left, if None) from the one that is walked ``start`` steps
+    after the first; gates, dgx and da hold the rows of these steps. Packed rows are walked as a whole."""
+    D, B, H = dh.shape
+    T = steps(y, B, offsets)
     with on_device_of(y):
-        resident_backward_kernel[(triton.cdiv(B, launch.block_b), D)](
+        resident_backward_kernel[(-(-B // launch.block_b), D)](
             dy,
-            dhn,
+            dh,
             w_hh,
             h0,
             y,
             gates,
             dgx,
             da,
-            dh0,
             offsets,
-            T=steps(y, B, offsets),
+            T=T,
             B=B,
+            start=start,
+            count=T - start if count is None else count,
             D=D,
             H=H,
             USE_H0=h0 is not None,
             USE_DY=dy is not None,
-            USE_DHN=dhn is not None,
             PACKED=offsets is not None,
             **options(y, launch),
         )

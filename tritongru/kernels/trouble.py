@@ -4,7 +4,9 @@ A wait that never ends would mean that a program is missing, which a cooperative
 kernel. Either way a GPU that hangs is worse than an error.
 """
 
+import ctypes
 import functools
+from typing import NamedTuple
 
 import torch
 import triton
@@ -23,18 +25,36 @@ def report(s, i_b, i_h, i_d):
     return word * 2 + i_d + 1
 
 
+@triton.jit
+def patience(trouble, limit, ok, s, i_b, i_h, i_d):
+    """The limit for the next wait: none, and a word for the host, once a wait was in vain."""
+    if limit > 0:
+        if not ok:
+            tl.store(trouble, report(s, i_b, i_h, i_d))
+            limit = 0
+    return limit
+
+
+class Trouble(NamedTuple):
+    """A word in host memory that kernels on the device write, and the host's own view of it."""
+
+    tensor: Tensor
+    word: ctypes.c_int64
+
+
 @functools.cache
-def trouble_of(device: torch.device) -> Tensor:
-    """A word in host memory that kernels on the device write and the host reads without waiting for them."""
+def trouble_of(device: torch.device) -> Trouble:
     with torch.inference_mode(False):  # the first launch may be under inference mode, the next change outside
-        return torch.zeros(1, dtype=torch.int64, pin_memory=device.type == "cuda")
+        tensor = torch.zeros(1, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return Trouble(tensor, ctypes.c_int64.from_address(tensor.data_ptr()))
 
 
-def raise_trouble(trouble: Tensor) -> None:
-    word = int(trouble) - 1
+def raise_trouble(trouble: Trouble) -> None:
+    """Raises what kernels have written so far, without waiting for them."""
+    word = trouble.word.value - 1
     if word < 0:
         return
-    trouble.zero_()
+    trouble.word.value = 0
     word, direction = divmod(word, 2)
     word, program = divmod(word, 1 << 15)
     step, tile = divmod(word, 1 << 16)

@@ -1,0 +1,128 @@
+"""What the first call pays: seconds that Triton takes to compile a layer's two kernels, without a GPU.
+
+Each kernel is compiled with an empty cache on disk, then found there, and the least of a few such rounds is kept,
+because what else runs on the machine only makes it slower. One-off costs of a process (imports, Triton's hash of its
+own files) come before and are not in it, nor is loading the machine code onto a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import persistent_table, resident_table, stepwise_table
+from bench.rows import Row, facts, file_name
+from tritongru.devices import GPUS
+from tritongru.launches import Launch, PersistentLaunch
+from tritongru.plan import Pass, plan
+
+ROWS = Path(__file__).parent / "results" / "compile"
+GPU, BATCH, ROUNDS = "h200", 16, 3
+CASES = ((128, "bfloat16"), (128, "float32"), *((h, d) for h in (512, 768, 1024) for d in ("bfloat16", "float32")))
+CASES += ((4096, "bfloat16"),)
+STAGES = {"mlir_s": ("ttir", "ttgir"), "llvm_s": ("llir", "ptx"), "ptxas_s": ("cubin",)}
+
+
+def compile_pass(kernel: str, found: Pass, hidden: int, dtype: str, arch: str) -> None:
+    """A forward that saves its gates, or a backward, as a training step with an initial state launches it."""
+    launch = found.launch
+    if isinstance(launch, Launch):
+        resident_table.compile_kernel(kernel, hidden, dtype, launch, arch)
+    elif isinstance(launch, PersistentLaunch):
+        persistent_table.compile_launch(launch, hidden, dtype, arch)
+    else:
+        stepwise_table.compile_launch(kernel, launch, hidden, dtype, arch)
+
+
+def timed(compile_: Callable[[], None]) -> Row:
+    """Seconds of a compilation and its parts, and of one whose result is on disk already; the least of a few."""
+    from triton import knobs
+
+    taken: list[tuple[bool, Any]] = []
+    before = knobs.cache.dir, knobs.compilation.listener
+    knobs.compilation.listener = lambda *, times, cache_hit, **_: taken.append((cache_hit, times))
+    try:
+        for _ in range(ROUNDS):
+            with tempfile.TemporaryDirectory() as folder:
+                knobs.cache.dir = folder
+                compile_()
+                compile_()
+    finally:
+        knobs.cache.dir, knobs.compilation.listener = before
+    if [hit for hit, _ in taken] != [False, True] * ROUNDS:
+        raise RuntimeError(f"expected to compile and to find on disk by turns, got {[hit for hit, _ in taken]}")
+    cold = min((times for hit, times in taken if not hit), key=lambda times: times.total)
+    parts = {name: sum(us for stage, us in cold.lowering_stages if stage in some) for name, some in STAGES.items()}
+    found = min(times.total for hit, times in taken if hit)
+    numbers = {"seconds": cold.total, "python_s": cold.ir_initialization, **parts, "cached_s": found}
+    return {name: round(us / 1e6, 3 if name != "cached_s" else 6) for name, us in numbers.items()}
+
+
+def measure() -> None:
+    device = GPUS[GPU]
+    where = {key: value for key, value in facts(None).items() if key in ("torch", "triton", "commit", "date")}
+    where |= {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version(), "rounds": ROUNDS}
+    path = ROWS / file_name("compile", None, where["date"])
+    path.parent.mkdir(exist_ok=True)
+    for i, (hidden, dtype) in enumerate(CASES):
+        answer = plan(hidden, dtype, device, batch=BATCH, impl="triton")
+        for kernel, found in (("forward", answer.forward), ("backward", answer.backward)):
+            if found is None:
+                sys.exit(f"no kernel for {dtype}, hidden size {hidden}: {answer.reason}")
+            compile_ = functools.partial(compile_pass, kernel, found, hidden, dtype, device.arch)
+            if i == 0 and kernel == "forward":
+                compile_()  # the one-off costs
+            about = {"hidden": hidden, "batch": BATCH, "dtype": dtype, "kernel": kernel, "family": found.family}
+            row = about | {"arch": device.arch} | timed(compile_) | where
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{found.family} {kernel}, H={hidden} {dtype}: {row['seconds']:.2f} s", file=sys.stderr, flush=True)
+
+
+def _cpu() -> str:
+    try:
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def read() -> list[Row]:
+    """Of each case and kernel the last row of the newest file."""
+    files = sorted(ROWS.glob("compile-*.jsonl"))
+    rows = [json.loads(line) for line in files[-1].read_text().splitlines()] if files else []
+    return list({(row["hidden"], row["dtype"], row["kernel"]): row for row in rows}.values())
+
+
+def markdown(rows: list[Row]) -> str:
+    """Where and with what, and the table, of docs/kernels.md."""
+    if not rows:
+        return "There is no row yet."
+    last = rows[-1]
+    names = ("compiler in Python", "MLIR", "LLVM", "ptxas")
+    total = sum(row["seconds"] for row in rows)
+    shares = (sum(row[key] for row in rows) / total for key in ("python_s", *STAGES))
+    spent = ", ".join(f"{name} {100 * share:.0f} %" for name, share in zip(names, shares, strict=True))
+    lines = [
+        f"Seconds for {last['arch']}, one kernel after the other, with Triton {last['triton']} on a machine of "
+        f"{last['cores']} cores ({last['cpu']}) that others use too; the least of {last['rounds']} rounds; commit "
+        f"{last['commit']}, {last['date']}. Of all of it: {spent}.",
+        "",
+        "| hidden size | dtype | forward | backward | a training step's first call | the same from disk |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for hidden, dtype in dict.fromkeys((row["hidden"], row["dtype"]) for row in rows):
+        both = {row["kernel"]: row for row in rows if (row["hidden"], row["dtype"]) == (hidden, dtype)}
+        cells = [f"{row['seconds']:.2f} ({row['family']})" for row in (both["forward"], both["backward"])]
+        first, cached = (sum(row[key] for row in both.values()) for key in ("seconds", "cached_s"))
+        tf32 = ", TF32" if dtype == "float32" else ""
+        lines.append(f"| {hidden} | {dtype}{tf32} | {cells[0]} | {cells[1]} | {first:.2f} | {cached:.4f} |")
+    return "\n".join(lines)

@@ -1,0 +1,168 @@
+"""The table of stepwise launches: of a few candidates the first that compiles without spilling on every chip."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from bench.machine_code import Facts, compile_for
+from tritongru.devices import GPUS
+from tritongru.launches import StepwiseLaunch, dot_precision
+
+LAUNCHES = Path(__file__).parents[1] / "tritongru" / "kernels" / "stepwise.json"
+HIDDEN = 4096  # size of the counts; the block, not the size, decides what the compiler makes
+ARCHS = ("sm_80", "sm_86", "sm_100", "sm_120")  # besides sm_90
+SMALLEST_SHARED = min(gpu.shared_bytes for gpu in GPUS.values() if gpu.backend == "cuda")
+# block_b, block_h, block_k, num_warps, stages: groups for fewer and for more rows, in each the best first. 32 units a
+# program give 128 programs at H=4096, about one for each multiprocessor; a tile of few rows then has to keep 36 KB of
+# W_hh under way in each (4.8 TB/s for a microsecond, over 132 multiprocessors). Of many rows the tile that reads the
+# least from L2 is the best: block_b + 3 block_h elements forward and block_b + block_h backward for each k. Backward
+# that would be 64 x 64, which spills 8 to 32 bytes on sm_90 in every form tried.
+CANDIDATES: dict[tuple[str, str], tuple[tuple[tuple[int, int, int, int, int], ...], ...]] = {
+    ("forward", "16-bit"): (
+        ((16, 32, 128, 8, 4),),
+        ((64, 32, 64, 8, 4),),
+        ((128, 32, 64, 8, 3), (128, 32, 32, 8, 3)),
+    ),
+    ("backward", "16-bit"): (
+        ((16, 32, 256, 8, 4),),
+        ((64, 32, 64, 8, 4),),
+    ),
+    ("forward", "tf32"): (
+        ((16, 32, 64, 8, 4),),
+        ((64, 32, 32, 8, 4),),
+        ((128, 32, 32, 8, 3),),
+    ),
+    ("backward", "tf32"): (
+        ((16, 32, 128, 8, 4),),
+        ((64, 32, 64, 8, 4),),
+    ),
+    ("forward", "ieee"): (
+        ((16, 32, 64, 8, 4),),
+        ((64, 32, 32, 8, 4), (64, 32, 16, 8, 4), (64, 16, 32, 8, 4)),
+        ((128, 32, 32, 8, 3), (128, 16, 32, 8, 3)),
+    ),
+    ("backward", "ieee"): (
+        ((16, 32, 64, 8, 4),),
+        ((64, 32, 32, 8, 4),),
+    ),
+}
+
+
+def dtype_of(kind: str, i: int = 0) -> str:
+    return ("bfloat16", "float16")[i % 2] if kind == "16-bit" else "float32"
+
+
+def compile_launch(
+    kernel: str,
+    launch: StepwiseLaunch,
+    hidden: int,
+    dtype: str,
+    arch: str,
+    *,
+    directions: int = 1,
+    packed: bool = False,
+    save_gates: bool = True,
+    use_h0: bool = True,
+) -> Facts:
+    from tritongru.kernels import stepwise
+
+    constants = {
+        "D": directions,
+        "H": hidden,
+        "USE_H0": use_h0,
+        "PACKED": packed,
+        "UPCAST": False,
+        **stepwise.blocks(launch),
+    }
+    constants |= {"USE_BIAS": True, "SAVE_GATES": save_gates} if kernel == "forward" else {"USE_DY": True}
+    fn = getattr(stepwise, f"stepwise_{kernel}_kernel")
+    return compile_for(fn, constants, dtype, launch.num_warps, arch)
+
+
+def plain(kernel: str, launch: StepwiseLaunch, kind: str, arch: str) -> Facts:
+    return compile_launch(kernel, launch, HIDDEN, dtype_of(kind), arch)
+
+
+def others(kernel: str, launch: StepwiseLaunch, kind: str, arch: str) -> Iterator[Facts]:
+    """Two directions, packed rows and a size that aligns to nothing ask for the most registers; on sm_90 also sizes
+    that are aligned, but no multiple of a block."""
+    yield compile_launch(kernel, launch, HIDDEN - 1, dtype_of(kind), arch, directions=2, packed=True)
+    if arch == "sm_90":
+        yield compile_launch(kernel, launch, 3000, dtype_of(kind, 1), arch, directions=2)
+        yield compile_launch(kernel, launch, 3000, dtype_of(kind), arch, save_gates=False, use_h0=False)
+
+
+def compiled(kernel: str, kind: str, launch: StepwiseLaunch) -> StepwiseLaunch | None:
+    """The launch with what the compiler made of it, or None if it spills on sm_90 or some chip has no room for it."""
+    first = plain(kernel, launch, kind, "sm_90")
+    found = {"sm_90": [first] if first.stack else [first, *others(kernel, launch, kind, "sm_90")]}
+    if not any(facts.stack for facts in found["sm_90"]):
+        found |= {arch: [plain(kernel, launch, kind, arch), *others(kernel, launch, kind, arch)] for arch in ARCHS}
+    shared = max(facts.shared_bytes for some in found.values() for facts in some)
+    spills = {arch: stack for arch, some in found.items() if (stack := max(facts.stack for facts in some))}
+    print(kernel, kind, launch, f"{shared} bytes of shared memory, stack {spills}", flush=True)
+    if "sm_90" in spills or shared > SMALLEST_SHARED:
+        return None
+    return replace(
+        launch,
+        shared_bytes=shared,
+        instructions=first.instructions or 0,
+        barriers=first.barriers or 0,
+        spills_on=tuple(spills),
+    )
+
+
+def kept(kernel: str, kind: str, group: tuple[tuple[int, int, int, int, int], ...]) -> Iterator[StepwiseLaunch]:
+    """The first that does not spill on sm_90 and, while some chip is without one, those that spill on fewer."""
+    spills: set[str] | None = None
+    for shape in group:
+        candidate = StepwiseLaunch(*shape, shared_bytes=0, dot_precision=dot_precision("cuda", kind))
+        launch = compiled(kernel, kind, candidate)
+        if launch is not None and (spills is None or set(launch.spills_on) < spills):
+            yield launch
+            spills = set(launch.spills_on)
+        if spills == set():
+            return
+
+
+def make() -> None:
+    rows: list[dict[str, Any]] = []
+    for (kernel, kind), groups in CANDIDATES.items():
+        for group in groups:
+            for launch in kept(kernel, kind, group):
+                fields = {name: value for name, value in asdict(launch).items() if name != "dot_precision"}
+                rows.append({"backend": "cuda", "kernel": kernel, "kind": kind, **fields})
+    temporary = LAUNCHES.with_suffix(".tmp")
+    temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    temporary.replace(LAUNCHES)
+
+
+def table(kernel: str) -> list[tuple[str, StepwiseLaunch]]:
+    """(kind, configuration) of every row."""
+    found = []
+    for row in json.loads(LAUNCHES.read_text()):
+        if row.pop("kernel") == kernel:
+            precision = dot_precision(row.pop("backend"), kind := row.pop("kind"))
+            found.append(
+                (kind, StepwiseLaunch(**row | {"spills_on": tuple(row["spills_on"])}, dot_precision=precision))
+            )
+    return found
+
+
+def check(arch: str, kernel: str) -> None:
+    """Compile each row plainly and with other options by turns; on sm_90, whose counts are in the table, both ways."""
+    for i, (kind, launch) in enumerate(table(kernel)):
+        found = {}
+        if arch == "sm_90" or i % 2:
+            found["plain"] = plain(kernel, launch, kind, arch)
+        if arch == "sm_90" or not i % 2:
+            size, packed, save_gates = HIDDEN - (1, 0, 4)[i % 3], i % 4 < 2, i % 8 < 4
+            found["other"] = compile_launch(
+                kernel, launch, size, dtype_of(kind, i), arch, directions=2, packed=packed, save_gates=save_gates
+            )
+        facts = {name: asdict(value) for name, value in found.items()}
+        print(json.dumps({"kind": kind, "hidden": HIDDEN, "plan": asdict(launch), "found": facts}), flush=True)

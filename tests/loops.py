@@ -1,0 +1,97 @@
+"""The time loops of one layer alone, forward and backward, of any kernel family, and the oracle in the same layout."""
+
+import torch
+from tolerance import assert_close_to_float64
+
+from tritongru import reference
+
+NAN = float("nan")
+RESULTS = ("y", "hn", "gates", "dgx", "da", "dh")
+
+
+def layer_tensors(T=4, B=3, H=40, D=1, dtype=torch.float32, bias=True, use_h0=True, use_dy=True, rows=None):
+    """Operands of one layer and what arrives at its results, exact in the dtype."""
+    torch.manual_seed(0)
+    rows = T * B if rows is None else rows
+
+    def some(*shape):
+        return (torch.randn(shape) / 2).to(dtype)
+
+    return {
+        "gx": some(rows, D, 3 * H),
+        "w_hh": (torch.randn(D, 3 * H, H) / H**0.5).to(dtype),
+        "b_hh": some(D, 3 * H) if bias else None,
+        "h0": some(D, B, H) if use_h0 else None,
+        "dy": some(rows, D, H) if use_dy else None,
+        "dhn": some(D, B, H),
+    }
+
+
+def nans(*shape, dtype):
+    return torch.full(shape, NAN, dtype=dtype)
+
+
+def run_forward(family, tensors, launch, B=3, gates=True, offsets=None):
+    """y, hn and the gates; every buffer is NaN before."""
+    N, D, H = *tensors["gx"].shape[:2], tensors["w_hh"].shape[2]
+    dtype = tensors["gx"].dtype
+    y, hn = nans(N, D, H, dtype=dtype), nans(D, B, H, dtype=dtype)
+    saved = nans(N, D, H, 4, dtype=dtype) if gates else torch.empty(0, dtype=dtype)
+    operands = [tensors[name] for name in ("gx", "w_hh", "b_hh", "h0")]
+    before = [None if value is None else value.clone() for value in operands]
+    family.forward(*operands, y, hn, saved, offsets, launch)
+    for value, old in zip(operands, before, strict=True):
+        assert value is None or torch.equal(value.nan_to_num(9.0), old.nan_to_num(9.0)), "an operand was written to"
+    return y, hn, saved
+
+
+def run_backward(family, tensors, y, gates, launch, offsets=None, parts=None, **options):
+    """dgx, da and dh; of a run in parts, put together again."""
+    N, D, H = y.shape
+    dh = tensors["dhn"].to(torch.float32, copy=True)
+    w_hh, h0, dy = tensors["w_hh"], tensors["h0"], tensors["dy"]
+    dgx, da = nans(N, D, 3 * H, dtype=y.dtype), nans(N, D, H, dtype=y.dtype)
+    if parts is None:
+        family.backward(dy, dh, w_hh, h0, y, gates, dgx, da, offsets, launch, **options)
+        return dgx, da, dh
+    B, start = dh.shape[1], 0
+    for count in parts:
+        rows = [slice((N // B - start - count) * B, (N // B - start) * B), slice(start * B, (start + count) * B)]
+        some = torch.stack([gates[rows[d], d] for d in range(D)], dim=1)
+        dgx_part, da_part = nans(count * B, D, 3 * H, dtype=y.dtype), nans(count * B, D, H, dtype=y.dtype)
+        family.backward(dy, dh, w_hh, h0, y, some, dgx_part, da_part, None, launch, start, count, **options)
+        for d in range(D):
+            dgx[rows[d], d], da[rows[d], d] = dgx_part[:, d], da_part[:, d]
+        start += count
+    return dgx, da, dh
+
+
+def kept(z):
+    """z as the kernels save it: z - 1 where that is the smaller."""
+    return torch.where(z < 0.5, z, z - 1)
+
+
+def expected(tensors, B=3, dtype=torch.float64):
+    """The same six of the oracle; with the identity as W_ih, its gradient of x is that of gx."""
+    t = {name: None if value is None else value.to(dtype) for name, value in tensors.items()}
+    D, H = t["w_hh"].shape[0], t["w_hh"].shape[2]
+    w_ih = torch.eye(3 * H, dtype=dtype)
+    found = []
+    for d in range(D):
+        x, reverse = t["gx"][:, d].reshape(-1, B, 3 * H), d == 1
+        h0 = x.new_zeros(B, H) if t["h0"] is None else t["h0"][d]
+        b_hh = None if t["b_hh"] is None else t["b_hh"][d]
+        y, hn, gates = reference.forward(x, h0, w_ih, t["w_hh"][d], None, b_hh, reverse)
+        dy = torch.zeros_like(y) if t["dy"] is None else t["dy"][:, d].reshape(y.shape)
+        grads = reference.backward(dy, t["dhn"][d], x, h0, w_ih, t["w_hh"][d], y, gates, reverse)
+        da = grads.x[..., 2 * H :] * gates.r
+        saved = torch.stack((gates.r, kept(gates.z), gates.n, gates.a), dim=-1)
+        found.append((y.flatten(0, 1), hn, saved.flatten(0, 1), grads.x.flatten(0, 1), da.flatten(0, 1), grads.h0))
+    return [torch.stack(v, 0 if name in ("hn", "dh") else 1) for name, *v in zip(RESULTS, *found, strict=True)]
+
+
+def check(found, tensors, B, what):
+    exact, same = expected(tensors, B), expected(tensors, B, tensors["gx"].dtype)
+    same[-1] = same[-1].float()  # the kernel leaves dh in fp32
+    for name, *values in zip(RESULTS, found, exact, same, strict=True):
+        assert_close_to_float64(*values, f"{what} {name}")

@@ -1,0 +1,230 @@
+"""The stepwise family in the interpreter, alone: forward and backward against the oracle."""
+
+import dataclasses
+import functools
+import itertools
+
+import pytest
+import torch
+from loops import kept
+from tolerance import assert_close_to_float64
+
+from tritongru import reference
+from tritongru.kernels import stepwise, together
+from tritongru.launches import StepwiseLaunch
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the tile's shape is the compiler's to take")
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+NAN = float("nan")
+RESULTS = ("y", "hn", "gates", "dgx", "da", "dh")
+LAUNCH = StepwiseLaunch(16, 16, 32, 4, 2, 0, "ieee")
+
+
+def layer_tensors(T=4, B=3, H=40, D=1, dtype=torch.float32, bias=True, use_h0=True, use_dy=True, rows=None):
+    """Operands of one layer and what arrives at its results, exact in the dtype."""
+    torch.manual_seed(0)
+    rows = T * B if rows is None else rows
+
+    def some(*shape):
+        return (torch.randn(shape) / 2).to(dtype)
+
+    return {
+        "gx": some(rows, D, 3 * H),
+        "w_hh": (torch.randn(D, 3 * H, H) / H**0.5).to(dtype),
+        "b_hh": some(D, 3 * H) if bias else None,
+        "h0": some(D, B, H) if use_h0 else None,
+        "dy": some(rows, D, H) if use_dy else None,
+        "dhn": some(D, B, H),
+    }
+
+
+def nans(*shape, dtype):
+    return torch.full(shape, NAN, dtype=dtype)
+
+
+def run_forward(tensors, launch=LAUNCH, B=3, gates=True, offsets=None):
+    """y, hn and the gates; every buffer is NaN before."""
+    N, D, H = *tensors["gx"].shape[:2], tensors["w_hh"].shape[2]
+    dtype = tensors["gx"].dtype
+    y, hn = nans(N, D, H, dtype=dtype), nans(D, B, H, dtype=dtype)
+    saved = nans(N, D, H, 4, dtype=dtype) if gates else torch.empty(0, dtype=dtype)
+    operands = [tensors[name] for name in ("gx", "w_hh", "b_hh", "h0")]
+    before = [None if value is None else value.clone() for value in operands]
+    stepwise.forward(*operands, y, hn, saved, offsets, launch)
+    for value, old in zip(operands, before, strict=True):
+        assert value is None or torch.equal(value.nan_to_num(9.0), old.nan_to_num(9.0)), "an operand was written to"
+    return y, hn, saved
+
+
+def run_backward(tensors, y, gates, launch=LAUNCH, offsets=None, parts=None):
+    """dgx, da and dh; of a run in parts, put together again."""
+    N, D, H = y.shape
+    dh = tensors["dhn"].to(torch.float32, copy=True)
+    w_hh, h0, dy = tensors["w_hh"], tensors["h0"], tensors["dy"]
+    dgx, da = nans(N, D, 3 * H, dtype=y.dtype), nans(N, D, H, dtype=y.dtype)
+    if parts is None:
+        stepwise.backward(dy, dh, w_hh, h0, y, gates, dgx, da, offsets, launch)
+        return dgx, da, dh
+    B, start = dh.shape[1], 0
+    for count in parts:
+        rows = [slice((N // B - start - count) * B, (N // B - start) * B), slice(start * B, (start + count) * B)]
+        around = [nans(3 * N, D, *shape, dtype=y.dtype) for shape in ((H, 4), (3 * H,), (H,))]
+        gates_part, dgx_part, da_part = (v[N : N + count * B] for v in around)
+        gates_part.copy_(torch.stack([gates[rows[d], d] for d in range(D)], dim=1))
+        stepwise.backward(dy, dh, w_hh, h0, y, gates_part, dgx_part, da_part, None, launch, start, count)
+        for v in around:
+            assert v[:N].isnan().all(), "rows before the part's"
+            assert v[N + count * B :].isnan().all(), "rows behind the part's"
+        for d in range(D):
+            dgx[rows[d], d], da[rows[d], d] = dgx_part[:, d], da_part[:, d]
+        start += count
+    return dgx, da, dh
+
+
+def run(tensors, launch=LAUNCH, B=3, offsets=None):
+    y, hn, gates = run_forward(tensors, launch, B, True, offsets)
+    return y, hn, gates, *run_backward(tensors, y, gates, launch, offsets)
+
+
+def expected(tensors, B=3, dtype=torch.float64):
+    """The same six of the oracle; with the identity as W_ih, its gradient of x is that of gx."""
+    t = {name: None if value is None else value.to(dtype) for name, value in tensors.items()}
+    D, H = t["w_hh"].shape[0], t["w_hh"].shape[2]
+    w_ih = torch.eye(3 * H, dtype=dtype)
+    found = []
+    for d in range(D):
+        x, reverse = t["gx"][:, d].reshape(-1, B, 3 * H), d == 1
+        h0 = x.new_zeros(B, H) if t["h0"] is None else t["h0"][d]
+        b_hh = None if t["b_hh"] is None else t["b_hh"][d]
+        y, hn, gates = reference.forward(x, h0, w_ih, t["w_hh"][d], None, b_hh, reverse)
+        dy = torch.zeros_like(y) if t["dy"] is None else t["dy"][:, d].reshape(y.shape)
+        grads = reference.backward(dy, t["dhn"][d], x, h0, w_ih, t["w_hh"][d], y, gates, reverse)
+        da = grads.x[..., 2 * H :] * gates.r
+        saved = torch.stack((gates.r, kept(gates.z), gates.n, gates.a), dim=-1)
+        found.append((y.flatten(0, 1), hn, saved.flatten(0, 1), grads.x.flatten(0, 1), da.flatten(0, 1), grads.h0))
+    return [torch.stack(v, 0 if name in ("hn", "dh") else 1) for name, *v in zip(RESULTS, *found, strict=True)]
+
+
+def check(found, tensors, B, what):
+    exact, same = expected(tensors, B), expected(tensors, B, tensors["gx"].dtype)
+    same[-1] = same[-1].float()  # the kernel leaves dh in fp32
+    for name, *values in zip(RESULTS, found, exact, same, strict=True):
+        assert_close_to_float64(*values, f"{what} {name}")
+
+
+SHAPES = {
+    "odd size": ({"H": 33}, {}),
+    "two batch tiles": ({"B": 20, "T": 3}, {}),
+    "one row, one step": ({"B": 1, "T": 1}, {}),
+    "both directions": ({"D": 2, "B": 17, "T": 3}, {}),
+    "three units": ({"H": 3, "D": 2}, {}),
+    "70 units": ({"H": 70, "T": 3}, {"block_h": 32, "block_k": 16}),
+    "no bias": ({"bias": False}, {}),
+    "zeros as h0": ({"use_h0": False, "D": 2}, {}),
+    "no dy": ({"use_dy": False}, {}),
+    "wide tile": ({"H": 70, "B": 70, "T": 2}, {"block_b": 64, "block_h": 64, "block_k": 64}),
+    "in TF32": ({"T": 7, "H": 20}, {"dot_precision": "tf32"}),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_against_the_oracle(shape, dtype):
+    sizes, changes = SHAPES[shape]
+    tensors = layer_tensors(**sizes, dtype=dtype)
+    B = sizes.get("B", 3)
+    check(run(tensors, dataclasses.replace(LAUNCH, **changes), B), tensors, B, shape)
+
+
+@pytest.mark.parametrize("use_h0", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_packed_rows(dtype, use_h0):
+    """Each row alone gives what it gives among rows of other lengths, in both directions."""
+    lengths = [5, 5, 3, 2, *[1] * 14]
+    counts = [sum(length > t for length in lengths) for t in range(lengths[0])]
+    offsets = torch.tensor([0, *torch.tensor(counts).cumsum(0)])
+    tensors = layer_tensors(B=18, H=20, D=2, dtype=dtype, rows=sum(counts), use_h0=use_h0)
+    y, hn, gates, dgx, da, dh = run(tensors, B=18, offsets=offsets)
+    for b in (0, 2, 3, 17):
+        rows = [int(offsets[t]) + b for t in range(lengths[b])]
+        alone = tensors | {name: tensors[name][rows] for name in ("gx", "dy")}
+        alone |= {name: tensors[name][:, b : b + 1] for name in ("h0", "dhn") if tensors[name] is not None}
+        found = (y[rows], hn[:, b : b + 1], gates[rows], dgx[rows], da[rows], dh[:, b : b + 1])
+        check(found, alone, 1, f"row {b}")
+
+
+@pytest.mark.parametrize("parts", [(2, 3), (1, 1, 3), (4, 1)], ids=str)
+@pytest.mark.parametrize("D", [1, 2])
+def test_the_backward_in_parts(D, parts):
+    """The same bits, whatever the parts; each part's tensors hold its own rows alone."""
+    tensors = layer_tensors(T=5, H=20, D=D)
+    y, _, gates = run_forward(tensors)
+    whole = run_backward(tensors, y, gates)
+    for name, *values in zip(RESULTS[3:], whole, run_backward(tensors, y, gates, parts=parts), strict=True):
+        assert torch.equal(*values), name
+
+
+def test_two_runs_give_the_same_bits():
+    tensors = layer_tensors(B=20, T=2, H=20, D=2)
+    for name, *values in zip(RESULTS, run(tensors, B=20), run(tensors, B=20), strict=True):
+        assert torch.equal(*values), name
+
+
+def test_nothing_saved_changes_nothing():
+    tensors = layer_tensors(H=33)
+    for first, second in zip(run_forward(tensors)[:2], run_forward(tensors, gates=False)[:2], strict=True):
+        assert torch.equal(first, second)
+
+
+def test_what_lies_past_an_edge_in_memory_does_not_leak():
+    """Another row and the other direction are NaN, and 0 times NaN is NaN too."""
+    tensors = layer_tensors(H=33, T=2, D=2)
+    clean = run(tensors)
+    tensors["h0"][0, 1] = tensors["dhn"][0, 1] = NAN
+    tensors["w_hh"][1] = NAN
+    for name, found, before in zip(RESULTS, run(tensors), clean, strict=True):
+        state = name in ("hn", "dh")
+        first, second = (v[0, [0, 2]] if state else v[[0, 2, 3, 5], 0] for v in (found, before))
+        assert torch.equal(first, second), name
+
+
+class LastTile:
+    """A kernel of whose grid only the programs of the last batch tile run."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        places = list(itertools.product([grid[0] - 1], range(grid[1]), range(grid[2])))
+        return functools.partial(together.launch_at, places, self.kernel, grid)
+
+
+def test_offsets_beyond_32_bits(monkeypatch):
+    """The last tile of a batch whose inputs have more than 2^31 elements, both ways. Nothing else of them is ever
+    touched, so most of their memory is never really there."""
+    T, H, rows, dtype = 40, 48, 5, torch.float16
+    B = (1 << 31) // (T * 3 * H) // 16 * 16 + 16 + rows
+    assert T * B * 3 * H > 1 << 31
+    tensors = layer_tensors(T=T, B=rows, H=H, dtype=dtype)
+
+    def huge(*shape, filled=None, dtype=dtype):
+        tensor = torch.empty(shape, dtype=dtype)
+        if filled is not None:
+            tensor[:, -rows:] = filled.view(shape[0], rows, *shape[2:])
+        return tensor
+
+    for name in ("forward", "backward"):
+        name = f"stepwise_{name}_kernel"
+        monkeypatch.setattr(stepwise, name, LastTile(getattr(stepwise, name)))
+    gx, dy = huge(T, B, 1, 3 * H, filled=tensors["gx"]), huge(T, B, 1, H, filled=tensors["dy"])
+    h0, dh = huge(1, B, H, filled=tensors["h0"]), huge(1, B, H, filled=tensors["dhn"], dtype=torch.float32)
+    y, hn, gates = huge(T, B, 1, H), huge(1, B, H), huge(T, B, 1, H, 4)
+    dgx, da = huge(T, B, 1, 3 * H), huge(T, B, 1, H)
+    y_rows, gates_rows, dgx_rows, da_rows = (v.flatten(0, 1) for v in (y, gates, dgx, da))
+    w_hh = tensors["w_hh"]
+    stepwise.forward(gx.flatten(0, 1), w_hh, tensors["b_hh"], h0, y_rows, hn, gates_rows, None, LAUNCH)
+    stepwise.backward(dy.flatten(0, 1), dh, w_hh, h0, y_rows, gates_rows, dgx_rows, da_rows, None, LAUNCH)
+    found = [v[:, -rows:] for v in (y, hn, gates, dgx, da, dh)]
+    found = [v if name in ("hn", "dh") else v.flatten(0, 1) for name, v in zip(RESULTS, found, strict=True)]
+    check(found, tensors, rows, "the last tile's")

@@ -1,0 +1,215 @@
+"""One layer around its time loop: what is sequential runs in the kernels of one family, the rest in products over many
+rows at once.
+
+Rows are time-major and without padding: row ``t * B + b``, or, for packed input, ``offsets[t] + b``. ``N`` rows, ``D``
+directions (1 or 2).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tritongru.launches import AnyLaunch, Launch, PersistentLaunch, StepwiseLaunch
+from tritongru.memory import part_steps
+
+
+def forward(
+    x: Tensor,  # (N, I)
+    w_ih: Tensor,  # (D 3H, I)
+    w_hh: Tensor,  # (D, 3H, H)
+    b_ih: Tensor | None,  # (D 3H,)
+    b_hh: Tensor | None,  # (D, 3H)
+    h0: Tensor | None,  # (D, B, H)
+    offsets: Tensor | None,  # (T + 1,)
+    batch: int,  # B
+    save_gates: bool,
+    launch: AnyLaunch,
+) -> tuple[Tensor, Tensor, Tensor]:  # y (N, D, H), hn (D, B, H), gates (N, D, H, 4) or (0,)
+    D, H = w_hh.shape[0], w_hh.shape[2]
+    gx = project(x, w_ih, b_ih)
+    y = x.new_empty((x.shape[0], D, H))
+    hn = x.new_empty((D, batch, H))
+    gates = x.new_empty((x.shape[0], D, H, 4) if save_gates else (0,))
+    _families()[type(launch)].forward(gx, w_hh.contiguous(), _dense(b_hh), _dense(h0), y, hn, gates, offsets, launch)
+    return y, hn, gates
+
+
+def backward(
+    dy: Tensor | None,  # (N, D, H)
+    dhn: Tensor | None,  # (D, B, H)
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    h0: Tensor | None,
+    offsets: Tensor | None,
+    y: Tensor,
+    gates: Tensor,  # (N, D, H, 4), or (0,): then they are rebuilt
+    batch: int,
+    needs: list[bool],  # of x, w_ih, w_hh, b_ih, b_hh, h0; a gradient that nobody needs is an empty tensor
+    launch: AnyLaunch,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Walks the steps in parts: first the loop over the part's steps, then the products over its rows."""
+    N, D, H = y.shape
+    dy, w_hh, h0 = _dense(dy), w_hh.contiguous(), _dense(h0)
+    saved = gates.numel() > 0
+    T = N // batch if offsets is None else offsets.shape[0] - 1
+    each = T if offsets is not None else part_steps(T, batch, H, D, y.itemsize, saved)
+    dh = torch.zeros((D, batch, H), dtype=torch.float32, device=y.device)
+    if dhn is not None:
+        dh.copy_(dhn)
+    found = _Gradients(x, w_ih, w_hh, needs, several=each < T)
+    for start in range(0, T, each):
+        count = min(each, T - start)
+        whole = slice(0, N)
+        rows = [whole] * D if count == T else _rows_of_steps(T, start, count, D, batch)
+        before = None
+        if needs[2] or not saved:
+            before = [_states_before(y, h0, offsets, batch, d, rows[d]) for d in range(D)]
+        if saved:
+            some = gates if count == T else _rows_of(gates, rows)
+        else:
+            assert before is not None
+            some = _rebuilt_gates(x, w_ih, w_hh, b_ih, b_hh, before, rows, launch.dot_precision)
+        dgx, da = y.new_empty((some.shape[0], D, 3 * H)), y.new_empty((some.shape[0], D, H))
+        _families()[type(launch)].backward(dy, dh, w_hh, h0, y, some, dgx, da, offsets, launch, start, count)
+        del some
+        found.add(dgx, da, before, rows)
+    return (*found.of_inputs_and_weights(), dh.to(y.dtype) if needs[5] else y.new_empty(0))
+
+
+class _Gradients:
+    """Gradients of the input and the weights, part by part: of one part as the products give them, of several as sums
+    in fp32. Each part's rows are contiguous, and the same for both directions only where there is one part."""
+
+    def __init__(self, x: Tensor, w_ih: Tensor, w_hh: Tensor, needs: list[bool], several: bool) -> None:
+        self.x, self.w_ih, self.several = x, w_ih, several
+        self.need_x, self.need_w_ih, self.need_w_hh, self.need_b_ih, self.need_b_hh = needs[:5]
+        self.directions, self.gates, self.hidden = w_hh.shape
+        self.apart = several and self.directions == 2
+        self.dx = (torch.zeros_like if self.apart else torch.empty_like)(x) if self.need_x else x.new_empty(0)
+        self.dw_ih, self.dw_hh, self.db, self.db_a = (x.new_empty(0) for _ in range(4))
+
+    def add(self, dgx: Tensor, da: Tensor, before: list[Tensor] | None, rows: list[slice]) -> None:
+        D, H = self.directions, self.hidden
+        if self.apart:
+            sides = [(dgx[:, d], self.w_ih[d * self.gates : (d + 1) * self.gates], rows[d]) for d in range(D)]
+        else:
+            sides = [(dgx.flatten(1), self.w_ih, rows[0])]
+        if self.need_x:
+            for dg, w_ih, some in sides:
+                if self.apart:
+                    self.dx[some].addmm_(dg, w_ih)
+                else:
+                    torch.mm(dg, w_ih, out=self.dx[some])
+        if self.need_w_ih:
+            found = [dg.t() @ self.x[some] for dg, _, some in sides]
+            self.dw_ih = self._sum(self.dw_ih, found[0] if len(found) == 1 else torch.cat(found))
+        if self.need_w_hh:
+            assert before is not None
+            dw_hh = dgx.new_empty((D, 3 * H, H))
+            for d in range(D):
+                torch.mm(dgx[:, d, : 2 * H].t(), before[d], out=dw_hh[d, : 2 * H])
+                torch.mm(da[:, d].t(), before[d], out=dw_hh[d, 2 * H :])
+            self.dw_hh = self._sum(self.dw_hh, dw_hh)
+        dtype = torch.float32 if self.several else dgx.dtype
+        if self.need_b_ih or self.need_b_hh:
+            self.db = self._sum(self.db, dgx.sum(0, dtype=dtype))
+        if self.need_b_hh:
+            self.db_a = self._sum(self.db_a, da.sum(0, dtype=dtype))
+
+    def _sum(self, total: Tensor, part: Tensor) -> Tensor:
+        if total.numel() > 0:
+            return total.add_(part)
+        return part.float() if self.several else part
+
+    def of_inputs_and_weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        db_hh = self.db_a
+        if self.need_b_hh:
+            db_hh = torch.cat((self.db[:, : 2 * self.hidden], self.db_a), dim=1)
+        db_ih = self.db.flatten() if self.need_b_ih else self.x.new_empty(0)
+        dtype = self.x.dtype
+        return self.dx, self.dw_ih.to(dtype), self.dw_hh.to(dtype), db_ih.to(dtype), db_hh.to(dtype)
+
+
+def project(x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
+    return x @ w_ih.t() if b_ih is None else torch.addmm(b_ih, x, w_ih.t())
+
+
+@functools.cache
+def _families() -> dict[type, Any]:
+    from tritongru.kernels import persistent, resident, stepwise
+
+    return {Launch: resident, PersistentLaunch: persistent, StepwiseLaunch: stepwise}
+
+
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _rows_of_steps(T: int, start: int, count: int, D: int, batch: int) -> list[slice]:
+    """For each direction the rows of the steps that the backward walks from the one after ``start`` others on."""
+    firsts = (T - start - count, start)[:D]
+    return [slice(first * batch, (first + count) * batch) for first in firsts]
+
+
+def _rows_of(gates: Tensor, rows: list[slice]) -> Tensor:
+    if len(rows) == 1:
+        return gates[rows[0]]
+    return torch.stack([gates[some, d] for d, some in enumerate(rows)], dim=1)
+
+
+def _states_before(y: Tensor, h0: Tensor | None, offsets: Tensor | None, batch: int, d: int, rows: slice) -> Tensor:
+    """h[t-1] of these rows, (n, H): the step before it in direction 0, after it in direction 1, h0 at the ends."""
+    N, H = y.shape[0], y.shape[2]
+    if offsets is not None:
+        first = y.new_zeros((batch, H)) if h0 is None else h0[d]
+        return torch.cat((y[:, d], first)).index_select(0, _rows_before(N, offsets, d))
+    if d == 0 and rows.start > 0:
+        return y[rows.start - batch : rows.stop - batch, d]
+    if d == 1 and rows.stop < N:
+        return y[rows.start + batch : rows.stop + batch, d]
+    first = y.new_zeros((batch, H)) if h0 is None else h0[d]
+    if d == 0:
+        return torch.cat((first, y[: rows.stop - batch, d]))
+    return torch.cat((y[rows.start + batch :, d], first))
+
+
+def _rows_before(N: int, offsets: Tensor, d: int) -> Tensor:
+    """For each packed row that of the step before, or ``N`` and its place in the batch where there is none."""
+    row = torch.arange(N, device=offsets.device)
+    t = torch.bucketize(row, offsets, right=True) - 1
+    b = row - offsets[t]
+    if d == 0:
+        return torch.where(t > 0, offsets[(t - 1).clamp(min=0)] + b, N + b)
+    end = torch.nn.functional.pad(offsets, (0, 1), value=N)  # a step after the last one has no rows
+    return torch.where(b < end[t + 2] - end[t + 1], end[t + 1] + b, N + b)
+
+
+def _rebuilt_gates(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    before: list[Tensor],
+    rows: list[slice],
+    precision: str,
+) -> Tensor:
+    """The gates that the forward kernel would have saved. Every state before is known by now, so no second pass over
+    time is needed, only products over many rows."""
+    from tritongru.kernels.rebuild import rebuild
+
+    D, gates, H = w_hh.shape
+    found = x.new_empty((before[0].shape[0], D, H, 4))
+    for d in range(D):
+        own = slice(d * gates, (d + 1) * gates)
+        gx = project(x[rows[d]], w_ih[own], None if b_ih is None else b_ih[own])
+        gh = project(before[d], w_hh[d], None if b_hh is None else b_hh[d])
+        rebuild(gx, gh, found, d, precision)
+    return found

@@ -1,0 +1,207 @@
+"""Every kernel that calls of a module with some batch will need, compiled side by side before the first of them.
+
+Kernels are compiled for a hidden size, a dtype, the number of directions and a few flags, never for a number of time
+steps or rows, so each is run once, on zeros, for one time step; the layers of a module share them.
+"""
+
+from __future__ import annotations
+
+import os
+import time as clock
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tritongru import functional, layer
+from tritongru.devices import device_facts
+from tritongru.memory import gate_bytes, saves
+from tritongru.plan import Pass, plan_on
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel. ``flags``: of "packed", "hx", "gates" (saved), "dy" (a gradient of the output arrives, not only one
+    of h_n) and "unaligned" (a weight or state that does not begin at a multiple of 16 bytes) those that it was compiled
+    for. ``seconds``: its own, while others were compiled beside it."""
+
+    family: str
+    kernel: str
+    flags: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """What a warm-up compiled, or took from Triton's cache on disk, and the seconds that it took as a whole."""
+
+    seconds: float
+    kernels: tuple[Compiled, ...]
+
+
+class _Work(NamedTuple):
+    family: str
+    kernel: str
+    flags: tuple[str, ...]
+    run: Callable[[], Any]
+
+
+class _State(NamedTuple):
+    """What a layer brings along whose presence or place in memory a kernel is compiled for."""
+
+    w_hh: Tensor  # (D, 3H, H)
+    b_hh: Tensor | None  # (D, 3H)
+    h0: Tensor | None  # (D, B, H)
+
+
+def warm(gru: nn.RNNBase, batch: int, time: int, packed: bool, impl: str, memory: str) -> Warmup:
+    """As :meth:`tritongru.GRU.warmup`."""
+    start = clock.perf_counter()
+    weight = next(gru.parameters())
+    device, dtype = weight.device, functional._autocast_dtype(weight) or weight.dtype
+    learns = gru.training and any(p.requires_grad for p in gru.parameters())
+    passes = [
+        training
+        for training in ((False, True) if learns else (False,))
+        if _is_served(gru, impl, dtype, device, batch, time, training)
+    ]
+    if not passes:
+        return Warmup(clock.perf_counter() - start, ())
+    D, H = 2 if gru.bidirectional else 1, gru.hidden_size
+    size = gate_bytes(time * batch, H, D, gru.num_layers, dtype.itemsize)
+    saved = saves(memory, size, device_facts(device).memory_bytes)
+    answer = plan_on(device, H, dtype, batch=batch, directions=D, training=True in passes, impl="triton")
+    with torch.no_grad():
+        works = [*_forwards(gru, answer.forward, dtype, batch, packed, {training and saved for training in passes})]
+        if True in passes:
+            works += _backwards(gru, answer.backward, dtype, batch, packed, rebuilds=not saved)
+        seconds = _run(works, device)
+    kernels = tuple(Compiled(*work[:3], taken) for work, taken in zip(works, seconds, strict=True))
+    return Warmup(clock.perf_counter() - start, kernels)
+
+
+def _is_served(
+    gru: nn.RNNBase, impl: str, dtype: torch.dtype, device: torch.device, batch: int, time: int, training: bool
+) -> bool:
+    """Whether a call runs the kernels, asked as ``functional.run`` asks."""
+    if impl == "torch" or (impl == "auto" and device.type != "cuda"):
+        return False
+    route = functional._route(gru.hidden_size, dtype, device, 2 if gru.bidirectional else 1, training)
+    if route.refusal and impl == "triton":
+        raise RuntimeError(f"impl='triton' cannot run this layer: {route.refusal} (impl='auto' runs torch's GRU here)")
+    if route.refusal or impl == "triton":
+        return not route.refusal
+    return batch <= route.largest and time >= route.shortest
+
+
+def _states(gru: nn.RNNBase, dtype: torch.dtype, batch: int) -> Iterator[_State]:
+    """For each layer, without and with hx, what the kernels will get. Computed and cast weights are new tensors."""
+    D, H, device = 2 if gru.bidirectional else 1, gru.hidden_size, next(gru.parameters()).device
+    hx = torch.zeros(gru.num_layers * D, batch, H, dtype=dtype, device=device)
+    shapes = {"weight_hh": (3 * H, H)} | ({"bias_hh": (3 * H,)} if gru.bias else {})
+    new = {name: torch.zeros((D, *shape), dtype=dtype, device=device) for name, shape in shapes.items()}
+    for index in range(gru.num_layers):
+        found = dict(new)
+        for name, shape in shapes.items():
+            own = gru._parameters.get(f"{name}_l{index}")
+            if D == 1 and own is not None and own.dtype == dtype and own.shape == shape:
+                found[name] = own.detach().unsqueeze(0).contiguous()
+        for h0 in (None, hx[index * D : (index + 1) * D]):
+            yield _State(found["weight_hh"], found.get("bias_hh"), h0)
+
+
+def _aligned(tensor: Tensor | None) -> bool | None:
+    """What Triton compiles a kernel for: no tensor at all, or one that begins at a multiple of 16 bytes, or not."""
+    return None if tensor is None else tensor.data_ptr() % 16 == 0
+
+
+def _flags(state: _State, packed: bool, **others: bool) -> tuple[str, ...]:
+    named = {"packed": packed, "hx": state.h0 is not None, **others, "unaligned": False in map(_aligned, state)}
+    return tuple(name for name, holds in named.items() if holds)
+
+
+def _forwards(
+    gru: nn.RNNBase, found: Pass | None, dtype: torch.dtype, batch: int, packed: bool, save_gates: set[bool]
+) -> Iterator[_Work]:
+    assert found is not None
+    states = {tuple(map(_aligned, state)): state for state in _states(gru, dtype, batch)}
+    for state in states.values():
+        D, H = state.w_hh.shape[0], state.w_hh.shape[2]
+        x, w_ih = state.w_hh.new_empty(batch, 0), state.w_hh.new_empty(D * 3 * H, 0)  # no features: no product to make
+        for save in sorted(save_gates):
+            arguments = (x, w_ih, state.w_hh, None, state.b_hh, state.h0, _offsets(x, packed), batch, save)
+            flags = _flags(state, packed, gates=save)
+            yield _Work(found.family, "forward", flags, _call(layer.forward, *arguments, found.launch))
+
+
+def _backwards(
+    gru: nn.RNNBase, found: Pass | None, dtype: torch.dtype, batch: int, packed: bool, rebuilds: bool
+) -> Iterator[_Work]:
+    assert found is not None
+    states = [state._replace(b_hh=None) for state in _states(gru, dtype, batch)]  # a backward reads no bias
+    for state in {tuple(map(_aligned, state)): state for state in states}.values():
+        D, H = state.w_hh.shape[0], state.w_hh.shape[2]
+        x, w_ih = state.w_hh.new_empty(batch, 0), state.w_hh.new_empty(D * 3 * H, 0)
+        y, gates = x.new_zeros(batch, D, H), x.new_zeros(batch, D, H, 4)
+        for dy in (None, y):
+            weights = (w_ih, state.w_hh, None, None, state.h0, _offsets(x, packed))
+            arguments = (dy, None, x, *weights, y, gates, batch, [False] * 6)
+            flags = _flags(state, packed, dy=dy is not None)
+            yield _Work(found.family, "backward", flags, _call(layer.backward, *arguments, found.launch))
+    if rebuilds:
+        from tritongru.kernels.rebuild import rebuild
+
+        rows = gates.new_zeros(batch, 3 * H)
+        yield _Work("rebuild", "backward", (), _call(rebuild, rows, rows, gates, 0, found.launch.dot_precision))
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    return lambda: function(*arguments)
+
+
+def _offsets(x: Tensor, packed: bool) -> Tensor | None:
+    return torch.tensor([0, x.shape[0]], device=x.device) if packed else None
+
+
+def _run(works: list[_Work], device: torch.device) -> list[float]:
+    """Seconds of each. On a GPU in threads, as Triton's own AsyncCompileMode compiles (3.6 to 3.9): each kernel has an
+    MLIR context of its own, and MLIR's passes, LLVM's code generation and ptxas run without Python's lock."""
+    if device.type != "cuda":  # the interpreter patches the language for one launch at a time
+        return [_seconds(work) for work in works]
+    # All launch into the caller's stream, so one after the other: a kernel whose programs wait for each other never
+    # has to share the chip with another such kernel, and all memory is given back to the stream it came from.
+    stream = torch.cuda.current_stream(device)
+
+    def in_thread(work: _Work) -> float:
+        with torch.no_grad(), torch.cuda.device(device), torch.cuda.stream(stream):
+            return _seconds(work)
+
+    with torch.cuda.device(device):
+        _prepare(works, device)
+        with ThreadPoolExecutor(max(1, min(len(works), os.cpu_count() or 1))) as pool:
+            seconds = list(pool.map(in_thread, works))
+    stream.synchronize()
+    return seconds
+
+
+def _prepare(works: list[_Work], device: torch.device) -> None:
+    """What threads must not make at once: a kernel's table of compiled forms (two would each make one, and one of them
+    would be lost with what is in it), and the word for trouble."""
+    from tritongru.kernels import persistent, rebuild, resident, stepwise
+    from tritongru.kernels.trouble import trouble_of
+
+    trouble_of(device)
+    rooms = {"persistent": persistent, "resident": resident, "stepwise": stepwise}
+    for family, kernel in {(work.family, work.kernel) for work in works}:
+        name = f"{family}_{kernel}_kernel"
+        function: Any = getattr(rooms[family], name) if family in rooms else rebuild.rebuild_kernel
+        function.device_caches[device.index]
+
+
+def _seconds(work: _Work) -> float:
+    start = clock.perf_counter()
+    work.run()
+    return clock.perf_counter() - start
