@@ -1,4 +1,5 @@
-"""Without a GPU: what a call through tritongru costs over nn.GRU on the CPU, and what importing it costs."""
+"""Without a GPU: what a call through tritongru costs over nn.GRU on the CPU, what it costs the host before kernels
+start, and what importing it costs."""
 
 import statistics
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench import pair
+from bench import host, pair
 from bench.cases import CPU_CASES, Case
 from bench.rows import SHAPE_KEYS, Row, RowFile, facts, file_name, row
 from bench.timing import CpuTimer, interleaved, spread
@@ -44,6 +45,13 @@ def import_row(taken: list[float], where: Row) -> Row:
     return about | {"case": "import", "us_per_step": None} | dict.fromkeys(SHAPE_KEYS)
 
 
+def host_row(family: str, name: str, us: list[float], where: Row) -> Row:
+    """A row about one call's way to its kernels, which are left out."""
+    case = Case(host.HIDDEN[family], 1, 2, "fp32", "forward" if name == "forward" else "train")
+    about = row(case, pair.OURS, where, family=family, parity=None, ms=statistics.median(us) / 1000, spread=spread(us))
+    return about | {"case": f"host-{family}-{name}", "us_per_step": None}
+
+
 def without_gpu(cases: Sequence[Case], left: Callable[[], float], out: Path, commit: str | None) -> int:
     print("There is no GPU here, so only what a CPU can tell is timed: call overhead and import time.", flush=True)
     where = facts(None, commit)
@@ -63,6 +71,12 @@ def without_gpu(cases: Sequence[Case], left: Callable[[], float], out: Path, com
             print(f" ({'within' if more <= ALLOWED else 'OVER'} the {100 * ALLOWED:.0f} % it may be).", flush=True)
         else:
             print(f" or {more * theirs:+.2f} us.", flush=True)
+    for family, hidden in host.HIDDEN.items():
+        for name, us in host.measured(hidden).items():
+            file.append(host_row(family, name, us, where))
+            median, limit = statistics.median(us), host.LIMITS_US[name]
+            verdict = "within" if median <= limit else "OVER"
+            print(f"Host, {family} {name}: {median:.1f} us ({verdict} the {limit:.0f} it may take).", flush=True)
     taken = import_ms(left)
     file.append(import_row(taken, where))
     print(f"import tritongru adds {statistics.median(taken):.1f} ms to import torch (median of {len(taken)}).")

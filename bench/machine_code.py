@@ -39,8 +39,11 @@ class Facts:
     loads: int | None = None
 
 
-def compile_for(fn: Any, constants: dict[str, Any], dtype: str, num_warps: int, arch: str) -> Facts:
-    """Compile a kernel as its launcher would, for pointers that are aligned to 16 bytes, and read the result."""
+def compile_for(
+    fn: Any, constants: dict[str, Any], dtype: str, num_warps: int, arch: str, counts: bool = True
+) -> Facts:
+    """Compile a kernel as its launcher would, for pointers that are aligned to 16 bytes, and read the result; without
+    ``counts`` only how much it holds, which is quicker."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -62,10 +65,10 @@ def compile_for(fn: Any, constants: dict[str, Any], dtype: str, num_warps: int, 
     if backend == "hip":
         scratch = re.search(r"\.private_segment_fixed_size:\s*(\d+)", compiled.asm["amdgcn"])
         return Facts(compiled.metadata.shared, int(scratch[1]) if scratch else 0)
-    return _read_sass(compiled.asm["cubin"], compiled.metadata.shared)
+    return _read_sass(compiled.asm["cubin"], compiled.metadata.shared, counts)
 
 
-def _read_sass(cubin: bytes, shared_bytes: int) -> Facts:
+def _read_sass(cubin: bytes, shared_bytes: int, counts: bool) -> Facts:
     import triton
 
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -74,11 +77,15 @@ def _read_sass(cubin: bytes, shared_bytes: int) -> Facts:
         file.flush()
         usage, sass = (
             subprocess.run([cuobjdump, flag, file.name], capture_output=True, text=True, check=True).stdout
-            for flag in ("-res-usage", "-sass")
+            if wanted
+            else ""
+            for flag, wanted in (("-res-usage", True), ("-sass", counts))
         )
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump told no register count: {usage!r}")
+    if not counts:
+        return Facts(shared_bytes, int(found[2]), int(found[1]))
     loop = _longest_loop(re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", sass))
     count = [sum(bool(re.search(pattern, line)) for line in loop) for pattern in (r"\bBAR\.", "MMA", r"\bLDG")]
     return Facts(shared_bytes, int(found[2]), int(found[1]), len(loop), *count)

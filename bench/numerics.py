@@ -59,6 +59,17 @@ def short_tanh(x: Tensor) -> Tensor:
     return torch.where(x.abs() < 0.015625, x, x.tanh())
 
 
+def kept(store: Round) -> Round:
+    """z as the backward rebuilds it from what the kernels save (``tritongru/kernels/gates.py``): z or, from 1/2 on,
+    z - 1, which is never zero. ``store`` rounds to the storage dtype."""
+
+    def rebuilt(z: Tensor) -> Tensor:
+        z = z.clamp(max=1 - 2.0**-24)
+        return torch.where(z < 0.5, store(z), store(z - 1) + 1)
+
+    return rebuilt
+
+
 # How a product ``a @ b`` is made, as a function of a; sums are fp32's
 
 
@@ -95,32 +106,30 @@ class Rounding:
     loop: Callable[[Tensor], Product] = plain  # products inside the time loop
     outside: Callable[[Tensor], Product] = plain  # products over all steps
     tanh: Round = torch.tanh
+    recompute: bool = False  # the gates are made anew for the backward, from stored products and states
 
 
 NOWHERE = Rounding()
 OURS, TORCH, STATE = "ours", "torch CPU", "state rounded at every step"
-GATES, UPDATE = "ours, gates saved in fp32", "ours, 1 - z saved where it is less"
+GATES, AS_IT_IS, RECOMPUTE = "ours, gates saved in fp32", "ours, z saved as it is", "ours, gates recomputed"
 
 
 def in_16_bit(store: Round) -> dict[str, Rounding]:
-    """Ours, and ours with one decision changed."""
-
-    def complement(z: Tensor) -> Tensor:
-        return torch.where(z <= 0.5, store(z), 1 - store(1 - z))
-
+    """Ours with ``memory="save"``, and with one decision changed."""
     return {
-        OURS: Rounding(store, store, store, tanh=short_tanh),
-        STATE: Rounding(store, store, store, state=store, tanh=short_tanh),
-        GATES: Rounding(store, tanh=short_tanh),
-        UPDATE: Rounding(store, store, complement, tanh=short_tanh),
+        OURS: Rounding(store, store, kept(store), tanh=short_tanh),
+        STATE: Rounding(store, store, kept(store), state=store, tanh=short_tanh),
+        GATES: Rounding(store, update=kept(keep), tanh=short_tanh),
+        AS_IT_IS: Rounding(store, store, store, tanh=short_tanh),
+        RECOMPUTE: Rounding(store, store, kept(store), tanh=short_tanh, recompute=True),
     }
 
 
 # Format -> implementation -> where it rounds. In fp32 a state rounded to the storage dtype is the same as ours.
 FORMATS: dict[str, dict[str, Rounding]] = {
-    "fp32": {OURS: Rounding(loop=three_tf32)},
-    "tf32": {OURS: Rounding(loop=one_tf32)},
-    "tf32 everywhere": {OURS: Rounding(loop=one_tf32, outside=one_tf32)},
+    "fp32": {OURS: Rounding(update=kept(keep), loop=three_tf32)},
+    "tf32": {OURS: Rounding(update=kept(keep), loop=one_tf32)},
+    "tf32 everywhere": {OURS: Rounding(update=kept(keep), loop=one_tf32, outside=one_tf32)},
     "fp16": in_16_bit(to_fp16),
     "bf16": in_16_bit(to_bf16),
 }
@@ -151,11 +160,12 @@ class Layer(NamedTuple):
 
 def forward(at: Rounding, layer: Layer) -> tuple[Tensor, Tensor, Gates]:
     """``(y, hn, gates)`` as they are stored."""
-    x, h, w_ih, w_hh, b_ih, b_hh, _ = layer
-    T, B, H = *x.shape[:2], h.shape[1]
+    x, h0, w_ih, w_hh, b_ih, b_hh, _ = layer
+    T, B, H = *x.shape[:2], h0.shape[1]
     gx = at.store(at.outside(w_ih.t())(x.flatten(0, 1)) + b_ih).view(T, B, 3 * H)
     product = at.loop(w_hh.t())
     steps: list[tuple[Tensor, ...]] = []
+    h = h0
     for gx_t in gx:
         gh = product(at.store(h)) + b_hh
         r, z = torch.sigmoid(gx_t[:, : 2 * H] + gh[:, : 2 * H]).chunk(2, dim=-1)
@@ -164,7 +174,14 @@ def forward(at: Rounding, layer: Layer) -> tuple[Tensor, Tensor, Gates]:
         h = at.state(n + z * (h - n))
         steps.append((h, r, z, n, a))
     y, r, z, n, a = (torch.stack(values) for values in zip(*steps, strict=True))
-    return at.store(y), at.store(h), Gates(at.gates(r), at.update(z), at.gates(n), at.gates(a))
+    y = at.store(y)
+    if at.recompute:
+        h_prev = torch.cat((h0[None], y[:-1])).flatten(0, 1)
+        gh = at.store(at.outside(w_hh.t())(h_prev) + b_hh).view_as(gx)
+        r, z = torch.sigmoid(gx[..., : 2 * H] + gh[..., : 2 * H]).chunk(2, dim=-1)
+        a = gh[..., 2 * H :]
+        n = at.tanh(gx[..., 2 * H :] + r * a)
+    return y, at.store(h), Gates(at.gates(r), at.update(z), at.gates(n), at.gates(a))
 
 
 def backward(at: Rounding, layer: Layer, y: Tensor, gates: Gates) -> tuple[Gradients, Tensor]:

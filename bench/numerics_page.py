@@ -14,17 +14,18 @@ from typing import Any
 import torch
 
 from bench.numerics import (
+    AS_IT_IS,
     DROPPED,
     ERRORS,
     FORMATS,
     GATES,
     MEMORY,
     OURS,
+    RECOMPUTE,
     SCALE,
     STATE,
     STORAGE,
     TORCH,
-    UPDATE,
     read,
     storage_of,
 )
@@ -40,7 +41,8 @@ COLOURS = {
     TORCH: "#d55e00",
     STATE: "#cc79a7",
     GATES: "#009e73",
-    UPDATE: "#e69f00",
+    AS_IT_IS: "#e69f00",
+    RECOMPUTE: "#8c564b",
     "ours, tf32": "#56b4e9",
     "ours, tf32 everywhere": "#000000",
 }
@@ -130,16 +132,19 @@ def findings(rows: Sequence[Row]) -> str:
     for form in ("fp16", "bf16"):
         about = {"weights": "long", "format": form, "time": last}
         y = {impl: number(mean(growth, "error_y", impl=impl, **about)) for impl in (OURS, STATE, TORCH)}
-        dw = {impl: number(mean(growth, "error_dw_hh", impl=impl, **about)) for impl in (OURS, TORCH, GATES, UPDATE)}
         lines.append(
             f"- {form}, last y: {y[OURS]} for ours, {y[STATE]} with the state rounded at every step, {y[TORCH]} for "
             "torch CPU."
         )
-        lines.append(
-            f"- {form}, dW_hh: {dw[OURS]} for ours, {dw[TORCH]} for torch CPU. It would be {dw[GATES]} with the gates "
-            f"saved in fp32, and {dw[UPDATE]} in {form} with 1 - z saved where it is less than z. A saved z is 1 in a "
-            f"unit that remembers for {4 / torch.finfo(STORAGE[form]).eps:,.0f} steps and more."
-        )
+        for key in ("error_dw_hh", "error_dx"):
+            own = {impl: number(mean(growth, key, impl=impl, **about)) for impl in (*FORMATS[form], TORCH)}
+            lines.append(
+                f"- {form}, {NAMES[key]}: {own[OURS]} for ours, {own[TORCH]} for torch CPU. It would be "
+                f"{own[AS_IT_IS]} with z saved as it is, and {own[GATES]} with the gates saved in fp32. "
+                f"{own[RECOMPUTE]} with the gates recomputed."
+            )
+        rounded = 4 / torch.finfo(STORAGE[form]).eps
+        lines.append(f"- {form}: a z saved as it is would be 1 in a unit that remembers for {rounded:,.0f} steps.")
     return f"With weights that remember long, at T = {last:,}:\n\n" + "\n".join(lines)
 
 
@@ -228,7 +233,7 @@ def draw(rows: Sequence[Row], key: str) -> bytes:
         for line, weights in zip(grid, WEIGHTS, strict=True):
             for axes, storage in zip(line, STORAGE, strict=True):
                 for form, impl in implementations():
-                    same = key == "error_y" and impl in (GATES, UPDATE)  # what is saved does not change y
+                    same = key == "error_y" and impl in (GATES, AS_IT_IS, RECOMPUTE)  # what is saved does not change y
                     if same or storage_of(form) != storage:
                         continue
                     label = impl if form in STORAGE else f"{impl}, {form}"

@@ -37,23 +37,28 @@ def dtype_of(kind: str, i: int = 0) -> str:
     return ("bfloat16", "float16")[i % 2] if kind == "16-bit" else "float32"
 
 
-def shapes(kernel: str, units: int) -> list[tuple[int, int, int, int, bool, str]]:
-    """Rows of a tile, units of a program, warps, parts of k, padded to four gates, exchange; in the order of the tune:
-    narrow tiles first, then wide ones; for each the exchange by counter, then by data."""
-    if kernel == "forward":
-        forms = itertools.product((8, 16, 32), (8, 4) if units <= 512 else (8,), (True, False), ("counter", "data"))
-        return [(16, block_h, warps, warps, pad, exchange) for block_h, warps, pad, exchange in forms] + [
-            (64, block_h, 4, 1, True, "counter") for block_h in (8, 16)
-        ]
-    # Three times the tile of the forward: more units a program save most, more warps have room for them.
-    tiles = [(16, 8), (16, 16), (16, 32), (32, 16), (32, 32)]
-    narrow = ((b, h, warps, warps, False, "counter") for (b, h), warps in itertools.product(tiles, (8, 16)))
-    return [*narrow, *((16, block_h, 8, 8, False, "data") for block_h in (8, 16, 32))]
+# Rows of a tile, units of a program, warps, parts of k, padded to four gates, exchange; in the tune's order: narrow
+# tiles first. The backward collects three times the tile, for which more warps have room; wide tiles spill there.
+SHAPES = {
+    "forward": (
+        *((16, block_h, 8, 8, True, "counter") for block_h in (8, 16, 32)),
+        *((16, block_h, 8, 8, False, "counter") for block_h in (16, 32)),
+        (16, 16, 16, 16, False, "counter"),
+        *((16, block_h, 8, 8, True, "data") for block_h in (8, 16)),
+        *((64, block_h, 4, 1, True, "counter") for block_h in (8, 16)),
+    ),
+    "backward": (
+        *((16, block_h, 8, 8, False, "counter") for block_h in (8, 16, 32)),
+        *((16, block_h, 16, 16, False, "counter") for block_h in (8, 16, 32)),
+        *((32, block_h, 16, 16, False, "counter") for block_h in (16, 32)),
+        *((16, block_h, 8, 8, False, "data") for block_h in (8, 16)),
+    ),
+}
 
 
 def candidates(kernel: str, kind: str, units: int) -> Iterator[PersistentLaunch]:
     bits = bits_of(kind)
-    for block_b, block_h, warps, k_split, pad, exchange in shapes(kernel, units):
+    for block_b, block_h, warps, k_split, pad, exchange in SHAPES[kernel]:
         least = 32 if exchange == "data" and bits == 16 else 16  # units of a product, of which data makes two
         width, odd = divmod(units if kernel == "forward" else 3 * units, k_split)
         if odd or width % least:
@@ -87,6 +92,7 @@ def compile_launch(
     directions: int = 1,
     packed: bool = False,
     save_gates: bool = True,
+    counts: bool = True,
 ) -> Facts:
     from tritongru.kernels import persistent
 
@@ -100,18 +106,18 @@ def compile_launch(
     }
     if launch.kernel == "forward":
         constants |= {"USE_BIAS": True, "SAVE_GATES": save_gates}
-        return compile_for(persistent.persistent_forward_kernel, constants, dtype, launch.num_warps, arch)
+        return compile_for(persistent.persistent_forward_kernel, constants, dtype, launch.num_warps, arch, counts)
     constants |= {"USE_DY": True}
-    return compile_for(persistent.persistent_backward_kernel, constants, dtype, launch.num_warps, arch)
+    return compile_for(persistent.persistent_backward_kernel, constants, dtype, launch.num_warps, arch, counts)
 
 
 def plain(launch: PersistentLaunch, kind: str, arch: str) -> Facts:
     return compile_launch(launch, launch.units, dtype_of(kind), arch)
 
 
-def demanding(launch: PersistentLaunch, kind: str, arch: str) -> Facts:
+def demanding(launch: PersistentLaunch, kind: str, arch: str, counts: bool = True) -> Facts:
     """Two directions, packed rows and a size that aligns to nothing ask for the most registers."""
-    return compile_launch(launch, launch.units - 1, dtype_of(kind), arch, directions=2, packed=True)
+    return compile_launch(launch, launch.units - 1, dtype_of(kind), arch, directions=2, packed=True, counts=counts)
 
 
 def compiled(kind: str, launch: PersistentLaunch) -> PersistentLaunch | None:
@@ -142,12 +148,12 @@ def _with_facts(launch: PersistentLaunch, facts: Facts) -> PersistentLaunch | No
 
 
 def elsewhere(kind: str, launch: PersistentLaunch) -> PersistentLaunch:
-    """The launch with the other chips on which it would spill."""
+    """The launch with the other chips on which it would spill where most is asked for."""
     spills = tuple(
         arch
         for arch in ARCHS
         if launch.shared_bytes <= max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == arch)
-        and (plain(launch, kind, arch).stack or demanding(launch, kind, arch).stack)
+        and demanding(launch, kind, arch, counts=False).stack
     )
     return replace(launch, spills_on=spills)
 
@@ -208,7 +214,7 @@ def make() -> None:
         kept = _standing(good, pool)
         asked = [(kind, row) for (_, kind, _), rows in kept.items() for row in rows]
         spilling = _by_key(asked, pool.map(_elsewhere, asked, chunksize=2))
-    rows = [(key, row) for key in keys for row in needed(key[1], spilling[key])]
+    rows = [(key, row) for key in keys for row in needed(key[1], spilling.get(key, ()))]
     print(f"{len(rows)} are enough", flush=True)
     temporary = LAUNCHES.with_suffix(".tmp")
     temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in _as_rows(rows)) + "\n]\n")
@@ -254,23 +260,24 @@ def _as_rows(launches: Iterable[tuple[Key, PersistentLaunch]]) -> Iterator[dict[
 
 
 def check(arch: str, kernel: str, everything: bool) -> None:
-    """Compile the rows that fit the chip: on sm_90, whose counts are in the table, each plainly and every fourth with
-    other options as well; elsewhere every fourth, plainly or with other options by turns; or all of them both ways."""
+    """Compile rows that fit the chip: of a kind every second one on sm_90, whose counts are in the table, and every
+    eighth elsewhere, each chip another eighth; plainly and, of these every second (elsewhere: by turns), with other
+    options. Or all of them both ways."""
     shared = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == arch)
+    home = arch == "sm_90"
     for kind in SIZES:
         rows = [row for key, found in persistent_launches().items() if key[1:3] == (kernel, kind) for row in found]
         rows = [row for row in rows if row.shared_bytes <= shared and arch not in row.spills_on]
-        part = (*ARCHS, "sm_90").index(arch) % min(4, len(rows))  # each chip another fourth
-        for i, row in enumerate(rows):
-            fourth, other = i % 4 == part, i // 4 % 2 == 1
+        every = 1 if everything else min(2 if home else 8, max(1, len(rows)))
+        part = (*ARCHS, "sm_90").index(arch) % every
+        for i, row in enumerate(rows[part::every]):
             found = {}
-            if everything or arch == "sm_90" or (fourth and not other):
+            if everything or home or i % 2 == 0:
                 found["plain"] = plain(row, kind, arch)
-            if everything or (fourth and (arch == "sm_90" or other)):
+            if everything or i % 2 == 1:
                 size = row.units - (1, 0, 4)[i % 3]
                 found["other"] = compile_launch(
-                    row, size, dtype_of(kind, i), arch, directions=2, packed=i % 8 < 4, save_gates=i % 16 < 8
+                    row, size, dtype_of(kind, i), arch, directions=2, packed=i % 4 < 2, save_gates=i % 8 < 4
                 )
-            if found:
-                facts = {name: asdict(value) for name, value in found.items()}
-                print(json.dumps({"kind": kind, "hidden": row.units, "plan": asdict(row), "found": facts}), flush=True)
+            facts = {name: asdict(value) for name, value in found.items()}
+            print(json.dumps({"kind": kind, "hidden": row.units, "plan": asdict(row), "found": facts}), flush=True)

@@ -8,7 +8,7 @@ import pytest
 
 from tritongru.devices import GPUS
 
-KEYS = {"family", "reason", "programs", "block_b", "block_h", "num_warps", "shared_bytes"}
+KEYS = {"family", "reason", "forward", "backward", "us_per_step", "torch_us_per_step", "memory"}
 
 
 def run(*arguments):
@@ -24,16 +24,25 @@ def explain(*arguments):
 def test_explain_an_h200():
     answer = explain("--hidden", "128", "--batch", "64", "--time", "512", "--dtype", "float16", "--gpu", "h200")
     assert answer.keys() >= KEYS
-    assert (answer["family"], answer["programs"], answer["block_b"], answer["block_h"]) == ("resident", 4, 16, 128)
-    assert 3 * 128 * 128 * 2 <= answer["shared_bytes"] <= GPUS["h200"].shared_bytes
-    assert answer["num_warps"] in (4, 8, 16)
+    assert answer["family"] == "resident"
+    for found in (answer["forward"], answer["backward"]):
+        launch = found["launch"]
+        assert (found["family"], found["programs"], launch["block_b"], sum(launch["chunks"])) == (
+            "resident",
+            4,
+            16,
+            128,
+        )
+        assert 3 * 128 * 128 * 2 <= launch["shared_bytes"] <= GPUS["h200"].shared_bytes
+        assert launch["num_warps"] in (4, 8, 16)
     assert 0.1 < answer["us_per_step"] < 10
+    assert answer["memory"]["kept"] == 5 * 512 * 64 * 128 * 2
 
 
 def test_explain_why_torch():
     answer = explain("--hidden", "2000", "--gpu", "a100")
     assert answer.keys() >= KEYS
-    assert (answer["family"], answer["programs"]) == ("torch", None)
+    assert (answer["family"], answer["forward"], answer["us_per_step"]) == ("torch", None, None)
     assert "hidden size 2000" in answer["reason"]
 
 
@@ -48,10 +57,12 @@ def test_explain_in_words_says_that_the_model_is_one():
 
 def test_explain_options_matter():
     base = ("--hidden", "100", "--gpu", "h200")
-    assert explain(*base, "--precision", "ieee")["family"] == "torch"
+    assert explain(*base, "--precision", "ieee")["backward"]["family"] == "persistent"
     assert explain(*base, "--precision", "tf32")["precision"] == "tf32"
     assert explain(*base, "--inference")["backward"] is None
     assert explain(*base)["backward"] is not None
+    memory = explain(*base, "--memory", "recompute", "--layers", "2", "--input", "7")["memory"]
+    assert (memory["mode"], memory["kept"]) == ("recompute", 2 * 512 * 100 * 4)
 
 
 def test_env():

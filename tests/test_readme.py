@@ -12,6 +12,7 @@ from bench import compile_times
 from bench.compile import markdown
 from bench.persistent_table import LAUNCHES as PERSISTENT
 from bench.resident_table import LAUNCHES as RESIDENT
+from bench.stepwise_table import LAUNCHES as STEPWISE
 from tritongru.devices import GPUS
 from tritongru.plan import plan
 
@@ -52,12 +53,12 @@ def test_the_two_commands_set_everything_up():
 
 
 def test_sizes_are_the_plans():
-    found = re.search(r"H = (\d+) in 16 bit, H = (\d+) in fp32\s+with TF32 and H = (\d+) in IEEE", README)
-    for size, dtype, precision in zip(
-        map(int, found.groups()), ("float16", "float32", "float32"), ("tf32", "tf32", "ieee"), strict=True
-    ):
-        for hidden, family in ((size, "resident"), (size + 1, "torch")):
-            assert plan(hidden, dtype, GPUS["h200"], precision=precision).family == family, (hidden, dtype, precision)
+    found = re.search(r"Beyond H = (\d+) in 16 bit and H = (\d+) in fp32 on an H200", README)
+    for size, dtype in zip(map(int, found.groups()), ("float16", "float32"), strict=True):
+        for hidden, held in ((size, True), (size + 1, False)):
+            answer = plan(hidden, dtype, GPUS["h200"], batch=16, impl="triton")
+            families = {answer.forward.family, answer.backward.family}
+            assert families == ({"persistent"} if held else {"stepwise"}), (hidden, dtype)
 
 
 def test_links_lead_somewhere():
@@ -65,7 +66,10 @@ def test_links_lead_somewhere():
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("mark, launches", [("configurations", RESIDENT), ("persistent configurations", PERSISTENT)])
+MARKS = {"configurations": RESIDENT, "persistent configurations": PERSISTENT, "stepwise configurations": STEPWISE}
+
+
+@pytest.mark.parametrize("mark, launches", MARKS.items())
 def test_the_tables_of_configurations_are_the_plans(mark, launches):
     page = (ROOT / "docs" / "kernels.md").read_text()
     assert page.split(f"<!-- {mark} -->")[1].partition("<!--")[0].strip() == markdown(launches)

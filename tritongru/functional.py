@@ -321,7 +321,7 @@ def _run_triton(
         )
         h0 = None if hx is None else hx[layer * directions : (layer + 1) * directions]
         y, hn = ops.gru_layer(x, w_ih, w_hh, b_ih, b_hh, h0, offsets, batch, save_gates)
-        x = y.flatten(1)
+        x = y.view(-1, directions * y.shape[2])
         states.append(hn)
     h_n = states[0] if len(states) == 1 else torch.cat(states)
     if batch_sizes is not None:

@@ -80,7 +80,8 @@ def backward(
         _families()[type(launch)].backward(dy, dh, w_hh, h0, y, some, dgx, da, offsets, launch, start, count)
         del some
         found.add(dgx, da, before, rows)
-    return (*found.of_inputs_and_weights(), dh.to(y.dtype) if needs[5] else y.new_empty(0))
+    dx, dw_ih, dw_hh, db_ih, db_hh = found.of_inputs_and_weights()
+    return dx, dw_ih, dw_hh, db_ih, db_hh, dh.to(y.dtype) if needs[5] else y.new_empty(0)
 
 
 class _Gradients:
@@ -92,16 +93,21 @@ class _Gradients:
         self.need_x, self.need_w_ih, self.need_w_hh, self.need_b_ih, self.need_b_hh = needs[:5]
         self.directions, self.gates, self.hidden = w_hh.shape
         self.apart = several and self.directions == 2
-        self.dx = (torch.zeros_like if self.apart else torch.empty_like)(x) if self.need_x else x.new_empty(0)
-        self.dw_ih, self.dw_hh, self.db, self.db_a = (x.new_empty(0) for _ in range(4))
+        self.dx: Tensor | None = None
+        if self.need_x:
+            self.dx = torch.zeros_like(x) if self.apart else torch.empty_like(x)
+        self.dw_ih: Tensor | None = None
+        self.dw_hh: Tensor | None = None
+        self.db: Tensor | None = None
+        self.db_a: Tensor | None = None
 
     def add(self, dgx: Tensor, da: Tensor, before: list[Tensor] | None, rows: list[slice]) -> None:
         D, H = self.directions, self.hidden
         if self.apart:
             sides = [(dgx[:, d], self.w_ih[d * self.gates : (d + 1) * self.gates], rows[d]) for d in range(D)]
         else:
-            sides = [(dgx.flatten(1), self.w_ih, rows[0])]
-        if self.need_x:
+            sides = [(dgx.view(-1, D * self.gates), self.w_ih, rows[0])]
+        if self.dx is not None:
             for dg, w_ih, some in sides:
                 if self.apart:
                     self.dx[some].addmm_(dg, w_ih)
@@ -123,18 +129,20 @@ class _Gradients:
         if self.need_b_hh:
             self.db_a = self._sum(self.db_a, da.sum(0, dtype=dtype))
 
-    def _sum(self, total: Tensor, part: Tensor) -> Tensor:
-        if total.numel() > 0:
+    def _sum(self, total: Tensor | None, part: Tensor) -> Tensor:
+        if total is not None:
             return total.add_(part)
         return part.float() if self.several else part
 
-    def of_inputs_and_weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        db_hh = self.db_a
-        if self.need_b_hh:
+    def of_inputs_and_weights(self) -> tuple[Tensor, ...]:
+        db_ih = db_hh = None
+        if self.db is not None and self.db_a is not None:
             db_hh = torch.cat((self.db[:, : 2 * self.hidden], self.db_a), dim=1)
-        db_ih = self.db.flatten() if self.need_b_ih else self.x.new_empty(0)
-        dtype = self.x.dtype
-        return self.dx, self.dw_ih.to(dtype), self.dw_hh.to(dtype), db_ih.to(dtype), db_hh.to(dtype)
+        if self.db is not None and self.need_b_ih:
+            db_ih = self.db.view(-1)
+        found = (self.dx, self.dw_ih, self.dw_hh, db_ih, db_hh)
+        # The type is asked for only where it differs: each call of a tensor's method takes a microsecond.
+        return tuple(self.x.new_empty(0) if g is None else g.to(self.x.dtype) if self.several else g for g in found)
 
 
 def project(x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:

@@ -23,6 +23,7 @@ ARRIVAL_US = 0.00074  # one more atomic on the same address (published, H100)
 READINGS = 2.0  # how often a tile is read until all of it is there, where the data is its own flag (assumed)
 LAUNCH_US = 3.0  # one more kernel launch that nothing hides (assumed)
 STEP_LAUNCH_US = 15.0  # one Triton launch from Python, of which the stepwise family has one a step (assumed)
+STEP_SHARE = 0.7  # of memory's and the tensor cores' rate that such a launch reaches (assumed)
 TORCH_STEP_US = 7.0  # cuDNN's standard algorithm, two launches a step (published: 7 to 12 at small batch)
 TORCH_SMALL_H = 192  # up to here cuDNN has an algorithm of its own, of which no figure is known
 TORCH_POINTWISE_US = 4.0  # of a step, what is not the product (assumed)
@@ -101,8 +102,8 @@ def persistent(
 
 def stepwise(device: Device, weight_bytes: int, multiply_adds: int, bits: int) -> Cost:
     """A launch for each step, which reads W_hh again: from L2 where it fits, else from memory."""
-    tensor = multiply_adds / (device.mma * 16 / bits) / device.multiprocessors / device.clock_mhz
-    reading = _reading_us(device, weight_bytes)
+    tensor = multiply_adds / (STEP_SHARE * device.mma * 16 / bits) / device.multiprocessors / device.clock_mhz
+    reading = _reading_us(device, weight_bytes) / STEP_SHARE
     return Cost(max(STEP_LAUNCH_US, reading, tensor), 0.0, reading, tensor, 0.0, 0.0, 0.0)
 
 

@@ -78,7 +78,7 @@ class Plan:
     memory: Memory | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"us_per_step": self.us_per_step}
 
     @property
     def us_per_step(self) -> float | None:

@@ -17,9 +17,11 @@ from tritongru.kernels.chunks import (
     load_w_forward,
     products_backward,
     products_forward,
-    start as first_of,
     store_state,
     units,
+)
+from tritongru.kernels.chunks import (
+    start as first_of,
 )
 from tritongru.kernels.gates import gru_step, gru_step_backward, kept
 from tritongru.kernels.launching import kernel_options, on_device_of, steps

@@ -1,0 +1,86 @@
+"""What a call costs on the host before its kernels start: measured on a CPU with the launches replaced by nothing.
+
+``python -m bench.host HIDDEN`` prints the samples of one layer as JSON. It has to be a process of its own, because the
+kernels are replaced and TRITON_INTERPRET=1 makes the CPU stand in for a GPU. What it counts includes the products
+around the loop, on tensors so small that only the way to them counts; what Triton's own launcher takes is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+HIDDEN = {"resident": 128, "persistent": 768}
+LIMITS_US = {"forward": 60.0, "backward": 100.0}
+ROUNDS = 400
+
+
+class _NoKernel:
+    """Takes a kernel's place: any grid, any arguments, nothing happens."""
+
+    def __getitem__(self, grid: object) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
+def without_launches() -> None:
+    from tritongru.kernels import persistent, rebuild, resident, stepwise, together
+
+    for room in (persistent, rebuild, resident, stepwise):
+        for name in vars(room):
+            if name.endswith("_kernel"):
+                setattr(room, name, _NoKernel())
+    together.launch = lambda *args, **kwargs: None
+
+
+def samples(hidden: int) -> dict[str, list[float]]:
+    """Microseconds of a forward pass without gradients, and of the backward of a training step."""
+    import torch
+
+    import tritongru
+
+    torch.set_num_threads(1)
+    without_launches()
+    gru = tritongru.GRU(8, hidden, impl="triton", memory="save")
+    x, hx = torch.zeros(2, 1, 8), torch.zeros(1, 1, hidden)
+    dy = torch.zeros(2, 1, hidden)
+
+    def forward() -> float:
+        with torch.no_grad():
+            start = time.perf_counter()
+            gru(x, hx)
+            return time.perf_counter() - start
+
+    def backward() -> float:
+        y, _ = gru(x, hx)
+        start = time.perf_counter()
+        y.backward(dy)
+        return time.perf_counter() - start
+
+    found: dict[str, list[float]] = {}
+    for name, call in (("forward", forward), ("backward", backward)):
+        for _ in range(ROUNDS // 8):
+            call()
+        found[name] = [1e6 * call() for _ in range(ROUNDS)]
+    return found
+
+
+def measured(hidden: int) -> dict[str, list[float]]:
+    """``samples`` of a fresh process."""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "bench.host", str(hidden)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    found: dict[str, list[float]] = json.loads(done.stdout)
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    print(json.dumps(samples(int(arguments[0]))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
