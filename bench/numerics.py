@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,9 +54,15 @@ def to_bf16(x: Tensor) -> Tensor:
     return x.bfloat16().to(x.dtype)
 
 
+def short_sigmoid(x: Tensor) -> Tensor:
+    """The kernels' for 16-bit storage (``tritongru/kernels/gates.py``). A z next to 1 is so close to fp32's last bits
+    that those of another sigmoid round to other 16-bit values of z - 1."""
+    return torch.rsqrt(1 + torch.exp2(x * -1.4426950408889634)).square()
+
+
 def short_tanh(x: Tensor) -> Tensor:
-    """The kernels' tanh for 16-bit storage (``tritongru/kernels/gates.py``): x itself next to 0."""
-    return torch.where(x.abs() < 0.015625, x, x.tanh())
+    """The kernels' for 16-bit storage: x itself next to 0."""
+    return torch.where(x.abs() < 0.015625, x, 2 * short_sigmoid(2 * x) - 1)
 
 
 def kept(store: Round) -> Round:
@@ -105,6 +111,7 @@ class Rounding:
     state: Round = keep  # h from step to step
     loop: Callable[[Tensor], Product] = plain  # products inside the time loop
     outside: Callable[[Tensor], Product] = plain  # products over all steps
+    sigmoid: Round = torch.sigmoid
     tanh: Round = torch.tanh
     recompute: bool = False  # the gates are made anew for the backward, from stored products and states
 
@@ -116,12 +123,13 @@ GATES, AS_IT_IS, RECOMPUTE = "ours, gates saved in fp32", "ours, z saved as it i
 
 def in_16_bit(store: Round) -> dict[str, Rounding]:
     """Ours with ``memory="save"``, and with one decision changed."""
+    ours = Rounding(store, store, kept(store), sigmoid=short_sigmoid, tanh=short_tanh)
     return {
-        OURS: Rounding(store, store, kept(store), tanh=short_tanh),
-        STATE: Rounding(store, store, kept(store), state=store, tanh=short_tanh),
-        GATES: Rounding(store, update=kept(keep), tanh=short_tanh),
-        AS_IT_IS: Rounding(store, store, store, tanh=short_tanh),
-        RECOMPUTE: Rounding(store, store, kept(store), tanh=short_tanh, recompute=True),
+        OURS: ours,
+        STATE: replace(ours, state=store),
+        GATES: replace(ours, gates=keep, update=kept(keep)),
+        AS_IT_IS: replace(ours, update=store),
+        RECOMPUTE: replace(ours, recompute=True),
     }
 
 
@@ -168,7 +176,7 @@ def forward(at: Rounding, layer: Layer) -> tuple[Tensor, Tensor, Gates]:
     h = h0
     for gx_t in gx:
         gh = product(at.store(h)) + b_hh
-        r, z = torch.sigmoid(gx_t[:, : 2 * H] + gh[:, : 2 * H]).chunk(2, dim=-1)
+        r, z = at.sigmoid(gx_t[:, : 2 * H] + gh[:, : 2 * H]).chunk(2, dim=-1)
         a = gh[:, 2 * H :]
         n = at.tanh(gx_t[:, 2 * H :] + r * a)
         h = at.state(n + z * (h - n))
@@ -178,7 +186,7 @@ def forward(at: Rounding, layer: Layer) -> tuple[Tensor, Tensor, Gates]:
     if at.recompute:
         h_prev = torch.cat((h0[None], y[:-1])).flatten(0, 1)
         gh = at.store(at.outside(w_hh.t())(h_prev) + b_hh).view_as(gx)
-        r, z = torch.sigmoid(gx[..., : 2 * H] + gh[..., : 2 * H]).chunk(2, dim=-1)
+        r, z = at.sigmoid(gx[..., : 2 * H] + gh[..., : 2 * H]).chunk(2, dim=-1)
         a = gh[..., 2 * H :]
         n = at.tanh(gx[..., 2 * H :] + r * a)
     return y, at.store(h), Gates(at.gates(r), at.update(z), at.gates(n), at.gates(a))

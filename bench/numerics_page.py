@@ -139,12 +139,12 @@ def findings(rows: Sequence[Row]) -> str:
         for key in ("error_dw_hh", "error_dx"):
             own = {impl: number(mean(growth, key, impl=impl, **about)) for impl in (*FORMATS[form], TORCH)}
             lines.append(
-                f"- {form}, {NAMES[key]}: {own[OURS]} for ours, {own[TORCH]} for torch CPU. It would be "
-                f"{own[AS_IT_IS]} with z saved as it is, and {own[GATES]} with the gates saved in fp32. "
-                f"{own[RECOMPUTE]} with the gates recomputed."
+                f"- {form}, {NAMES[key]}: {own[OURS]} for ours, {own[TORCH]} for torch CPU. With one decision changed: "
+                f"{own[AS_IT_IS]} with z saved as it is, {own[RECOMPUTE]} with the gates recomputed, {own[GATES]} with "
+                "the gates saved in fp32."
             )
-        rounded = 4 / torch.finfo(STORAGE[form]).eps
-        lines.append(f"- {form}: a z saved as it is would be 1 in a unit that remembers for {rounded:,.0f} steps.")
+    ones = (f"{4 / torch.finfo(STORAGE[form]).eps:,.0f} steps in {form}" for form in ("fp16", "bf16"))
+    lines.append(f"- Saved as it is, z is 1 in a unit that remembers for {' or '.join(ones)}, and for more.")
     return f"With weights that remember long, at T = {last:,}:\n\n" + "\n".join(lines)
 
 

@@ -43,7 +43,7 @@ SHAPES = {
     "forward": (
         *((16, block_h, 8, 8, True, "counter") for block_h in (8, 16, 32)),
         *((16, block_h, 8, 8, False, "counter") for block_h in (16, 32)),
-        (16, 16, 16, 16, False, "counter"),
+        *((16, block_h, 16, 16, False, "counter") for block_h in (8, 16)),
         *((16, block_h, 8, 8, True, "data") for block_h in (8, 16)),
         *((64, block_h, 4, 1, True, "counter") for block_h in (8, 16)),
     ),
