@@ -354,9 +354,10 @@ def test_turns_hide_the_exchange():
         {launch.name: cost for cost, launch in persistent_options(H200, "forward", "16-bit", 768, batch, 1)}
         for batch in (16, 512)
     )
-    name = "16x16-8w-counter"
-    assert many[name].turns > few[name].turns == 1
-    assert many[name].us < many[name].turns * few[name].us
+    hidden = [name for name in few if few[name].turns == 1 < many[name].turns]
+    assert hidden
+    for name in hidden:
+        assert many[name].us < many[name].turns * few[name].us
 
 
 def test_precision_follows_torchs_switch(monkeypatch):
