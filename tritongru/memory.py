@@ -39,7 +39,8 @@ class Memory:
         if self.parts:
             what = "gates saved" if self.mode == "save" else "gates rebuilt in the backward"
             found[0] += f", {self.kept / MIB:.1f} kept ({what})"
-            found.append(f"    {self.backward / MIB:.1f} MiB at most in the backward, walked in {self.parts} part" + "s"[: self.parts - 1])
+            parts = f"{self.parts} part{'s' if self.parts != 1 else ''}"
+            found.append(f"    {self.backward / MIB:.1f} MiB at most in the backward, walked in {parts}")
         return found
 
 
