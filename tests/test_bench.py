@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench import children, examine, gate, pair, parity, report, rivals, rows, targets, timing, warm
+from bench import children, examine, gate, host, pair, parity, report, rivals, rows, targets, timing, warm
 from bench.cases import CPU_CASES, HEADLINE, Case, gate_blocks, gate_cases, wide_cases
 from tritongru import model
 from tritongru.devices import GPUS
@@ -958,7 +958,21 @@ def test_without_a_gpu_the_gate_times_calls_and_imports(tmp_path):
     assert all(tuple(row) == rows.KEYS for row in read)
     assert [(row["case"], row["impl"], row["family"]) for row in read] == [
         *((case.name, impl, "torch") for case in CPU_CASES for impl in ("tritongru", "nn.GRU")),
+        *((f"host-{family}-{name}", "tritongru", family) for family in host.HIDDEN for name in host.LIMITS_US),
         ("import", "tritongru", None),
     ]
     assert all(row["ms"] > 0 and row["gpu"] is None for row in read)
-    assert all(row["parity"] <= 0.5 for row in read[:-1])
+    assert all(row["parity"] <= 0.5 for row in read if row["family"] == "torch")
+    for family in host.HIDDEN:
+        for name, limit in host.LIMITS_US.items():
+            assert f"Host, {family} {name}: " in done.stdout
+            assert f"the {limit:.0f} it may take" in done.stdout
+
+
+def test_the_host_is_timed_without_any_kernel():
+    """What is replaced would otherwise take seconds in the interpreter; and all of the way to it is walked."""
+    found = host.measured(host.HIDDEN["persistent"])
+    assert found.keys() == host.LIMITS_US.keys()
+    for name, us in found.items():
+        assert len(us) == host.ROUNDS
+        assert 5 < min(us) < 20 * host.LIMITS_US[name]
