@@ -15,6 +15,7 @@ torch.set_num_threads(1)  # the workers of a run share the cores already
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
+    import triton  # noqa: F401  # now: a test without the variable may be the first to import it, for the whole process
 
 
 @pytest.fixture

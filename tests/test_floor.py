@@ -125,10 +125,10 @@ from bench.machine_code import compile_for
 from bench.persistent_table import candidates, dtype_of
 found = []
 for kernel, kind, units, name in (
-    ("forward", "16-bit", 1024, "16x8-8w-counter"), ("forward", "16-bit", 256, "16x8-4w-data"),
+    ("forward", "16-bit", 1024, "16x8-8w-counter"), ("forward", "16-bit", 1024, "16x8-8w-data"),
     ("forward", "tf32", 512, "16x16-8w-counter"), ("forward", "16-bit", 512, "64x16-4w-counter"),
     ("backward", "16-bit", 1024, "16x16-16w-counter"), ("backward", "16-bit", 512, "16x16-8w-data"),
-    ("backward", "tf32", 512, "32x16-8w-counter"),
+    ("backward", "tf32", 512, "32x16-16w-counter"),
 ):
     launch = next(launch for launch in candidates(kernel, kind, units) if launch.name == name)
     facts = compile_for(floor_kernel, blocks(launch), dtype_of(kind), launch.num_warps, "sm_90")
