@@ -67,11 +67,10 @@ def short_tanh(x: Tensor) -> Tensor:
 
 def kept(store: Round) -> Round:
     """z as the backward rebuilds it from what the kernels save (``tritongru/kernels/gates.py``): z or, from 1/2 on,
-    z - 1, which is never zero. ``store`` rounds to the storage dtype."""
+    z - 1; 1 stays 1. ``store`` rounds to the storage dtype."""
 
     def rebuilt(z: Tensor) -> Tensor:
-        z = z.clamp(max=1 - 2.0**-24)
-        return torch.where(z < 0.5, store(z), store(z - 1) + 1)
+        return torch.where((z < 0.5) | (z >= 1), store(z), store(z - 1) + 1)
 
     return rebuilt
 

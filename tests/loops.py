@@ -42,12 +42,13 @@ def run_forward(family, tensors, launch, B=3, gates=True, offsets=None):
     family.forward(*operands, y, hn, saved, offsets, launch)
     for value, old in zip(operands, before, strict=True):
         assert value is None or torch.equal(value.nan_to_num(9.0), old.nan_to_num(9.0)), "an operand was written to"
-    return y, hn, saved
+    return y, hn, plain(saved) if gates else saved
 
 
 def run_backward(family, tensors, y, gates, launch, offsets=None, parts=None, **options):
     """dgx, da and dh; of a run in parts, put together again."""
     N, D, H = y.shape
+    gates = kept(gates)
     dh = tensors["dhn"].to(torch.float32, copy=True)
     w_hh, h0, dy = tensors["w_hh"], tensors["h0"], tensors["dy"]
     dgx, da = nans(N, D, 3 * H, dtype=y.dtype), nans(N, D, H, dtype=y.dtype)
@@ -66,9 +67,20 @@ def run_backward(family, tensors, y, gates, launch, offsets=None, parts=None, **
     return dgx, da, dh
 
 
-def kept(z):
-    """z as the kernels save it: z - 1 where that is the smaller."""
-    return torch.where(z < 0.5, z, z - 1)
+def kept(gates):
+    """Gates as the kernels save them: z - 1 in the place of z where that is the smaller."""
+    saved = gates.clone()
+    z = gates[..., 1]
+    saved[..., 1] = torch.where((z >= 0.5) & (z < 1), z - 1, z)
+    return saved
+
+
+def plain(saved):
+    """The gates that the kernels have saved."""
+    gates = saved.clone()
+    z = saved[..., 1].double()
+    gates[..., 1] = torch.where(z < 0, z + 1, z).to(saved.dtype)
+    return gates
 
 
 def expected(tensors, B=3, dtype=torch.float64):
@@ -85,7 +97,7 @@ def expected(tensors, B=3, dtype=torch.float64):
         dy = torch.zeros_like(y) if t["dy"] is None else t["dy"][:, d].reshape(y.shape)
         grads = reference.backward(dy, t["dhn"][d], x, h0, w_ih, t["w_hh"][d], y, gates, reverse)
         da = grads.x[..., 2 * H :] * gates.r
-        saved = torch.stack((gates.r, kept(gates.z), gates.n, gates.a), dim=-1)
+        saved = torch.stack(gates, dim=-1)
         found.append((y.flatten(0, 1), hn, saved.flatten(0, 1), grads.x.flatten(0, 1), da.flatten(0, 1), grads.h0))
     return [torch.stack(v, 0 if name in ("hn", "dh") else 1) for name, *v in zip(RESULTS, *found, strict=True)]
 

@@ -223,7 +223,7 @@ def test_a_program_that_dies_ends_in_an_error_and_not_in_a_hang(way, form):
         simulated(3, kill={(1, 0, 0): 60}, patience=10_000),
     ):
         way.run(way.tensors, launch(way, form), ROWS, limit=50)
-    assert int(launching.trouble_of(torch.device("cpu"))) == 0
+    assert launching.trouble_of(torch.device("cpu")).word.value == 0
     with simulated(3):
         assert_right(way, way.run(way.tensors, launch(way, form), ROWS))
 
@@ -231,7 +231,7 @@ def test_a_program_that_dies_ends_in_an_error_and_not_in_a_hang(way, form):
 @pytest.mark.parametrize("way", PASSES)
 def test_after_giving_up_the_results_are_nan(way, monkeypatch):
     way = PASSES[way]
-    monkeypatch.setattr(launching, "raise_trouble", lambda trouble: trouble.zero_())
+    monkeypatch.setattr(launching, "raise_trouble", lambda trouble: trouble.tensor.zero_())
     with simulated(0, kill={(1, 0, 0): 60}, patience=10_000):
         found = way.run(way.tensors, launch(way, "counter"), ROWS, limit=50)
     last = {"hn": 1, "dh": 2}

@@ -55,8 +55,7 @@ def gru_step(g_r, g_z, gx_n, a, h, SERIES: tl.constexpr, REFINE: tl.constexpr):
 def kept(z):
     """z as it is saved for the backward: z itself or, from 1/2 on, z - 1. In 16 bit a z next to 1, a unit with a long
     memory, would round to 1, and no gradient would reach the unit."""
-    z = tl.minimum(z, 0.99999994, propagate_nan=tl.PropagateNan.ALL)  # z - 1 is never zero, which would read as z = 0
-    return z - (z >= 0.5).to(tl.float32)
+    return z - ((z >= 0.5) & (z < 1.0)).to(tl.float32)  # z = 1 stays: z - 1 = 0 would read as z = 0
 
 
 @triton.jit
