@@ -51,9 +51,12 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+IN_16_BIT = ("odd size", "both directions", "chunks of different widths", "tile of 32 rows")
+CASES = [(shape, dtype) for dtype in DTYPES for shape in (SHAPES if dtype == torch.float32 else IN_16_BIT)]
+
+
+@pytest.mark.parametrize("shape, dtype", CASES, ids=str)
 @pytest.mark.parametrize("exchange", ["counter", "data"])
-@pytest.mark.parametrize("shape", SHAPES)
 def test_against_the_oracle(shape, exchange, dtype):
     sizes, changes = SHAPES[shape]
     tensors = layer_tensors(**sizes, dtype=dtype)
@@ -76,7 +79,7 @@ def test_the_ring_goes_round():
 
 
 @pytest.mark.parametrize("exchange", ["counter", "data"])
-@pytest.mark.parametrize("parts", [[2, 3], [1, 1, 1, 1, 1], [4, 1]], ids=str)
+@pytest.mark.parametrize("parts", [[2, 3], [1, 1, 3]], ids=str)
 def test_parts_give_the_same_bits_as_the_whole(parts, exchange):
     """dh passes from part to part in fp32, so nothing tells where one ends."""
     tensors = layer_tensors(T=5, B=20, H=20, D=2)
