@@ -58,9 +58,13 @@ def run_backward(family, tensors, y, gates, launch, offsets=None, parts=None, **
     B, start = dh.shape[1], 0
     for count in parts:
         rows = [slice((N // B - start - count) * B, (N // B - start) * B), slice(start * B, (start + count) * B)]
-        some = torch.stack([gates[rows[d], d] for d in range(D)], dim=1)
-        dgx_part, da_part = nans(count * B, D, 3 * H, dtype=y.dtype), nans(count * B, D, H, dtype=y.dtype)
-        family.backward(dy, dh, w_hh, h0, y, some, dgx_part, da_part, None, launch, start, count, **options)
+        around = [nans(3 * N, D, *shape, dtype=y.dtype) for shape in ((H, 4), (3 * H,), (H,))]
+        gates_part, dgx_part, da_part = (v[N : N + count * B] for v in around)
+        gates_part.copy_(torch.stack([gates[rows[d], d] for d in range(D)], dim=1))
+        family.backward(dy, dh, w_hh, h0, y, gates_part, dgx_part, da_part, None, launch, start, count, **options)
+        for v in around:
+            assert v[:N].isnan().all(), "rows before the part's"
+            assert v[N + count * B :].isnan().all(), "rows behind the part's"
         for d in range(D):
             dgx[rows[d], d], da[rows[d], d] = dgx_part[:, d], da_part[:, d]
         start += count

@@ -6,112 +6,20 @@ import itertools
 
 import pytest
 import torch
-from loops import kept, plain
-from tolerance import assert_close_to_float64
+from loops import NAN, RESULTS, check, layer_tensors, plain, run_backward, run_forward
 
-from tritongru import reference
 from tritongru.kernels import stepwise, together
 from tritongru.launches import StepwiseLaunch
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the tile's shape is the compiler's to take")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-NAN = float("nan")
-RESULTS = ("y", "hn", "gates", "dgx", "da", "dh")
 LAUNCH = StepwiseLaunch(16, 16, 32, 4, 2, 0, "ieee")
 
 
-def layer_tensors(T=4, B=3, H=40, D=1, dtype=torch.float32, bias=True, use_h0=True, use_dy=True, rows=None):
-    """Operands of one layer and what arrives at its results, exact in the dtype."""
-    torch.manual_seed(0)
-    rows = T * B if rows is None else rows
-
-    def some(*shape):
-        return (torch.randn(shape) / 2).to(dtype)
-
-    return {
-        "gx": some(rows, D, 3 * H),
-        "w_hh": (torch.randn(D, 3 * H, H) / H**0.5).to(dtype),
-        "b_hh": some(D, 3 * H) if bias else None,
-        "h0": some(D, B, H) if use_h0 else None,
-        "dy": some(rows, D, H) if use_dy else None,
-        "dhn": some(D, B, H),
-    }
-
-
-def nans(*shape, dtype):
-    return torch.full(shape, NAN, dtype=dtype)
-
-
-def run_forward(tensors, launch=LAUNCH, B=3, gates=True, offsets=None):
-    """y, hn and the gates; every buffer is NaN before."""
-    N, D, H = *tensors["gx"].shape[:2], tensors["w_hh"].shape[2]
-    dtype = tensors["gx"].dtype
-    y, hn = nans(N, D, H, dtype=dtype), nans(D, B, H, dtype=dtype)
-    saved = nans(N, D, H, 4, dtype=dtype) if gates else torch.empty(0, dtype=dtype)
-    operands = [tensors[name] for name in ("gx", "w_hh", "b_hh", "h0")]
-    before = [None if value is None else value.clone() for value in operands]
-    stepwise.forward(*operands, y, hn, saved, offsets, launch)
-    for value, old in zip(operands, before, strict=True):
-        assert value is None or torch.equal(value.nan_to_num(9.0), old.nan_to_num(9.0)), "an operand was written to"
-    return y, hn, plain(saved) if gates else saved
-
-
-def run_backward(tensors, y, gates, launch=LAUNCH, offsets=None, parts=None):
-    """dgx, da and dh; of a run in parts, put together again."""
-    N, D, H = y.shape
-    gates = kept(gates)
-    dh = tensors["dhn"].to(torch.float32, copy=True)
-    w_hh, h0, dy = tensors["w_hh"], tensors["h0"], tensors["dy"]
-    dgx, da = nans(N, D, 3 * H, dtype=y.dtype), nans(N, D, H, dtype=y.dtype)
-    if parts is None:
-        stepwise.backward(dy, dh, w_hh, h0, y, gates, dgx, da, offsets, launch)
-        return dgx, da, dh
-    B, start = dh.shape[1], 0
-    for count in parts:
-        rows = [slice((N // B - start - count) * B, (N // B - start) * B), slice(start * B, (start + count) * B)]
-        around = [nans(3 * N, D, *shape, dtype=y.dtype) for shape in ((H, 4), (3 * H,), (H,))]
-        gates_part, dgx_part, da_part = (v[N : N + count * B] for v in around)
-        gates_part.copy_(torch.stack([gates[rows[d], d] for d in range(D)], dim=1))
-        stepwise.backward(dy, dh, w_hh, h0, y, gates_part, dgx_part, da_part, None, launch, start, count)
-        for v in around:
-            assert v[:N].isnan().all(), "rows before the part's"
-            assert v[N + count * B :].isnan().all(), "rows behind the part's"
-        for d in range(D):
-            dgx[rows[d], d], da[rows[d], d] = dgx_part[:, d], da_part[:, d]
-        start += count
-    return dgx, da, dh
-
-
 def run(tensors, launch=LAUNCH, B=3, offsets=None):
-    y, hn, gates = run_forward(tensors, launch, B, True, offsets)
-    return y, hn, gates, *run_backward(tensors, y, gates, launch, offsets)
-
-
-def expected(tensors, B=3, dtype=torch.float64):
-    """The same six of the oracle; with the identity as W_ih, its gradient of x is that of gx."""
-    t = {name: None if value is None else value.to(dtype) for name, value in tensors.items()}
-    D, H = t["w_hh"].shape[0], t["w_hh"].shape[2]
-    w_ih = torch.eye(3 * H, dtype=dtype)
-    found = []
-    for d in range(D):
-        x, reverse = t["gx"][:, d].reshape(-1, B, 3 * H), d == 1
-        h0 = x.new_zeros(B, H) if t["h0"] is None else t["h0"][d]
-        b_hh = None if t["b_hh"] is None else t["b_hh"][d]
-        y, hn, gates = reference.forward(x, h0, w_ih, t["w_hh"][d], None, b_hh, reverse)
-        dy = torch.zeros_like(y) if t["dy"] is None else t["dy"][:, d].reshape(y.shape)
-        grads = reference.backward(dy, t["dhn"][d], x, h0, w_ih, t["w_hh"][d], y, gates, reverse)
-        da = grads.x[..., 2 * H :] * gates.r
-        saved = torch.stack(gates, dim=-1)
-        found.append((y.flatten(0, 1), hn, saved.flatten(0, 1), grads.x.flatten(0, 1), da.flatten(0, 1), grads.h0))
-    return [torch.stack(v, 0 if name in ("hn", "dh") else 1) for name, *v in zip(RESULTS, *found, strict=True)]
-
-
-def check(found, tensors, B, what):
-    exact, same = expected(tensors, B), expected(tensors, B, tensors["gx"].dtype)
-    same[-1] = same[-1].float()  # the kernel leaves dh in fp32
-    for name, *values in zip(RESULTS, found, exact, same, strict=True):
-        assert_close_to_float64(*values, f"{what} {name}")
+    y, hn, gates = run_forward(stepwise, tensors, launch, B, True, offsets)
+    return y, hn, gates, *run_backward(stepwise, tensors, y, gates, launch, offsets)
 
 
 SHAPES = {
@@ -163,9 +71,10 @@ def test_packed_rows(dtype, use_h0):
 def test_the_backward_in_parts(D, parts):
     """The same bits, whatever the parts; each part's tensors hold its own rows alone."""
     tensors = layer_tensors(T=5, H=20, D=D)
-    y, _, gates = run_forward(tensors)
-    whole = run_backward(tensors, y, gates)
-    for name, *values in zip(RESULTS[3:], whole, run_backward(tensors, y, gates, parts=parts), strict=True):
+    y, _, gates = run_forward(stepwise, tensors, LAUNCH)
+    whole = run_backward(stepwise, tensors, y, gates, LAUNCH)
+    again = run_backward(stepwise, tensors, y, gates, LAUNCH, parts=parts)
+    for name, *values in zip(RESULTS[3:], whole, again, strict=True):
         assert torch.equal(*values), name
 
 
@@ -177,7 +86,8 @@ def test_two_runs_give_the_same_bits():
 
 def test_nothing_saved_changes_nothing():
     tensors = layer_tensors(H=33)
-    for first, second in zip(run_forward(tensors)[:2], run_forward(tensors, gates=False)[:2], strict=True):
+    with_gates, without = (run_forward(stepwise, tensors, LAUNCH, gates=gates)[:2] for gates in (True, False))
+    for first, second in zip(with_gates, without, strict=True):
         assert torch.equal(first, second)
 
 

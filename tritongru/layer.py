@@ -95,7 +95,7 @@ class _Gradients:
         self.apart = several and self.directions == 2
         self.dx: Tensor | None = None
         if self.need_x:
-            self.dx = torch.zeros_like(x) if self.apart else torch.empty_like(x)
+            self.dx = x.new_zeros(x.shape) if self.apart else x.new_empty(x.shape)  # contiguous, as the fake's
         self.dw_ih: Tensor | None = None
         self.dw_hh: Tensor | None = None
         self.db: Tensor | None = None
