@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,12 @@ def rows_for(backend: str, kernel: str, kind: str, hidden: int) -> list[dict[str
         priced.append((cost or -launch.stages, launch, facts))
     rows: list[dict[str, Any]] = []
     for _, launch, facts in sorted(priced, key=lambda item: item[0]):
-        if not _worth_keeping(rows, facts.shared_bytes):
+        if not _worth_keeping(rows, backend, facts.shared_bytes):
             continue
         other = [*_demanding(kernel, hidden, dtype, launch, archs[0])]
         other.append(compile_kernel(kernel, hidden, dtype, launch, archs[1], packed=True))
         shared = max(f.shared_bytes for f in (facts, *other))
-        if shared > largest or any(f.stack for f in other) or not _worth_keeping(rows, shared):
+        if shared > largest or any(f.stack for f in other) or not _worth_keeping(rows, backend, shared):
             continue
         newer = ("sm_100", "sm_120") if backend == "cuda" else ()
         spills = []
@@ -92,6 +93,8 @@ def rows_for(backend: str, kernel: str, kind: str, hidden: int) -> list[dict[str
             plain = compile_kernel(kernel, hidden, dtype, launch, arch)
             if plain.stack or any(f.stack for f in _demanding(kernel, hidden, dtype, launch, arch)):
                 spills.append(arch)
+        if not _worth_keeping(rows, backend, shared, spills):
+            continue
         rows.append(
             {
                 "backend": backend,
@@ -112,9 +115,17 @@ def rows_for(backend: str, kernel: str, kind: str, hidden: int) -> list[dict[str
     return rows
 
 
-def _worth_keeping(rows: list[dict[str, Any]], shared_bytes: int) -> bool:
+def _worth_keeping(rows: list[dict[str, Any]], backend: str, shared_bytes: int, spills_on: Sequence[str] = ()) -> bool:
     """A dearer configuration is for chips on which the cheaper ones do not fit or spill."""
-    return all(shared_bytes < row["shared_bytes"] or row["spills_on"] for row in rows)
+    families: dict[str, int] = {}  # the shared memory of the largest chip of each
+    for gpu in GPUS.values():
+        if gpu.backend == backend and gpu.family not in spills_on:
+            families[gpu.family] = max(families.get(gpu.family, 0), gpu.shared_bytes)
+    return any(
+        shared_bytes <= largest
+        and all(shared_bytes < row["shared_bytes"] for row in rows if family not in row["spills_on"])
+        for family, largest in families.items()
+    )
 
 
 def _demanding(kernel: str, hidden: int, dtype: str, launch: Launch, arch: str) -> Iterator[Facts]:
@@ -153,14 +164,22 @@ def check(arch: str, kernel: str) -> None:
 
 
 def make() -> None:
+    keys = [
+        (backend, kernel, kind, hidden)
+        for backend in ("cuda", "hip")
+        for kind, sizes in SIZES.items()
+        for kernel in ("forward", "backward")
+        for hidden in sizes
+    ]
     rows: list[dict[str, Any]] = []
-    for backend in ("cuda", "hip"):
-        for kind, sizes in SIZES.items():
-            for kernel in ("forward", "backward"):
-                for hidden in sizes:
-                    found = rows_for(backend, kernel, kind, hidden)
-                    rows += found
-                    print(backend, kind, kernel, hidden, len(found), flush=True)
+    with ProcessPoolExecutor(2) as pool:
+        for key, found in zip(keys, pool.map(_rows_for, keys), strict=True):
+            rows += found
+            print(*key, len(found), flush=True)
     temporary = LAUNCHES.with_suffix(".tmp")
     temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     temporary.replace(LAUNCHES)
+
+
+def _rows_for(key: tuple[str, str, str, int]) -> list[dict[str, Any]]:
+    return rows_for(*key)

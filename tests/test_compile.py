@@ -69,5 +69,5 @@ def test_every_row_compiles(arch, kernel):
                 assert found["loads"] <= most_loads(kernel, row, name), ("W_hh is read again every step", name, row)
         if arch == "sm_90" and same_triton:
             found = row["found"]["plain"]
-            assert found["instructions"] <= 1.06 * planned["instructions"], row
+            assert found["instructions"] <= 1.02 * planned["instructions"], row
             assert found["barriers"] <= planned["barriers"], row

