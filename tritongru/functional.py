@@ -2,46 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
-import logging
-import os
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tritongru import ops
-from tritongru.devices import device_facts
 from tritongru.memory import MEMORIES, gate_bytes, saves
-from tritongru.plan import fp32_precision, limits_on, plan_on
-
-logger = logging.getLogger("tritongru")
-
-IMPLS = ("auto", "triton", "torch")
-
-
-class Options(NamedTuple):
-    """What a call does besides its tensors; the names are those of ``gru``."""
-
-    num_layers: int
-    bias: bool
-    batch_first: bool
-    dropout: float
-    training: bool
-    bidirectional: bool
-    impl: str
-    memory: str
-
-    @property
-    def directions(self) -> int:
-        return 2 if self.bidirectional else 1
-
-    @property
-    def tensors(self) -> int:
-        """Weight tensors of one layer and direction."""
-        return 4 if self.bias else 2
+from tritongru.options import IMPLS, Options, autocast_dtype, batch_of, steps_of
+from tritongru.route import asks_for_kernels, taken
+from tritongru.torch_path import run_torch
 
 
 def gru(
@@ -127,169 +97,31 @@ def _check_shapes(
     check_dtype(input, weights[0])
     check_features(input, batch_sizes, features)
     if hx is not None:
-        states = (options.num_layers * options.directions, _batch(input, batch_sizes, options), hidden)
+        states = (options.num_layers * options.directions, batch_of(input, batch_sizes, options), hidden)
         if hx.shape != states:
             raise RuntimeError(f"Expected hidden size {states}, got {list(hx.shape)}")
-
-
-def _batch(input: Tensor, batch_sizes: Tensor | None, options: Options) -> int:
-    if batch_sizes is not None:
-        return int(batch_sizes[0])
-    return input.shape[0 if options.batch_first else 1]
-
-
-def _steps(input: Tensor, batch_sizes: Tensor | None, options: Options) -> int:
-    if batch_sizes is not None:
-        return batch_sizes.shape[0]
-    return input.shape[1 if options.batch_first else 0]
 
 
 def run(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor]:
     """``gru`` behind its checks: asks the plan and takes one of the two paths."""
-    if options.impl == "torch" or (options.impl == "auto" and not input.is_cuda):
-        return _run_torch(input, hx, weights, batch_sizes, options)
-    check_choice("impl", options.impl, IMPLS)
-    check_choice("memory", options.memory, MEMORIES)
+    if options.impl != "torch":
+        check_choice("impl", options.impl, IMPLS)
+        check_choice("memory", options.memory, MEMORIES)
+    if not asks_for_kernels(options.impl, input.device):
+        return run_torch(input, hx, weights, batch_sizes, options)
     _check_tensors(input, hx, weights, batch_sizes, options)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, hx, *weights))
-    dtype = _autocast_dtype(input) or input.dtype
-    route = _route(weights[1].shape[-1], dtype, input.device, options.directions, learns)
-    if route.refusal:
-        if options.impl == "triton":
-            raise RuntimeError(
-                f"impl='triton' cannot run this layer: {route.refusal} (impl='auto' runs torch's GRU here)"
-            )
-        return _run_torch(input, hx, weights, batch_sizes, options)
-    if options.impl == "auto":
-        batch, steps = _batch(input, batch_sizes, options), _steps(input, batch_sizes, options)
-        if batch > route.largest and not torch.compiler.is_compiling():
-            _log_once(f"from a batch of {route.largest + 1} on: {route.beyond}")
-        if batch > route.largest or steps < route.shortest:
-            return _run_torch(input, hx, weights, batch_sizes, options)
+    dtype = autocast_dtype(input) or input.dtype
+    batch, T = batch_of(input, batch_sizes, options), steps_of(input, batch_sizes, options)
+    hidden, directions = weights[1].shape[-1], options.directions
+    route = taken(options.impl, hidden, dtype, input.device, directions, learns, batch, T)
+    if route is None:
+        return run_torch(input, hx, weights, batch_sizes, options)
     rows = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
-    size = gate_bytes(rows, weights[1].shape[-1], options.directions, options.num_layers, dtype.itemsize)
+    size = gate_bytes(rows, hidden, directions, options.num_layers, dtype.itemsize)
     return _run_triton(input, hx, weights, batch_sizes, options, saves(options.memory, size, route.device_bytes))
-
-
-def _autocast_dtype(input: Tensor) -> torch.dtype | None:
-    """The dtype that autocast asks for; like torch's own rules it leaves float64 alone."""
-    device = input.device.type
-    if input.dtype == torch.float64 or device == "meta" or not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)
-
-
-class Route(NamedTuple):
-    """Whether and where Triton runs a layer. ``refusal``: why it cannot, or an empty string; ``largest``, ``shortest``:
-    up to which batch and from which length on ``impl="auto"`` takes it, and why no larger batch; ``device_bytes``:
-    memory of the device."""
-
-    refusal: str
-    beyond: str = ""
-    largest: int = 0
-    shortest: int = 0
-    device_bytes: int = 0
-
-
-def _route(hidden: int, dtype: torch.dtype, device: torch.device, directions: int, training: bool) -> Route:
-    """Each reason for torch is logged once."""
-    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-    return _route_under(hidden, dtype, device, directions, training, fp32_precision(), interpreted)
-
-
-# What torch.compiler.assume_constant_result sets; the decorator itself would import the compiler, which takes seconds.
-_route._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-@functools.lru_cache(maxsize=1024)
-def _route_under(
-    hidden: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    directions: int,
-    training: bool,
-    precision: str,  # as `plan_on` reads it
-    interpreted: bool,
-) -> Route:
-    if device.type == "cpu" and not interpreted:
-        return Route(
-            "the tensors are on the CPU; move module and input to a GPU, or set TRITON_INTERPRET=1 before the first "
-            "call to run the kernels in Triton's interpreter"
-        )
-    if device.type not in ("cpu", "cuda"):
-        return Route(f"the tensors are on the device {device}, and the kernels run on CUDA and ROCm devices")
-    if not _installed("triton"):
-        return Route("the package triton is not installed; install it with: pip install triton")
-    numpy = _installed("numpy")
-    if device.type == "cpu" and _installed("triton") < (3, 7) and numpy >= (2, 4):
-        found = ".".join(map(str, numpy))
-        return Route(f"the interpreter of Triton 3.6 needs NumPy below 2.4, got {found}; run: pip install 'numpy<2.4'")
-    facts = device_facts(device)
-    answer = plan_on(facts, hidden, dtype, directions=directions, training=training, impl="triton")
-    if answer.family == "torch":
-        _log_once(answer.reason)
-        return Route(answer.reason)
-    limits = limits_on(facts, hidden, dtype, directions=directions, training=training)
-    return Route("", limits.reason, limits.largest, limits.shortest, facts.memory_bytes)
-
-
-@functools.cache
-def _installed(package: str) -> tuple[int, ...]:
-    """Major and minor version of a package, or nothing where it is not installed."""
-    try:
-        return tuple(int(number) for number in importlib.metadata.version(package).split(".")[:2])
-    except importlib.metadata.PackageNotFoundError:
-        return ()
-
-
-@functools.cache
-def _log_once(reason: str) -> None:
-    logger.info("torch's own GRU runs: %s", reason)
-
-
-def _run_torch(
-    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
-) -> tuple[Tensor, Tensor]:
-    """torch's own GRU. Dropout between layers is drawn here wherever ``torch.gru`` would not take it from torch's
-    generator: cuDNN has a generator of its own, and the decomposition that compilers use forgets the dropout."""
-    layers, directions = options.num_layers, options.directions
-    if hx is None:
-        batch, hidden = _batch(input, batch_sizes, options), weights[1].shape[-1]
-        hx = torch.zeros(layers * directions, batch, hidden, dtype=input.dtype, device=input.device)
-    if input.is_cuda:
-        dtype = _autocast_dtype(input)
-        if dtype is not None and dtype != torch.float16:  # under autocast torch.gru computes in float16 regardless
-            with torch.autocast("cuda", enabled=False):
-                weights = [w.to(dtype) for w in weights]
-                return _run_torch(input.to(dtype), hx.to(dtype), weights, batch_sizes, options)
-    if not draws_dropout(input, options.dropout, layers):
-        return _torch_gru(input, hx, weights, batch_sizes, options)
-    single = options._replace(num_layers=1, dropout=0.0)
-    each = directions * options.tensors
-    states = []
-    for layer in range(layers):
-        if layer > 0:
-            input = torch.dropout(input, options.dropout, options.training)
-        state = hx[layer * directions : (layer + 1) * directions]
-        input, state = _torch_gru(input, state, weights[layer * each : (layer + 1) * each], batch_sizes, single)
-        states.append(state)
-    return input, torch.cat(states)
-
-
-def draws_dropout(like: Tensor, dropout: float, num_layers: int) -> bool:
-    """Whether the torch path runs layer by layer and draws the dropout between layers itself."""
-    return dropout > 0 and num_layers > 1 and (like.is_cuda or torch.compiler.is_compiling())
-
-
-def _torch_gru(
-    input: Tensor, hx: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
-) -> tuple[Tensor, Tensor]:
-    rest = (options.bias, options.num_layers, options.dropout, options.training, options.bidirectional)
-    if batch_sizes is None:
-        return torch.gru(input, hx, weights, *rest, options.batch_first)  # type: ignore[no-any-return, call-overload]
-    return torch.gru(input, batch_sizes, hx, weights, *rest)  # type: ignore[no-any-return, call-overload]
 
 
 def _run_triton(
@@ -300,14 +132,14 @@ def _run_triton(
     options: Options,
     save_gates: bool,
 ) -> tuple[Tensor, Tensor]:
-    dtype = _autocast_dtype(input)
+    dtype = autocast_dtype(input)
     if dtype is not None:
         input, weights = input.to(dtype), [w.to(dtype) for w in weights]
         hx = None if hx is None else hx.to(dtype)
-    batch = _batch(input, batch_sizes, options)
+    batch = batch_of(input, batch_sizes, options)
     offsets = None
     if batch_sizes is None:
-        steps = _steps(input, None, options)
+        steps = steps_of(input, None, options)
         x = (input.transpose(0, 1) if options.batch_first else input).reshape(steps * batch, input.shape[-1])
     else:
         x, offsets = _packed_rows(input, batch_sizes)
@@ -351,9 +183,9 @@ def _check_tensors(
                 f"Input and {kind} tensors are not at the same device, found input tensor at {input.device} and "
                 f"{kind} tensor at {tensor.device}"
             )
-    if batch_sizes is None and _steps(input, None, options) == 0:
+    if batch_sizes is None and steps_of(input, None, options) == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    casts = _autocast_dtype(input) is not None
+    casts = autocast_dtype(input) is not None
     if hx is not None and hx.dtype != input.dtype and not casts:
         raise RuntimeError(
             "Input and hidden tensors are not the same dtype, found input tensor with "

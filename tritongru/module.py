@@ -10,17 +10,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from tritongru.devices import CPU, Device
-from tritongru.functional import (
-    IMPLS,
-    Options,
-    check_choice,
-    check_dtype,
-    check_features,
-    draws_dropout,
-    run,
-)
+from tritongru.functional import check_choice, check_dtype, check_features, run
 from tritongru.memory import MEMORIES
+from tritongru.options import IMPLS, Options
 from tritongru.plan import Plan, plan_on
+from tritongru.torch_path import draws_dropout
 from tritongru.warmup import Warmup, warm
 
 

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tritongru import functional, layer
+from tritongru import layer
 from tritongru.devices import device_facts
 from tritongru.memory import gate_bytes, saves
+from tritongru.options import autocast_dtype
 from tritongru.plan import Pass, plan_on
+from tritongru.route import asks_for_kernels, taken
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,15 @@ def warm(gru: nn.RNNBase, batch: int, time: int, packed: bool, impl: str, memory
     """As :meth:`tritongru.GRU.warmup`."""
     start = clock.perf_counter()
     weight = next(gru.parameters())
-    device, dtype = weight.device, functional._autocast_dtype(weight) or weight.dtype
+    device, dtype = weight.device, autocast_dtype(weight) or weight.dtype
     learns = gru.training and any(p.requires_grad for p in gru.parameters())
-    passes = [
-        training
-        for training in ((False, True) if learns else (False,))
-        if _is_served(gru, impl, dtype, device, batch, time, training)
-    ]
+    D, H = 2 if gru.bidirectional else 1, gru.hidden_size
+    passes = []
+    if asks_for_kernels(impl, device):
+        of_call = [False, True] if learns else [False]
+        passes = [training for training in of_call if taken(impl, H, dtype, device, D, training, batch, time)]
     if not passes:
         return Warmup(clock.perf_counter() - start, ())
-    D, H = 2 if gru.bidirectional else 1, gru.hidden_size
     size = gate_bytes(time * batch, H, D, gru.num_layers, dtype.itemsize)
     saved = saves(memory, size, device_facts(device).memory_bytes)
     answer = plan_on(device, H, dtype, batch=batch, directions=D, training=True in passes, impl="triton")
@@ -81,20 +82,6 @@ def warm(gru: nn.RNNBase, batch: int, time: int, packed: bool, impl: str, memory
         seconds = _run(works, device)
     kernels = tuple(Compiled(*work[:3], taken) for work, taken in zip(works, seconds, strict=True))
     return Warmup(clock.perf_counter() - start, kernels)
-
-
-def _is_served(
-    gru: nn.RNNBase, impl: str, dtype: torch.dtype, device: torch.device, batch: int, time: int, training: bool
-) -> bool:
-    """Whether a call runs the kernels, asked as ``functional.run`` asks."""
-    if impl == "torch" or (impl == "auto" and device.type != "cuda"):
-        return False
-    route = functional._route(gru.hidden_size, dtype, device, 2 if gru.bidirectional else 1, training)
-    if route.refusal and impl == "triton":
-        raise RuntimeError(f"impl='triton' cannot run this layer: {route.refusal} (impl='auto' runs torch's GRU here)")
-    if route.refusal or impl == "triton":
-        return not route.refusal
-    return batch <= route.largest and time >= route.shortest
 
 
 def _states(gru: nn.RNNBase, dtype: torch.dtype, batch: int) -> Iterator[_State]:

@@ -1,0 +1,53 @@
+"""torch's own GRU for a call, with autocast and dropout as the kernels' path has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tritongru.options import Options, autocast_dtype, batch_of
+
+
+def run_torch(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor]:
+    """torch's own GRU. Dropout between layers is drawn here wherever ``torch.gru`` would not take it from torch's
+    generator: cuDNN has a generator of its own, and the decomposition that compilers use forgets the dropout."""
+    layers, directions = options.num_layers, options.directions
+    if hx is None:
+        batch, hidden = batch_of(input, batch_sizes, options), weights[1].shape[-1]
+        hx = torch.zeros(layers * directions, batch, hidden, dtype=input.dtype, device=input.device)
+    if input.is_cuda:
+        dtype = autocast_dtype(input)
+        if dtype is not None and dtype != torch.float16:  # under autocast torch.gru computes in float16 regardless
+            with torch.autocast("cuda", enabled=False):
+                weights = [w.to(dtype) for w in weights]
+                return run_torch(input.to(dtype), hx.to(dtype), weights, batch_sizes, options)
+    if not draws_dropout(input, options.dropout, layers):
+        return _torch_gru(input, hx, weights, batch_sizes, options)
+    single = options._replace(num_layers=1, dropout=0.0)
+    each = directions * options.tensors
+    states = []
+    for layer in range(layers):
+        if layer > 0:
+            input = torch.dropout(input, options.dropout, options.training)
+        state = hx[layer * directions : (layer + 1) * directions]
+        input, state = _torch_gru(input, state, weights[layer * each : (layer + 1) * each], batch_sizes, single)
+        states.append(state)
+    return input, torch.cat(states)
+
+
+def draws_dropout(like: Tensor, dropout: float, num_layers: int) -> bool:
+    """Whether the torch path runs layer by layer and draws the dropout between layers itself."""
+    return dropout > 0 and num_layers > 1 and (like.is_cuda or torch.compiler.is_compiling())
+
+
+def _torch_gru(
+    input: Tensor, hx: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor]:
+    rest = (options.bias, options.num_layers, options.dropout, options.training, options.bidirectional)
+    if batch_sizes is None:
+        return torch.gru(input, hx, weights, *rest, options.batch_first)  # type: ignore[no-any-return, call-overload]
+    return torch.gru(input, batch_sizes, hx, weights, *rest)  # type: ignore[no-any-return, call-overload]
