@@ -1,5 +1,5 @@
-"""Without a GPU: what a call through tritongru costs over nn.GRU on the CPU, what it costs the host before kernels
-start, and what importing it costs."""
+"""Without a GPU: what a call through tritongru costs over nn.GRU on the CPU, what it costs the host besides kernels and
+products, and what importing it costs."""
 
 import statistics
 import subprocess
@@ -46,7 +46,7 @@ def import_row(taken: list[float], where: Row) -> Row:
 
 
 def host_row(family: str, name: str, us: list[float], where: Row) -> Row:
-    """A row about one call's way to its kernels, which are left out."""
+    """A row about one call's way to its kernels and products, which are left out."""
     case = Case(host.HIDDEN[family], 1, 2, "fp32", "forward" if name == "forward" else "train")
     about = row(case, pair.OURS, where, family=family, parity=None, ms=statistics.median(us) / 1000, spread=spread(us))
     return about | {"case": f"host-{family}-{name}", "us_per_step": None}

@@ -1,8 +1,8 @@
-"""What a call costs on the host before its kernels start: measured on a CPU with the launches replaced by nothing.
+"""What a call costs on the host besides its kernels and products: measured on a CPU with both replaced by nothing.
 
-``python -m bench.host HIDDEN`` prints the samples of one layer as JSON. It has to be a process of its own, because the
-kernels are replaced and TRITON_INTERPRET=1 makes the CPU stand in for a GPU. What it counts includes the products
-around the loop, on tensors so small that only the way to them counts; what Triton's own launcher takes is left out.
+``python -m bench.host HIDDEN`` prints the samples of one layer as JSON. It has to be a process of its own, because
+kernels and products are replaced and TRITON_INTERPRET=1 makes the CPU stand in for a GPU. What a product returns is
+still allocated; what Triton's own launcher and torch's dispatch of a product take is left out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 HIDDEN = {"resident": 128, "persistent": 768}
 LIMITS_US = {"forward": 60.0, "backward": 100.0}
@@ -36,6 +37,19 @@ def without_launches() -> None:
     together.launch = lambda *args, **kwargs: None
 
 
+def without_products() -> None:
+    import torch
+
+    def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return a.new_empty((a.shape[0], b.shape[1])) if out is None else out
+
+    replaced: dict[str, Any] = {"mm": product, "addmm": lambda c, a, b: product(a, b)}
+    of_tensor: dict[str, Any] = {"__matmul__": product, "addmm_": lambda c, a, b: c}
+    for room, names in ((torch, replaced), (torch.Tensor, of_tensor)):
+        for name, function in names.items():
+            setattr(room, name, function)
+
+
 def samples(hidden: int) -> dict[str, list[float]]:
     """Microseconds of a forward pass without gradients, and of the backward of a training step."""
     import torch
@@ -44,6 +58,7 @@ def samples(hidden: int) -> dict[str, list[float]]:
 
     torch.set_num_threads(1)
     without_launches()
+    without_products()
     gru = tritongru.GRU(8, hidden, impl="triton", memory="save")
     x, hx = torch.zeros(2, 1, 8), torch.zeros(1, 1, hidden)
     dy = torch.zeros(2, 1, hidden)
@@ -55,6 +70,7 @@ def samples(hidden: int) -> dict[str, list[float]]:
             return time.perf_counter() - start
 
     def backward() -> float:
+        gru.zero_grad()
         y, _ = gru(x, hx)
         start = time.perf_counter()
         y.backward(dy)
