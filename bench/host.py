@@ -1,4 +1,4 @@
-"""What a call costs on the host besides its kernels and products: measured on a CPU with both replaced by nothing.
+"""What a call costs on the host: measured on a CPU with kernels and products replaced by nothing.
 
 ``python -m bench.host HIDDEN`` prints the samples of one layer as JSON. It has to be a process of its own, because
 kernels and products are replaced and TRITON_INTERPRET=1 makes the CPU stand in for a GPU. What a product returns is
@@ -16,15 +16,21 @@ from collections.abc import Callable
 from typing import Any
 
 HIDDEN = {"resident": 128, "persistent": 768}
-LIMITS_US = {"forward": 60.0, "backward": 100.0}
+LIMITS_US = {"forward": 60.0, "backward": 100.0}  # until the time loop's kernel starts; the rest runs beside it
 ROUNDS = 400
+
+started: list[float] = []  # when kernels were launched
 
 
 class _NoKernel:
     """Takes a kernel's place: any grid, any arguments, nothing happens."""
 
     def __getitem__(self, grid: object) -> Callable[..., None]:
-        return lambda *args, **kwargs: None
+        return _no_launch
+
+
+def _no_launch(*args: object, **kwargs: object) -> None:
+    started.append(time.perf_counter())
 
 
 def without_launches() -> None:
@@ -34,7 +40,7 @@ def without_launches() -> None:
         for name in vars(room):
             if name.endswith("_kernel"):
                 setattr(room, name, _NoKernel())
-    together.launch = lambda *args, **kwargs: None
+    together.launch = _no_launch
 
 
 def without_products() -> None:
@@ -51,7 +57,8 @@ def without_products() -> None:
 
 
 def samples(hidden: int) -> dict[str, list[float]]:
-    """Microseconds of a forward pass without gradients, and of the backward of a training step."""
+    """Microseconds of a forward without gradients and of the backward of a training step, each until the kernel of the
+    time loop starts and (``-whole``) until the call returns."""
     import torch
 
     import tritongru
@@ -63,24 +70,29 @@ def samples(hidden: int) -> dict[str, list[float]]:
     x, hx = torch.zeros(2, 1, 8), torch.zeros(1, 1, hidden)
     dy = torch.zeros(2, 1, hidden)
 
-    def forward() -> float:
-        with torch.no_grad():
-            start = time.perf_counter()
-            gru(x, hx)
-            return time.perf_counter() - start
+    def timed(call: Callable[[], object]) -> tuple[float, float]:
+        started.clear()
+        start = time.perf_counter()
+        call()
+        end = time.perf_counter()
+        (kernel,) = started
+        return 1e6 * (kernel - start), 1e6 * (end - start)
 
-    def backward() -> float:
+    def forward() -> tuple[float, float]:
+        with torch.no_grad():
+            return timed(lambda: gru(x, hx))
+
+    def backward() -> tuple[float, float]:
         gru.zero_grad()
         y, _ = gru(x, hx)
-        start = time.perf_counter()
-        y.backward(dy)
-        return time.perf_counter() - start
+        return timed(lambda: y.backward(dy))
 
     found: dict[str, list[float]] = {}
     for name, call in (("forward", forward), ("backward", backward)):
         for _ in range(ROUNDS // 8):
             call()
-        found[name] = [1e6 * call() for _ in range(ROUNDS)]
+        both = [call() for _ in range(ROUNDS)]
+        found[name], found[f"{name}-whole"] = [list(part) for part in zip(*both, strict=True)]
     return found
 
 

@@ -113,7 +113,8 @@ def run(
         return run_torch(input, hx, weights, batch_sizes, options)
     _check_tensors(input, hx, weights, batch_sizes, options)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, hx, *weights))
-    dtype = autocast_dtype(input) or input.dtype
+    cast = autocast_dtype(input)
+    dtype = cast or input.dtype
     batch, T = batch_of(input, batch_sizes, options), steps_of(input, batch_sizes, options)
     hidden, directions = weights[1].shape[-1], options.directions
     route = taken(options.impl, hidden, dtype, input.device, directions, learns, batch, T)
@@ -121,45 +122,39 @@ def run(
         return run_torch(input, hx, weights, batch_sizes, options)
     rows = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
     size = gate_bytes(rows, hidden, directions, options.num_layers, dtype.itemsize)
-    return _run_triton(input, hx, weights, batch_sizes, options, saves(options.memory, size, route.device_bytes))
+    save_gates = saves(options.memory, size, route.device_bytes)
+    if cast is not None:
+        input, weights = input.to(cast), [w.to(cast) for w in weights]
+        hx = None if hx is None else hx.to(cast)
+    if batch_sizes is not None:
+        x, offsets = _packed_rows(input, batch_sizes)
+        return _run_triton(x, hx, weights, offsets, batch, options, save_gates)
+    x = (input.transpose(0, 1) if options.batch_first else input).reshape(T * batch, input.shape[-1])
+    y, h_n = _run_triton(x, hx, weights, None, batch, options, save_gates)
+    output = y.view(T, batch, y.shape[1])
+    return output.transpose(0, 1) if options.batch_first else output, h_n
 
 
 def _run_triton(
-    input: Tensor,
-    hx: Tensor | None,
+    x: Tensor,  # (N, I)
+    hx: Tensor | None,  # (L * D, B, H)
     weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
+    offsets: Tensor | None,  # (T + 1,)
+    batch: int,
     options: Options,
     save_gates: bool,
-) -> tuple[Tensor, Tensor]:
-    dtype = autocast_dtype(input)
-    if dtype is not None:
-        input, weights = input.to(dtype), [w.to(dtype) for w in weights]
-        hx = None if hx is None else hx.to(dtype)
-    batch = batch_of(input, batch_sizes, options)
-    offsets = None
-    if batch_sizes is None:
-        steps = steps_of(input, None, options)
-        x = (input.transpose(0, 1) if options.batch_first else input).reshape(steps * batch, input.shape[-1])
-    else:
-        x, offsets = _packed_rows(input, batch_sizes)
-    each, directions = options.tensors, options.directions
+) -> tuple[Tensor, Tensor]:  # y (N, D * H), h_n (L * D, B, H)
+    layers, directions, each = options.num_layers, options.directions, options.tensors
     states = []
-    for layer in range(options.num_layers):
+    for layer in range(layers):
         if layer > 0 and options.training and options.dropout > 0:
             x = torch.dropout(x, options.dropout, True)
-        w_ih, w_hh, b_ih, b_hh = _layer_weights(
-            weights[layer * directions * each : (layer + 1) * directions * each], each
-        )
-        h0 = None if hx is None else hx[layer * directions : (layer + 1) * directions]
-        y, hn = ops.gru_layer(x, w_ih, w_hh, b_ih, b_hh, h0, offsets, batch, save_gates)
+        own = weights[layer * directions * each : (layer + 1) * directions * each]
+        h0 = hx if hx is None or layers == 1 else hx[layer * directions : (layer + 1) * directions]
+        y, hn = ops.gru_layer(x, *_layer_weights(own, each), h0, offsets, batch, save_gates)
         x = y.view(-1, directions * y.shape[2])
         states.append(hn)
-    h_n = states[0] if len(states) == 1 else torch.cat(states)
-    if batch_sizes is not None:
-        return x, h_n
-    output = x.view(steps, batch, x.shape[1])
-    return output.transpose(0, 1) if options.batch_first else output, h_n
+    return x, states[0] if layers == 1 else torch.cat(states)
 
 
 def _layer_weights(own: Sequence[Tensor], each: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -177,28 +172,34 @@ def _check_tensors(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
 ) -> None:
     """What a kernel would not notice: it reads memory by the shapes and types that it is told."""
-    for kind, tensor in (("hidden", hx), *(("parameter", w) for w in weights)):
-        if tensor is not None and tensor.device != input.device:
-            raise RuntimeError(
-                f"Input and {kind} tensors are not at the same device, found input tensor at {input.device} and "
-                f"{kind} tensor at {tensor.device}"
-            )
+    device, dtype, casts = input.device, input.dtype, autocast_dtype(input) is not None
+    if hx is not None and hx.device != device:
+        raise _elsewhere(input, "hidden", hx)
+    for weight in weights:
+        if weight.device != device:
+            raise _elsewhere(input, "parameter", weight)
     if batch_sizes is None and steps_of(input, None, options) == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    casts = autocast_dtype(input) is not None
-    if hx is not None and hx.dtype != input.dtype and not casts:
+    if hx is not None and hx.dtype != dtype and not casts:
         raise RuntimeError(
             "Input and hidden tensors are not the same dtype, found input tensor with "
             f"{_scalar_type(input)} and hidden tensor with {_scalar_type(hx)}"
         )
-    hidden = weights[1].shape[-1]
+    hidden, directions, each = weights[1].shape[-1], options.directions, options.tensors
+    shapes = ((3 * hidden, input.shape[-1]), (3 * hidden, hidden), (3 * hidden,), (3 * hidden,))
     for k, weight in enumerate(weights):
-        inputs = input.shape[-1] if k < options.directions * options.tensors else options.directions * hidden
-        shape = ((3 * hidden, inputs), (3 * hidden, hidden), (3 * hidden,), (3 * hidden,))[k % options.tensors]
+        shape = shapes[k % each] if k % each or k < directions * each else (3 * hidden, directions * hidden)
         if weight.shape != shape:
             raise RuntimeError(f"weight {k} of the GRU should have the shape {shape}, got {tuple(weight.shape)}")
-        if weight.dtype != input.dtype and not casts:
-            raise RuntimeError(f"weight {k} of the GRU should have the dtype {input.dtype}, got {weight.dtype}")
+        if weight.dtype != dtype and not casts:
+            raise RuntimeError(f"weight {k} of the GRU should have the dtype {dtype}, got {weight.dtype}")
+
+
+def _elsewhere(input: Tensor, kind: str, tensor: Tensor) -> RuntimeError:
+    return RuntimeError(
+        f"Input and {kind} tensors are not at the same device, found input tensor at {input.device} and {kind} tensor "
+        f"at {tensor.device}"
+    )
 
 
 def _scalar_type(tensor: Tensor) -> str:

@@ -60,25 +60,25 @@ def backward(
     saved = gates.numel() > 0
     T = N // batch if offsets is None else offsets.shape[0] - 1
     each = T if offsets is not None else part_steps(T, batch, H, D, y.itemsize, saved)
-    dh = torch.zeros((D, batch, H), dtype=torch.float32, device=y.device)
-    if dhn is not None:
-        dh.copy_(dhn)
+    if dhn is None:
+        dh = torch.zeros((D, batch, H), dtype=torch.float32, device=y.device)
+    else:
+        dh = dhn.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     found = _Gradients(x, w_ih, w_hh, needs, several=each < T)
     for start in range(0, T, each):
         count = min(each, T - start)
         whole = slice(0, N)
         rows = [whole] * D if count == T else _rows_of_steps(T, start, count, D, batch)
-        before = None
-        if needs[2] or not saved:
-            before = [_states_before(y, h0, offsets, batch, d, rows[d]) for d in range(D)]
-        if saved:
+        before = None if saved else _all_before(y, h0, offsets, batch, rows)
+        if before is None:
             some = gates if count == T else _rows_of(gates, rows)
         else:
-            assert before is not None
             some = _rebuilt_gates(x, w_ih, w_hh, b_ih, b_hh, before, rows, launch.dot_precision)
         dgx, da = y.new_empty((some.shape[0], D, 3 * H)), y.new_empty((some.shape[0], D, H))
         _families()[type(launch)].backward(dy, dh, w_hh, h0, y, some, dgx, da, offsets, launch, start, count)
         del some
+        if before is None and needs[2]:  # after the launch, which it would delay
+            before = _all_before(y, h0, offsets, batch, rows)
         found.add(dgx, da, before, rows)
     dx, dw_ih, dw_hh, db_ih, db_hh = found.of_inputs_and_weights()
     return dx, dw_ih, dw_hh, db_ih, db_hh, dh.to(y.dtype) if needs[5] else y.new_empty(0)
@@ -103,19 +103,15 @@ class _Gradients:
 
     def add(self, dgx: Tensor, da: Tensor, before: list[Tensor] | None, rows: list[slice]) -> None:
         D, H = self.directions, self.hidden
-        if self.apart:
-            sides = [(dgx[:, d], self.w_ih[d * self.gates : (d + 1) * self.gates], rows[d]) for d in range(D)]
-        else:
-            sides = [(dgx.view(-1, D * self.gates), self.w_ih, rows[0])]
-        if self.dx is not None:
-            for dg, w_ih, some in sides:
-                if self.apart:
-                    self.dx[some].addmm_(dg, w_ih)
-                else:
-                    torch.mm(dg, w_ih, out=self.dx[some])
+        sides = self._sides(dgx, rows)
+        for dg, w_ih, _, dx in sides:
+            if dx is not None and self.apart:
+                dx.addmm_(dg, w_ih)
+            elif dx is not None:
+                torch.mm(dg, w_ih, out=dx)
         if self.need_w_ih:
-            found = [dg.t() @ self.x[some] for dg, _, some in sides]
-            self.dw_ih = self._sum(self.dw_ih, found[0] if len(found) == 1 else torch.cat(found))
+            dw_ih = [dg.t() @ x for dg, _, x, _ in sides]
+            self.dw_ih = self._sum(self.dw_ih, dw_ih[0] if len(dw_ih) == 1 else torch.cat(dw_ih))
         if self.need_w_hh:
             assert before is not None
             dw_hh = dgx.new_empty((D, 3 * H, H))
@@ -128,6 +124,18 @@ class _Gradients:
             self.db = self._sum(self.db, dgx.sum(0, dtype=dtype))
         if self.need_b_hh:
             self.db_a = self._sum(self.db_a, da.sum(0, dtype=dtype))
+
+    def _sides(self, dgx: Tensor, rows: list[slice]) -> list[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+        """What is multiplied: (dgx, w_ih, x, dx) of each direction where their rows differ, else of both at once."""
+        if not self.several:
+            return [(dgx.view(dgx.shape[0], -1), self.w_ih, self.x, self.dx)]
+        dgs, w_ihs = [dgx.view(dgx.shape[0], -1)], [self.w_ih]
+        if self.apart:
+            dgs, w_ihs = list(dgx.unbind(1)), list(self.w_ih.chunk(self.directions))
+        return [
+            (dg, w_ih, self.x[some], None if self.dx is None else self.dx[some])
+            for dg, w_ih, some in zip(dgs, w_ihs, rows, strict=True)
+        ]
 
     def _sum(self, total: Tensor | None, part: Tensor) -> Tensor:
         if total is not None:
@@ -170,6 +178,10 @@ def _rows_of(gates: Tensor, rows: list[slice]) -> Tensor:
     if len(rows) == 1:
         return gates[rows[0]]
     return torch.stack([gates[some, d] for d, some in enumerate(rows)], dim=1)
+
+
+def _all_before(y: Tensor, h0: Tensor | None, offsets: Tensor | None, batch: int, rows: list[slice]) -> list[Tensor]:
+    return [_states_before(y, h0, offsets, batch, d, some) for d, some in enumerate(rows)]
 
 
 def _states_before(y: Tensor, h0: Tensor | None, offsets: Tensor | None, batch: int, d: int, rows: slice) -> Tensor:

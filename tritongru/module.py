@@ -126,8 +126,10 @@ class GRU(nn.RNNBase):
 
     def _weights(self) -> list[Tensor]:
         """The weights as they are now: parameters, or what a parametrization or functional_call put in their place."""
-        weights = [getattr(self, name) for name in self._flat_weights_names]
-        for name, weight in zip(self._flat_weights_names, weights, strict=True):
+        own, names = self._parameters, self._flat_weights_names
+        # getattr would take a microsecond to come to the parameters.
+        weights: list[Any] = [own[name] if name in own else getattr(self, name) for name in names]
+        for name, weight in zip(names, weights, strict=True):
             if weight is None:
                 raise TypeError(f"{name} is None; assign a torch.nn.Parameter to it")
         if self.impl != "triton" and weights[0].is_cuda and not torch.compiler.is_compiling():

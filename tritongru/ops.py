@@ -150,7 +150,7 @@ class GRULayer(torch.autograd.Function):
         batch: int,
         save_gates: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        result: tuple[Tensor, Tensor, Tensor] = torch.ops.tritongru.gru_forward(
+        result: tuple[Tensor, Tensor, Tensor] = torch.ops.tritongru.gru_forward.default(
             x, w_ih, w_hh, b_ih, b_hh, h0, offsets, batch, save_gates
         )
         return result
@@ -168,7 +168,7 @@ class GRULayer(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dgates: None) -> tuple[Tensor | None, ...]:
         needs = list(ctx.needs_input_grad[:6])
         twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # create_graph=True
-        run: Any = GRULayerBackward.apply if twice else torch.ops.tritongru.gru_backward
+        run: Any = GRULayerBackward.apply if twice else torch.ops.tritongru.gru_backward.default
         grads = run(dy, dhn, *ctx.saved_tensors, ctx.batch, needs)
         return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None, None
 
@@ -183,7 +183,7 @@ class GRULayerBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        grads: tuple[Tensor, ...] = torch.ops.tritongru.gru_backward(*inputs)
+        grads: tuple[Tensor, ...] = torch.ops.tritongru.gru_backward.default(*inputs)
         return grads
 
     @staticmethod
@@ -214,5 +214,5 @@ def gru_layer(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         y, hn, _ = GRULayer.apply(*tensors, offsets, batch, save_gates)  # type: ignore[no-untyped-call]
     else:
-        y, hn, _ = torch.ops.tritongru.gru_forward(*tensors, offsets, batch, False)
+        y, hn, _ = torch.ops.tritongru.gru_forward.default(*tensors, offsets, batch, False)
     return y, hn

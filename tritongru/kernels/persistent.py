@@ -408,10 +408,12 @@ def backward(
     )
 
 
-def workspace(like: Tensor, tiles: int, launch: PersistentLaunch, state: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def workspace(
+    like: Tensor, tiles: int, launch: PersistentLaunch, state: int = 0
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Counters, slots and ``state`` fp32 values a tile in one buffer, cleared by one memset. Each launch has its own,
     so that launches on two streams, or a graph replayed, never meet the counts of another."""
-    sizes = (tiles * COUNTER_BYTES, tiles * launch.slots * launch.tile_bytes, tiles * state * 4)
-    buffer = torch.zeros(sum(sizes), dtype=torch.uint8, device=like.device)
-    counters, slots, states = buffer.split(sizes)
-    return counters.view(torch.int32), slots.view(like.dtype), states.view(torch.float32)
+    words = (tiles * COUNTER_BYTES // 4, tiles * launch.slots * launch.tile_bytes // 4, tiles * state)
+    buffer = torch.zeros(sum(words), dtype=torch.int32, device=like.device)
+    slots = buffer[words[0] :].view(like.dtype)
+    return buffer, slots, buffer[words[0] + words[1] :].view(torch.float32) if state else None
