@@ -1,5 +1,5 @@
-"""Without a GPU: what a call through tritongru costs over nn.GRU on the CPU, what it costs the host besides kernels and
-products, and what importing it costs."""
+"""Without a GPU: what a call through tritongru costs over nn.GRU on the CPU, what it costs the host besides the
+device's work, and what importing it costs."""
 
 import statistics
 import subprocess
@@ -46,8 +46,8 @@ def import_row(taken: list[float], where: Row) -> Row:
 
 
 def host_row(family: str, name: str, us: list[float], where: Row) -> Row:
-    """A row about one call's way to its kernels and products, which are left out."""
-    case = Case(host.HIDDEN[family], 1, 2, "fp32", "forward" if name == "forward" else "train")
+    """A row about one call's way to the device's work, which is left out."""
+    case = Case(host.HIDDEN[family], 1, 2, "fp32", "forward" if name.startswith("forward") else "train")
     about = row(case, pair.OURS, where, family=family, parity=None, ms=statistics.median(us) / 1000, spread=spread(us))
     return about | {"case": f"host-{family}-{name}", "us_per_step": None}
 
@@ -74,9 +74,14 @@ def without_gpu(cases: Sequence[Case], left: Callable[[], float], out: Path, com
     for family, hidden in host.HIDDEN.items():
         for name, us in host.measured(hidden).items():
             file.append(host_row(family, name, us, where))
-            median, limit = statistics.median(us), host.LIMITS_US[name]
-            verdict = "within" if median <= limit else "OVER"
-            print(f"Host, {family} {name}: {median:.1f} us ({verdict} the {limit:.0f} it may take).", flush=True)
+            direction, _, whole = name.partition("-")
+            median, limit = statistics.median(us), host.LIMITS_US[direction]
+            print(f"Host, {family} {direction}: {median:.1f} us until ", end="")
+            if whole:
+                print("the call returns.", flush=True)
+            else:
+                verdict = "within" if median <= limit else "OVER"
+                print(f"the kernel starts ({verdict} the {limit:.0f} it may take).", flush=True)
     taken = import_ms(left)
     file.append(import_row(taken, where))
     print(f"import tritongru adds {statistics.median(taken):.1f} ms to import torch (median of {len(taken)}).")

@@ -1,14 +1,15 @@
-"""What a call costs on the host: measured on a CPU with kernels and products replaced by nothing.
+"""What a call costs on the host: measured on a CPU with the work of the device replaced by nothing.
 
 ``python -m bench.host HIDDEN`` prints the samples of one layer as JSON. It has to be a process of its own, because
-kernels and products are replaced and TRITON_INTERPRET=1 makes the CPU stand in for a GPU. What a product returns is
-still allocated; what Triton's own launcher and torch's dispatch of a product take is left out.
+kernels, products and the filling of memory with zeros are replaced and TRITON_INTERPRET=1 makes the CPU stand in for a
+GPU. What they return is still allocated; what Triton's launcher and torch's take to start them is left out.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -17,7 +18,9 @@ from typing import Any
 
 HIDDEN = {"resident": 128, "persistent": 768}
 LIMITS_US = {"forward": 60.0, "backward": 100.0}  # until the time loop's kernel starts; the rest runs beside it
-ROUNDS = 400
+ROUNDS, BLOCKS, PAUSE_S = 100, 20, 0.1  # calls in a block, and the time between blocks
+# Freed memory is kept, as a GPU's allocator keeps it; else each workspace would come page by page from the system.
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 
 started: list[float] = []  # when kernels were launched
 
@@ -43,13 +46,13 @@ def without_launches() -> None:
     together.launch = _no_launch
 
 
-def without_products() -> None:
+def without_products_and_zeros() -> None:
     import torch
 
     def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         return a.new_empty((a.shape[0], b.shape[1])) if out is None else out
 
-    replaced: dict[str, Any] = {"mm": product, "addmm": lambda c, a, b: product(a, b)}
+    replaced: dict[str, Any] = {"mm": product, "addmm": lambda c, a, b: product(a, b), "zeros": torch.empty}
     of_tensor: dict[str, Any] = {"__matmul__": product, "addmm_": lambda c, a, b: c}
     for room, names in ((torch, replaced), (torch.Tensor, of_tensor)):
         for name, function in names.items():
@@ -58,17 +61,18 @@ def without_products() -> None:
 
 def samples(hidden: int) -> dict[str, list[float]]:
     """Microseconds of a forward without gradients and of the backward of a training step, each until the kernel of the
-    time loop starts and (``-whole``) until the call returns."""
+    time loop starts and (``-whole``) until the call returns. Of the calls in blocks, those of the quietest block: what
+    else runs on the machine can only add, for seconds on end, which is why timeit's manual asks for a minimum."""
     import torch
 
     import tritongru
 
     torch.set_num_threads(1)
     without_launches()
-    without_products()
     gru = tritongru.GRU(8, hidden, impl="triton", memory="save")
-    x, hx = torch.zeros(2, 1, 8), torch.zeros(1, 1, hidden)
-    dy = torch.zeros(2, 1, hidden)
+    x, hx, dy = torch.ones(2, 1, 8), torch.ones(1, 1, hidden), torch.ones(2, 1, hidden)
+    gru(x, hx)  # what is made once for all calls: plan, and the word for trouble, which has to be zero
+    without_products_and_zeros()
 
     def timed(call: Callable[[], object]) -> tuple[float, float]:
         started.clear()
@@ -89,16 +93,17 @@ def samples(hidden: int) -> dict[str, list[float]]:
 
     found: dict[str, list[float]] = {}
     for name, call in (("forward", forward), ("backward", backward)):
-        for _ in range(ROUNDS // 8):
-            call()
-        both = [call() for _ in range(ROUNDS)]
-        found[name], found[f"{name}-whole"] = [list(part) for part in zip(*both, strict=True)]
+        blocks = []
+        for _ in range(BLOCKS):
+            time.sleep(PAUSE_S)
+            blocks.append([list(part) for part in zip(*(call() for _ in range(ROUNDS)), strict=True)])
+        found[name], found[f"{name}-whole"] = min(blocks, key=lambda block: statistics.median(block[1]))
     return found
 
 
 def measured(hidden: int) -> dict[str, list[float]]:
     """``samples`` of a fresh process."""
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    environment = os.environ | KEPT_MEMORY | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "bench.host", str(hidden)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found: dict[str, list[float]] = json.loads(done.stdout)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tritongru import layer
 from tritongru.launches import AnyLaunch
-from tritongru.plan import fp32_precision, plan_on
+from tritongru.plan import plan_on, precision_of
 
 torch.library.define(
     "tritongru::gru_forward",
@@ -68,7 +68,7 @@ def gru_backward(
 
 
 def _launch(x: Tensor, w_hh: Tensor, batch: int, backward: bool) -> AnyLaunch:
-    return _launch_of(x.device, w_hh.shape[2], x.dtype, batch, w_hh.shape[0], backward, fp32_precision())
+    return _launch_of(x.device, w_hh.shape[2], x.dtype, batch, w_hh.shape[0], backward, precision_of(x.dtype))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -79,7 +79,7 @@ def _launch_of(
     batch: int,
     directions: int,
     backward: bool,
-    precision: str,  # as `plan_on` reads it
+    precision: str,  # as `precision_of` reads it
 ) -> AnyLaunch:
     """Whether torch would be faster was asked before: who calls an operator wants the kernel."""
     answer = plan_on(device, hidden, dtype, batch=batch, directions=directions, training=backward, impl="triton")

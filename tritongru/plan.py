@@ -339,6 +339,11 @@ def limits_on(
     )
 
 
+def precision_of(dtype: torch.dtype) -> str:
+    """What a cached answer depends on besides its arguments: the switch, which only fp32 heeds."""
+    return fp32_precision() if dtype == torch.float32 else ""
+
+
 def fp32_precision() -> str:
     """``"tf32"`` or ``"ieee"``: torch's switch for recurrent layers, ``torch.backends.cudnn.rnn.fp32_precision``."""
     return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]

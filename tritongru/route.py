@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from tritongru.devices import device_facts
-from tritongru.plan import fp32_precision, limits_on, plan_on
+from tritongru.plan import limits_on, plan_on, precision_of
 
 logger = logging.getLogger("tritongru")
 
@@ -62,7 +62,7 @@ def taken(
 def _route(hidden: int, dtype: torch.dtype, device: torch.device, directions: int, training: bool) -> Route:
     """Each reason for torch is logged once."""
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-    return _route_under(hidden, dtype, device, directions, training, fp32_precision(), interpreted)
+    return _route_under(hidden, dtype, device, directions, training, precision_of(dtype), interpreted)
 
 
 # What torch.compiler.assume_constant_result sets; the decorator itself would import the compiler, which takes seconds.
@@ -76,7 +76,7 @@ def _route_under(
     device: torch.device,
     directions: int,
     training: bool,
-    precision: str,  # as `plan_on` reads it
+    precision: str,  # as `precision_of` reads it
     interpreted: bool,
 ) -> Route:
     if device.type == "cpu" and not interpreted:
