@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,7 +18,8 @@ from tritongru.model import BARRIER_CLOCKS, SCHEDULERS
 
 LAUNCHES = Path(__file__).parents[1] / "tritongru" / "kernels" / "resident.json"
 SIZES = {"16-bit": range(32, 193, 16), "tf32": range(32, 129, 16), "ieee": range(32, 97, 16)}
-SPARE_REGISTERS = 248  # of 255: with 4 warps, a form that needs more here spills on another chip or with another option
+# Of 255: what needs more here may spill on another chip or with another option, and with 4 warps it does.
+SPARE_REGISTERS = 248
 
 
 def compile_kernel(
@@ -72,8 +74,8 @@ def rows_for(backend: str, kernel: str, kind: str, hidden: int) -> list[dict[str
     priced = []
     for launch in candidates(backend, kind, hidden):
         facts = compile_kernel(kernel, hidden, dtype, launch, archs[0])
-        tight = launch.num_warps == 4 and (facts.registers or 0) > SPARE_REGISTERS
-        if facts.shared_bytes > largest or facts.stack or tight:
+        tight = (facts.registers or 0) > SPARE_REGISTERS
+        if facts.shared_bytes > largest or facts.stack or (tight and launch.num_warps == 4):
             continue
         slots = (facts.instructions or 0) * max(1, launch.num_warps / SCHEDULERS)
         cost = slots + BARRIER_CLOCKS * (facts.barriers or 0)
@@ -82,7 +84,8 @@ def rows_for(backend: str, kernel: str, kind: str, hidden: int) -> list[dict[str
     for _, launch, facts in sorted(priced, key=lambda item: item[0]):
         if not _worth_keeping(rows, backend, facts.shared_bytes):
             continue
-        other = [*_demanding(kernel, hidden, dtype, launch, archs[0])]
+        tight = (facts.registers or 0) > SPARE_REGISTERS
+        other = [*_demanding(kernel, hidden, dtype, launch, archs[0], tight)]
         other.append(compile_kernel(kernel, hidden, dtype, launch, archs[1], packed=True))
         shared = max(f.shared_bytes for f in (facts, *other))
         if shared > largest or any(f.stack for f in other) or not _worth_keeping(rows, backend, shared):
@@ -91,7 +94,7 @@ def rows_for(backend: str, kernel: str, kind: str, hidden: int) -> list[dict[str
         spills = []
         for arch in newer:
             plain = compile_kernel(kernel, hidden, dtype, launch, arch)
-            if plain.stack or any(f.stack for f in _demanding(kernel, hidden, dtype, launch, arch)):
+            if plain.stack or any(f.stack for f in _demanding(kernel, hidden, dtype, launch, arch, tight)):
                 spills.append(arch)
         if not _worth_keeping(rows, backend, shared, spills):
             continue
@@ -128,10 +131,12 @@ def _worth_keeping(rows: list[dict[str, Any]], backend: str, shared_bytes: int, 
     )
 
 
-def _demanding(kernel: str, hidden: int, dtype: str, launch: Launch, arch: str) -> Iterator[Facts]:
-    """The options that ask for the most registers: two directions and packed rows, of sizes that align badly."""
-    for size in (hidden - 1, hidden - 4):
-        yield compile_kernel(kernel, size, dtype, launch, arch, directions=2, packed=True)
+def _demanding(kernel: str, hidden: int, dtype: str, launch: Launch, arch: str, tight: bool) -> Iterator[Facts]:
+    """The options that ask for the most registers: two directions and packed rows, of sizes that align badly. Where
+    registers are scarce anything may tip the balance, so that all sizes are tried, with packed rows and without."""
+    sizes = (hidden - 1, hidden, hidden - 4) if tight else (hidden - 1, hidden - 4)
+    for size, packed in itertools.product(sizes, (True, False) if tight else (True,)):
+        yield compile_kernel(kernel, size, dtype, launch, arch, directions=2, packed=packed)
 
 
 def picked(arch: str, kernel: str) -> list[tuple[str, int, Launch]]:
