@@ -205,7 +205,6 @@ class Simulation(GridExecutor):
         self.memory = Memory(self.tensors, len(chosen), rng)
         self.handover, self.leak = rng.choice((0.1, 0.5)), rng.choice((0.01, 0.1, 0.3))
         self.quiet = self.noted = 0
-        self.patch_lang, self.patches = interpreter._patch_lang, {}
         hooks = {
             "create_masked_load": self._load,
             "create_masked_store": self._store,
@@ -218,7 +217,7 @@ class Simulation(GridExecutor):
             threading.Thread(target=contextvars.copy_context().run, args=(self._live, p), daemon=True)
             for p in self.live
         ]
-        with mock.patch.multiple(builder, **hooks), mock.patch.object(interpreter, "_patch_lang", self._patch_once):
+        with mock.patch.multiple(builder, **hooks), together.one_thread_prepares():
             try:
                 for thread in threads:
                     thread.start()
@@ -228,13 +227,6 @@ class Simulation(GridExecutor):
                 self.stopped = True  # should this thread be interrupted, the others end at their next access
                 for thread in threads:
                     thread.join(10)
-                for patch in reversed(self.patches.values()):
-                    patch.restore()
-
-    def _patch_once(self, fn):
-        """Triton patches its language at each call of a device function, which takes as long as ten operations."""
-        if id(fn.__globals__) not in self.patches:
-            self.patches[id(fn.__globals__)] = self.patch_lang(fn)
 
     def _live(self, me):
         me.lock.acquire()

@@ -1,4 +1,4 @@
-"""The real persistent kernels in the grid simulator: sixty seeds of each are right, and planted faults are found."""
+"""The real persistent kernels in the grid simulator: a hundred seeds of each find nothing, planted faults are found."""
 
 import importlib.util
 import itertools
@@ -19,7 +19,7 @@ from tritongru.kernels import exchange, launching, persistent, slices
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the simulator runs in the interpreter")
 
-SEEDS = 30  # of each exchange and pass
+SEEDS = 50  # of each exchange and pass
 ROWS, STEPS, UNITS = 18, 6, 32
 
 

@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+import triton.language as tl
 from layers import Case, build
 from loops import plain
 from tolerance import assert_close_to_float64
+from triton.runtime import interpreter
 
 from tritongru import reference
 from tritongru.kernels import persistent, together
@@ -202,6 +204,36 @@ def test_the_module_at_full_size():
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_module_without_bias_or_state(bias, hx):
     check_module(Case(T=2, B=2, H=140, bias=bias, hx=hx))
+
+
+@pytest.mark.parametrize("exchange", ["counter", "data"])
+def test_a_program_that_raises_ends_those_that_wait_for_it(exchange, monkeypatch):
+    tensors, launch = layer_tensors(), launch_for(40, exchange=exchange)
+    loads = []
+
+    def masked_load(self, *arguments):
+        if self.grid_idx == (1, 0, 0):
+            loads.append(1)
+            if len(loads) == 20:
+                raise ValueError("no more")
+        return original(self, *arguments)
+
+    original = together._Builder.create_masked_load
+    monkeypatch.setattr(together._Builder, "create_masked_load", masked_load)
+    with pytest.raises(Exception, match="no more"):
+        run(tensors, launch)
+    monkeypatch.undo()
+    check(tensors, launch)  # nothing of it is left behind
+
+
+def test_the_language_is_patched_once_for_each_module(monkeypatch):
+    """By many threads at once, it and what is written anew would be torn apart."""
+    patched, plain = [], interpreter._patch_lang
+    monkeypatch.setattr(interpreter, "_patch_lang", lambda fn: patched.append(fn.__module__) or plain(fn))
+    load = tl.load
+    run(layer_tensors(), launch_for(40))
+    assert len(patched) == len(set(patched)) > 3
+    assert tl.load is load
 
 
 def test_offsets_beyond_32_bits():

@@ -4,10 +4,12 @@ The interpreter runs one program after the other, so a program that waits for a 
 every program has a thread of its own, and its place in the grid.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from triton.runtime import interpreter
@@ -18,6 +20,7 @@ class _Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
 
     places: threading.local
     grid: tuple[int, int, int]
+    raised: list[BaseException]  # by programs of this grid
 
     @property
     def grid_idx(self) -> tuple[int, int, int]:
@@ -35,12 +38,58 @@ class _Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
     def grid_dim(self, value: Any) -> None: ...
 
     def create_atomic_rmw(self, *args: Any) -> Any:
-        old = super().create_atomic_rmw(*args)
-        time.sleep(0)  # whoever waits lets the others run
-        return old
+        self._look_around()
+        return super().create_atomic_rmw(*args)
+
+    def create_masked_load(self, *args: Any) -> Any:
+        self._look_around()
+        return super().create_masked_load(*args)
+
+    def _look_around(self) -> None:
+        """Whoever waits lets the others run, and does not wait for one that is gone."""
+        if self.raised:
+            raise _OtherDiedError
+        time.sleep(0)
+
+
+class _OtherDiedError(Exception):
+    """Ends a program after another one raised."""
 
 
 _one_grid_at_a_time = threading.Lock()
+
+
+class _Kept:
+    """Stands for patches that end with the grid."""
+
+    def restore(self) -> None: ...
+
+
+@contextlib.contextmanager
+def one_thread_prepares() -> Iterator[None]:
+    """At each call of a function the interpreter patches the language, undoes that at a kernel's end, and at the first
+    call writes the function anew, all in dictionaries that the threads share. Here one thread at a time does it, once
+    for each module, and nothing is undone before the last program has ended."""
+    patch, rewrite = interpreter._patch_lang, interpreter.InterpretedFunction.rewrite
+    lock, scopes = threading.Lock(), {}
+
+    def patch_once(fn: Any) -> _Kept:
+        with lock:
+            if id(fn.__globals__) not in scopes:
+                scopes[id(fn.__globals__)] = patch(fn)
+        return _Kept()
+
+    def rewrite_alone(function: Any) -> Any:
+        with lock:
+            return rewrite(function)
+
+    interpreter._patch_lang, interpreter.InterpretedFunction.rewrite = patch_once, rewrite_alone
+    try:
+        yield
+    finally:
+        interpreter._patch_lang, interpreter.InterpretedFunction.rewrite = patch, rewrite
+        for scope in reversed(scopes.values()):
+            scope.restore()
 
 
 Place = tuple[int, int, int]
@@ -67,22 +116,20 @@ def launch_at(places: list[Place], kernel: Any, grid: Place, *args: Any, **kwarg
     threads = [threading.Thread(target=run, args=(place,), daemon=True) for place in places]
     with _one_grid_at_a_time:
         before = builder.__class__, dict(builder.__dict__)
-        # The patches of one thread's launch would be undone under the feet of the others.
-        patches = interpreter._patch_lang(kernel.fn)
         builder.__dict__.pop("grid_idx", None)
         builder.__dict__.pop("grid_dim", None)
-        builder.__class__, builder.places, builder.grid = _Builder, threading.local(), grid
+        builder.__class__, builder.places, builder.grid, builder.raised = _Builder, threading.local(), grid, raised
         # Overflow checks double the time, and kernels run one by one have them.
         builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            with one_thread_prepares():
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
         finally:
             builder.__class__ = before[0]
             builder.__dict__.clear()
             builder.__dict__.update(before[1])
-            patches.restore()
     if raised:
         raise raised[0]
