@@ -260,7 +260,7 @@ def _as_rows(launches: Iterable[tuple[Key, PersistentLaunch]]) -> Iterator[dict[
 
 
 def check(arch: str, kernel: str, everything: bool) -> None:
-    """Compile rows that fit the chip: of a kind every second one on sm_90, whose counts are in the table, and every
+    """Compile rows that fit the chip: of a kind every third one on sm_90, whose counts are in the table, and every
     eighth elsewhere, each chip another eighth; plainly and, of these every second (elsewhere: by turns), with other
     options. Or all of them both ways."""
     shared = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == arch)
@@ -268,7 +268,7 @@ def check(arch: str, kernel: str, everything: bool) -> None:
     for kind in SIZES:
         rows = [row for key, found in persistent_launches().items() if key[1:3] == (kernel, kind) for row in found]
         rows = [row for row in rows if row.shared_bytes <= shared and arch not in row.spills_on]
-        every = 1 if everything else min(2 if home else 8, max(1, len(rows)))
+        every = 1 if everything else min(3 if home else 8, max(1, len(rows)))
         part = (*ARCHS, "sm_90").index(arch) % every
         for i, row in enumerate(rows[part::every]):
             found = {}
