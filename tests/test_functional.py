@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
+from tritongru import route
 
 
 @pytest.mark.parametrize("impl", ["auto", "triton"])
@@ -100,3 +101,19 @@ def test_from_torch_refuses_what_it_cannot_take():
     computed = nn.utils.parametrizations.weight_norm(nn.GRU(2, 3), "weight_hh_l0")
     with pytest.raises(ValueError, match="weight_hh_l0 is not a parameter of the module but computed"):
         tritongru.GRU.from_torch(computed)
+
+
+def test_the_way_to_the_kernels(monkeypatch):
+    def way(impl, batch, steps):
+        return route.taken(impl, 8, torch.float32, torch.device("cpu"), 1, False, batch, steps)
+
+    found = route.Route("", "why", largest=32, shortest=8, device_bytes=1 << 30)
+    monkeypatch.setattr(route, "_route", lambda *asked: found)
+    assert way("auto", 32, 8) is found
+    assert way("auto", 33, 8) is None
+    assert way("auto", 32, 7) is None
+    assert way("triton", 33, 7) is found
+    monkeypatch.setattr(route, "_route", lambda *asked: route.Route("no kernel"))
+    assert way("auto", 1, 100) is None
+    with pytest.raises(RuntimeError, match="impl='triton' cannot run this layer: no kernel"):
+        way("triton", 1, 100)
