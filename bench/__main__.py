@@ -1,4 +1,4 @@
-"""The command line: `python3 -m bench gate`, `tune`, `characters` and `numerics`.
+"""The command line: `python3 -m bench gate`, `tune`, `characters`, `numerics` and `plot`.
 
 Nothing heavy is imported here, because every child process imports this file once more.
 """
@@ -46,7 +46,7 @@ def folder(text: str) -> Path:
 
 def parser() -> Parser:
     top = Parser(prog="python3 -m bench", description=__doc__.splitlines()[0])
-    rooms = top.add_subparsers(dest="command", required=True, metavar="gate|tune|characters|numerics")
+    rooms = top.add_subparsers(dest="command", required=True, metavar="gate|tune|characters|numerics|plot")
     gate = rooms.add_parser(
         "gate",
         help="parity, then speed, against torch.nn.GRU; one JSON row per measurement",
@@ -75,6 +75,7 @@ def parser() -> Parser:
     )
     add_characters(rooms.add_parser, results)
     add_numerics(rooms.add_parser, results)
+    add_plot(rooms.add_parser)
     return top
 
 
@@ -105,9 +106,9 @@ def add_characters(add_parser: Callable[..., argparse.ArgumentParser], results: 
 def add_numerics(add_parser: Callable[..., argparse.ArgumentParser], results: Path) -> None:
     numerics = add_parser(
         "numerics",
-        help="how errors grow over time, emulated on a CPU; JSON rows, and the page that is made from them",
+        help="how errors grow over time, emulated on a CPU; one JSON row per error",
         description="Emulates on a CPU where the kernels round, and appends errors against float64 to a file of rows; "
-        "a few minutes. With --page it makes the figures and tables of docs/numerics.md from the rows instead.",
+        "a few minutes.",
     )
     numerics.add_argument("--seeds", type=count(1, 100), default=2, metavar="N", help="draws of data (default 2)")
     numerics.add_argument("--steps", type=count(1, 16384), default=16384, metavar="N", help="longest (default 16384)")
@@ -116,9 +117,15 @@ def add_numerics(add_parser: Callable[..., argparse.ArgumentParser], results: Pa
         "--out", type=folder, default=own, metavar="DIR", help="of the rows (default bench/results/numerics)"
     )
     numerics.add_argument("--commit", default=None, help="recorded in the rows (default: what git says)")
-    numerics.add_argument(
-        "--page", action="store_true", help="no new rows: docs/numerics.md and docs/figures from them"
+
+
+def add_plot(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
+    plot = add_parser(
+        "plot",
+        help="the documents' tables and figures, from the rows in bench/results",
+        description="Makes the generated parts of README.md and docs, and every figure, from the committed rows.",
     )
+    plot.add_argument("--check", action="store_true", help="write nothing; exit 1 if something differs from the rows")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -132,13 +139,13 @@ def main(argv: list[str] | None = None) -> int:
 
         return characters(**{name: value for name, value in vars(arguments).items() if name != "command"})
     if arguments.command == "numerics":
-        if arguments.page:
-            from bench.numerics_page import write as write_page
-
-            return write_page(arguments.out)
         from bench.numerics import run
 
         return run(arguments.seeds, arguments.steps, arguments.out, arguments.commit)
+    if arguments.command == "plot":
+        from bench.plot import plot
+
+        return plot(arguments.check)
     if arguments.table:
         from bench.measured import write
 

@@ -13,7 +13,7 @@ WIDE = 256  # hidden size from which on W_hh has to be spread over several progr
 
 @dataclass(frozen=True)
 class Case:
-    """One GRU call. The input is as wide as the hidden state, so a row needs no width of its own."""
+    """One GRU call."""
 
     hidden: int
     batch: int
@@ -23,12 +23,21 @@ class Case:
     tf32: bool = False
     layers: int = 1
     directions: int = 1
+    inputs: int | None = None  # width of the input; None: as wide as the hidden state
+    label: str = ""  # of a named workload
 
     @property
     def name(self) -> str:
         number = "-tf32" if self.tf32 else ""
         stack = (f"-l{self.layers}" if self.layers > 1 else "") + ("-bi" if self.directions == 2 else "")
-        return f"h{self.hidden}-b{self.batch}-t{self.time}{stack}-{self.dtype}{number}-{self.mode}"
+        width = f"-i{self.inputs}" if self.inputs not in (None, self.hidden) else ""
+        sizes = self.label or f"h{self.hidden}-b{self.batch}-t{self.time}{width}{stack}"
+        return f"{sizes}-{self.dtype}{number}-{self.mode}"
+
+    @property
+    def width(self) -> int:
+        """Features of the input."""
+        return self.hidden if self.inputs is None else self.inputs
 
     @property
     def rounding(self) -> float:

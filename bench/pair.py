@@ -36,9 +36,9 @@ Build = Callable[[Case, str, torch.device], Pair]
 
 def build(case: Case, impl: str, device: torch.device) -> Pair:
     options: dict[str, Any] = {"device": device, "dtype": DTYPES[case.dtype], "bidirectional": case.directions == 2}
-    theirs = torch.nn.GRU(case.hidden, case.hidden, case.layers, **options).train(case.mode == "train")
+    theirs = torch.nn.GRU(case.width, case.hidden, case.layers, **options).train(case.mode == "train")
     theirs.flatten_parameters()
-    ours = tritongru.GRU(case.hidden, case.hidden, case.layers, **options, impl=impl).train(case.mode == "train")
+    ours = tritongru.GRU(case.width, case.hidden, case.layers, **options, impl=impl).train(case.mode == "train")
     ours.load_state_dict(theirs.state_dict())
     ours.flatten_parameters()
     return Pair(ours, theirs, tritongru.explain(ours, batch=case.batch, time=case.time, device=device))
@@ -47,7 +47,7 @@ def build(case: Case, impl: str, device: torch.device) -> Pair:
 def random(case: Case, device: torch.device) -> Data:
     kind: dict[str, Any] = {"device": device, "dtype": DTYPES[case.dtype]}
     state = case.layers * case.directions, case.batch, case.hidden
-    x = torch.randn(case.time, case.batch, case.hidden, **kind)
+    x = torch.randn(case.time, case.batch, case.width, **kind)
     dy = torch.randn(case.time, case.batch, case.directions * case.hidden, **kind)
     return Data(x, torch.randn(state, **kind).tanh(), dy, torch.randn(state, **kind))
 

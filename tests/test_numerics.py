@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import tritongru
-from bench import numerics, numerics_page
+from bench import numerics
 from bench.__main__ import main
 from bench.numerics import AS_IT_IS, FORMATS, GATES, LENGTHS, NOWHERE, OURS, RECOMPUTE, STATE, STORAGE, TORCH
+from bench.pages import numerics as numerics_page
 from tritongru import reference
 from tritongru.reference import Gates
 
@@ -180,24 +181,6 @@ def committed():
     return numerics.read(FOLDER)
 
 
-def test_the_page_is_what_the_rows_give(committed):
-    page = (ROOT / "docs" / "numerics.md").read_text()
-    assert page.count("<!-- numerics: ") == len(numerics_page.PARTS)
-    assert numerics_page.filled(page, committed) == page
-
-
-@pytest.mark.parametrize("name, key", numerics_page.FIGURES.items())
-def test_the_figures_are_what_the_rows_give(name, key, committed):
-    """Byte for byte where the same matplotlib draws; otherwise by the digest of the rows that a figure carries."""
-    matplotlib = pytest.importorskip("matplotlib")
-    figure = (ROOT / "docs" / "figures" / name).read_bytes()
-    growth = [row for row in committed if row["kind"] == "growth"]
-    assert numerics_page.drawn_rows(growth, key).encode() in figure
-    assert b"<dc:date>" not in figure
-    if f"Matplotlib v{matplotlib.__version__}".encode() in figure:
-        assert numerics_page.draw(committed, key) == figure
-
-
 def test_committed_rows_are_whole(committed):
     growth = [row for row in committed if row["kind"] == "growth"]
     assert {row["time"] for row in growth} == set(LENGTHS)
@@ -264,7 +247,7 @@ def test_in_torchs_order_of_the_sum_dw_hh_has_torchs_error():
 # The command
 
 
-def test_a_small_run_appends_rows_and_makes_a_page(tmp_path, capsys):
+def test_a_small_run_appends_rows(tmp_path, capsys):
     assert main(["numerics", "--steps", "5", "--seeds", "1", "--commit", "abc", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.iterdir()
     written = [json.loads(line) for line in path.read_text().splitlines()]
@@ -275,15 +258,6 @@ def test_a_small_run_appends_rows_and_makes_a_page(tmp_path, capsys):
 
     path.write_text(path.read_text() + json.dumps(written[0] | {"error_y": 7.0}) + "\n")
     assert numerics.read(tmp_path) == [written[0] | {"error_y": 7.0}, *written[1:]]
-    pytest.importorskip("matplotlib")
-    docs = tmp_path / "docs"
-    docs.mkdir()
-    (docs / "numerics.md").write_text("# Title\n\n<!-- numerics: formats -->\nold\n<!-- end -->\n\nEnd\n")
-    assert numerics_page.write(tmp_path, docs) == 0
-    page = (docs / "numerics.md").read_text()
-    assert page.startswith("# Title\n\n<!-- numerics: formats -->\n\n| format | eps |")
-    assert page.endswith("<!-- end -->\n\nEnd\n")
-    assert sorted(path.name for path in (docs / "figures").iterdir()) == sorted(numerics_page.FIGURES)
 
 
 def test_values_that_are_not_finite_are_said():
@@ -315,17 +289,9 @@ def test_a_bad_argument_gets_one_sentence(arguments, sentence, capsys):
     assert printed.out == ""
 
 
-def test_a_page_without_rows_or_matplotlib_is_refused(tmp_path, capsys, monkeypatch):
-    assert main(["numerics", "--page", "--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().out == f"There are no rows in {tmp_path}; `python -m bench numerics` makes them.\n"
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert main(["numerics", "--page"]) == 2
-    assert capsys.readouterr().out == 'The figures need matplotlib; run: pip install "tritongru[demo]"\n'
-
-
 def test_the_command_runs_as_a_module():
     done = subprocess.run(
         [sys.executable, "-m", "bench", "numerics", "--help"], capture_output=True, text=True, cwd=ROOT, timeout=60
     )
     assert done.returncode == 0
-    assert "--page" in done.stdout
+    assert "--steps" in done.stdout

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import math
-import re
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,16 +22,15 @@ from bench.numerics import (
     STATE,
     STORAGE,
     TORCH,
-    read,
     storage_of,
 )
+from bench.pages.figures import canvas, digest, plain, svg
+from bench.pages.marks import Part, table
 from bench.rows import Row
 from bench.timing import geomean
 
-DOCS = Path(__file__).parents[1] / "docs"
 WEIGHTS = {"default": "torch's initial weights", "long": "weights that remember long"}
 NAMES = dict(zip(ERRORS, ("last y", "dx", "dh0", "dW_hh"), strict=True))
-FIGURES = {"numerics-state.svg": "error_y", "numerics-weights.svg": "error_dw_hh"}
 COLOURS = {
     OURS: "#0072b2",
     TORCH: "#d55e00",
@@ -77,10 +72,6 @@ def percent(value: float) -> str:
     return f"{100 * value:.2g} %" if value < 0.995 or value == 1 else f"{min(100 * value, 99.99):.2f} %"
 
 
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
-
-
 # The generated parts
 
 
@@ -104,8 +95,8 @@ def source(rows: Sequence[Row]) -> str:
     return (
         f"Emulated on a CPU with torch {all_of('torch')}: H = {all_of('hidden')}, B = {all_of('batch')}, T = 1 to "
         f"{lengths_of(growth)[-1]:,}, {seeds} draws of data; commit {all_of('commit')}, {all_of('date')}. Long memory: "
-        f"time constants of 1 to {MEMORY:,} steps. Rows: `python -m bench numerics`; this page: `python -m bench "
-        f"numerics --page`."
+        f"time constants of 1 to {MEMORY:,} steps. Rows: `python3 -m bench numerics`; this page: `python3 -m "
+        f"bench plot`."
     )
 
 
@@ -198,37 +189,17 @@ def underflow(rows: Sequence[Row]) -> str:
     )
 
 
-PARTS = {part.__name__: part for part in (formats, source, findings, errors, worse, underflow)}
-
-
-def filled(page: str, rows: Sequence[Row]) -> str:
-    """The page with what stands between its marks made anew."""
-
-    def part(found: re.Match[str]) -> str:
-        return f"<!-- numerics: {found[1]} -->\n\n{PARTS[found[1]](rows)}\n\n<!-- end -->"
-
-    return re.sub(r"<!-- numerics: (\w+) -->.*?<!-- end -->", part, page, flags=re.DOTALL)
+PARTS: dict[str, Part] = {part.__name__: part for part in (formats, source, findings, errors, worse, underflow)}
 
 
 # The figures
 
 
-def drawn_rows(rows: Sequence[Row], key: str) -> str:
-    """What a figure shows, as a digest that it carries."""
-    shown = [[row[name] for name in ("weights", "format", "impl", "time", "seed", key)] for row in rows]
-    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
-
-
 def draw(rows: Sequence[Row], key: str) -> bytes:
     """An SVG: for each kind of weights and storage dtype the error over T, means and ranges of the seeds."""
-    import matplotlib
-    from matplotlib.figure import Figure  # without pyplot: no display, no global state
-
     growth = [row for row in rows if row["kind"] == "growth"]
     lengths = lengths_of(growth)
-    style: Any = {"svg.hashsalt": "tritongru", "svg.fonttype": "none", "font.size": 9}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(11, 6), layout="constrained")
+    with canvas(11, 6) as figure:
         grid = figure.subplots(2, 3, sharex=True, sharey=True)
         for line, weights in zip(grid, WEIGHTS, strict=True):
             for axes, storage in zip(line, STORAGE, strict=True):
@@ -257,36 +228,17 @@ def draw(rows: Sequence[Row], key: str) -> bytes:
                 axes.set_yscale("log")
                 axes.set_xticks(lengths, [f"{time:,}" for time in lengths], fontsize=7)
                 axes.minorticks_off()
-                axes.grid(color="0.9")
-                axes.set_axisbelow(True)
-                axes.spines[["top", "right"]].set_visible(False)
+                plain(axes)
         for axes in grid[0]:
-            axes.legend(frameon=False, fontsize=7)
+            axes.legend(fontsize=7)
         for axes in grid[1]:
             axes.set_xlabel("T, steps")
         figure.supylabel(f"relative error of {NAMES[key]} against float64", fontsize=9)
-        about = {"Date": None, "Title": f"Error of {NAMES[key]} over T", "Description": drawn_rows(growth, key)}
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata=about)
-    lines = file.getvalue().decode().splitlines()
-    return ("\n".join(line.rstrip() for line in lines) + "\n").encode()
+        shown = digest(growth, ("weights", "format", "impl", "time", "seed", key))
+        return svg(figure, f"Error of {NAMES[key]} over T", shown)
 
 
-def write(folder: Path, docs: Path = DOCS) -> int:
-    """Make figures and page from the rows of a folder; 0, or 2 if that cannot be."""
-    rows = read(folder)
-    if {row["kind"] for row in rows} != {"growth", "underflow"}:
-        print(f"There are no rows in {folder}; `python -m bench numerics` makes them.")
-        return 2
-    try:
-        figures = {name: draw(rows, key) for name, key in FIGURES.items()}
-    except ImportError:
-        print('The figures need matplotlib; run: pip install "tritongru[demo]"')
-        return 2
-    (docs / "figures").mkdir(exist_ok=True)
-    for name, svg in figures.items():
-        (docs / "figures" / name).write_bytes(svg)
-    page = docs / "numerics.md"
-    page.write_text(filled(page.read_text(), rows))
-    print(f"Made {page} and {', '.join(figures)} in {docs / 'figures'} from {len(rows)} rows.")
-    return 0
+FIGURES = {
+    "numerics-state.svg": partial(draw, key="error_y"),
+    "numerics-weights.svg": partial(draw, key="error_dw_hh"),
+}
