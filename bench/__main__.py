@@ -1,4 +1,4 @@
-"""The command line: `python3 -m bench gate`, `tune`, `characters`, `numerics` and `plot`.
+"""The command line: `python3 -m bench run`, `gate`, `tune`, `compare`, `plot`, and the studies.
 
 Nothing heavy is imported here, because every child process imports this file once more.
 """
@@ -6,14 +6,21 @@ Nothing heavy is imported here, because every child process imports this file on
 import argparse
 import math
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+RESULTS = Path(__file__).parent / "results"
+SUITES = ("workloads", "scaling", "precisions", "grids")  # as in bench/suites.py
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help.\n")
+
+
+Add = Callable[..., argparse.ArgumentParser]
 
 
 def seconds(text: str) -> float:
@@ -44,43 +51,116 @@ def folder(text: str) -> Path:
     return path
 
 
-def parser() -> Parser:
-    top = Parser(prog="python3 -m bench", description=__doc__.splitlines()[0])
-    rooms = top.add_subparsers(dest="command", required=True, metavar="gate|tune|characters|numerics|plot")
-    gate = rooms.add_parser(
+def add_rows(room: argparse.ArgumentParser, own: Path) -> None:
+    """Where rows go and what they say of the code."""
+    shown = own.relative_to(RESULTS.parents[1])
+    room.add_argument("--out", type=folder, default=str(own), metavar="DIR", help=f"for the rows (default {shown})")
+    room.add_argument("--commit", default=None, help="recorded in the rows (default: what git says)")
+
+
+def add_measuring(room: argparse.ArgumentParser) -> None:
+    room.add_argument("--budget", type=seconds, default=450.0, metavar="SECONDS", help="time in all (default 450)")
+    room.add_argument("--only", default="", metavar="TEXT", help="only cases with TEXT in their name, e.g. h768-b16")
+    add_rows(room, RESULTS)
+
+
+def add_run(add: Add) -> None:
+    room = add(
+        "run",
+        help="real workloads, rivals, scaling and grids, with the floor; then every table and figure",
+        description="Measures what rows of this machine and commit do not know yet, correctness first, and makes the "
+        "documents' tables and figures. The same command goes on where the last one stopped. Without a GPU it "
+        "measures what a CPU can tell and says what it cannot. Exit 0 unless a case is red.",
+    )
+    add_measuring(room)
+    room.add_argument("--suite", action="append", choices=SUITES, help="only this one; may be given again")
+
+    def run(given: Namespace) -> int:
+        from bench.run import run
+
+        return run(given.budget, given.out, given.only, given.commit, given.suite or SUITES)
+
+    room.set_defaults(run=run)
+
+
+def add_gate(add: Add) -> None:
+    room = add(
         "gate",
-        help="parity, then speed, against torch.nn.GRU; one JSON row per measurement",
+        help="parity, then speed, against torch.nn.GRU and the rivals; one verdict",
         description="Parity with torch.nn.GRU first, then the speed of both; exit 0 only if no case is red or slower "
         "and no target is missed.",
     )
-    tune = rooms.add_parser(
+    add_measuring(room)
+    room.add_argument("--impl", choices=("auto", "triton"), default="auto", help="which path of ours (default auto)")
+
+    def run(given: Namespace) -> int:
+        from bench.gate import gate
+
+        return gate(given.budget, given.out, given.impl, given.only, given.commit)
+
+    room.set_defaults(run=run)
+
+
+def add_tune(add: Add) -> None:
+    room = add(
         "tune",
         help="every launch that the plan could take, correctness first; one JSON row per measurement",
         description="Looks for the best launch of each shape; exit 0 unless one gives wrong results, hangs or fails. "
         "The same command goes on where the last one stopped.",
     )
-    results = Path(__file__).parent / "results"
-    for room in (gate, tune):
-        room.add_argument("--budget", type=seconds, default=450.0, metavar="SECONDS", help="time in all (default 450)")
-        room.add_argument(
-            "--out", type=folder, default=results, metavar="DIR", help="for the rows (default bench/results)"
-        )
-        room.add_argument(
-            "--only", default="", metavar="TEXT", help="only cases with TEXT in their name, e.g. h768-b16"
-        )
-        room.add_argument("--commit", default=None, help="recorded in the rows (default: what git says)")
-    gate.add_argument("--impl", choices=("auto", "triton"), default="auto", help="which path of ours (default auto)")
-    tune.add_argument(
+    add_measuring(room)
+    room.add_argument(
         "--table", action="store_true", help="no GPU: make kernels/measured.json from the rows of the tune"
     )
-    add_characters(rooms.add_parser, results)
-    add_numerics(rooms.add_parser, results)
-    add_plot(rooms.add_parser)
-    return top
+
+    def run(given: Namespace) -> int:
+        if given.table:
+            from bench.measured import write
+
+            return write(given.out)
+        from bench.tune import tune
+
+        return tune(given.budget, given.out, given.only, given.commit)
+
+    room.set_defaults(run=run)
 
 
-def add_characters(add_parser: Callable[..., argparse.ArgumentParser], results: Path) -> None:
-    characters = add_parser(
+def add_compare(add: Add) -> None:
+    room = add(
+        "compare",
+        help="two row files, or the rows of two commits, side by side",
+        description="Times of all that both have; exit 1 if something of ours became slower by more than the spread.",
+    )
+    for name in ("first", "second"):
+        room.add_argument(name, help="a file of rows, or a commit that rows in --rows were made with")
+    room.add_argument("--rows", type=Path, default=RESULTS, metavar="DIR", help="of commits (default bench/results)")
+
+    def run(given: Namespace) -> int:
+        from bench.compare import compare
+
+        return compare(given.first, given.second, given.rows)
+
+    room.set_defaults(run=run)
+
+
+def add_plot(add: Add) -> None:
+    room = add(
+        "plot",
+        help="the documents' tables and figures, from the rows in bench/results",
+        description="Makes the generated parts of README.md and docs, and every figure, from the committed rows.",
+    )
+    room.add_argument("--check", action="store_true", help="write nothing; exit 1 if something differs from the rows")
+
+    def run(given: Namespace) -> int:
+        from bench.plot import plot
+
+        return plot(given.check)
+
+    room.set_defaults(run=run)
+
+
+def add_characters(add: Add) -> None:
+    room = add(
         "characters",
         help="a character model over real text, trained with impl='torch' and impl='triton'; one JSON row per curve",
         description="Trains both from the same weights on the same batches; exit 0 only if their loss curves differ by "
@@ -93,66 +173,54 @@ def add_characters(add_parser: Callable[..., argparse.ArgumentParser], results: 
         ("steps", 2, 100_000, "optimiser's steps"),
         ("seeds", 2, 100, "initial weights to start from"),
     ):
-        characters.add_argument(f"--{name}", type=count(least, most), metavar="N", help=what)
-    characters.add_argument("--dtype", choices=("fp32", "bf16"), help="default fp32; bf16 is autocast")
-    characters.add_argument("--memory", choices=("save", "recompute"), help="of impl='triton' (default save)")
-    own = str(results / "curves")  # a folder of its own: these are no rows of cases
-    characters.add_argument(
-        "--out", type=folder, default=own, metavar="DIR", help="for the rows (default bench/results/curves)"
-    )
-    characters.add_argument("--commit", default=None, help="recorded in the rows (default: what git says)")
+        room.add_argument(f"--{name}", type=count(least, most), metavar="N", help=what)
+    room.add_argument("--dtype", choices=("fp32", "bf16"), help="default fp32; bf16 is autocast")
+    room.add_argument("--memory", choices=("save", "recompute"), help="of impl='triton' (default save)")
+    add_rows(room, RESULTS / "curves")  # a folder of its own: these are no rows of cases
+
+    def run(given: Namespace) -> int:
+        from bench.characters import characters
+
+        asked: dict[str, Any] = {name: value for name, value in vars(given).items() if name not in ("command", "run")}
+        return characters(**asked)
+
+    room.set_defaults(run=run)
 
 
-def add_numerics(add_parser: Callable[..., argparse.ArgumentParser], results: Path) -> None:
-    numerics = add_parser(
+def add_numerics(add: Add) -> None:
+    room = add(
         "numerics",
         help="how errors grow over time, emulated on a CPU; one JSON row per error",
         description="Emulates on a CPU where the kernels round, and appends errors against float64 to a file of rows; "
         "a few minutes.",
     )
-    numerics.add_argument("--seeds", type=count(1, 100), default=2, metavar="N", help="draws of data (default 2)")
-    numerics.add_argument("--steps", type=count(1, 16384), default=16384, metavar="N", help="longest (default 16384)")
-    own = str(results / "numerics")
-    numerics.add_argument(
-        "--out", type=folder, default=own, metavar="DIR", help="of the rows (default bench/results/numerics)"
-    )
-    numerics.add_argument("--commit", default=None, help="recorded in the rows (default: what git says)")
+    room.add_argument("--seeds", type=count(1, 100), default=2, metavar="N", help="draws of data (default 2)")
+    room.add_argument("--steps", type=count(1, 16384), default=16384, metavar="N", help="longest (default 16384)")
+    add_rows(room, RESULTS / "numerics")
+
+    def run(given: Namespace) -> int:
+        from bench.numerics import run
+
+        return run(given.seeds, given.steps, given.out, given.commit)
+
+    room.set_defaults(run=run)
 
 
-def add_plot(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
-    plot = add_parser(
-        "plot",
-        help="the documents' tables and figures, from the rows in bench/results",
-        description="Makes the generated parts of README.md and docs, and every figure, from the committed rows.",
-    )
-    plot.add_argument("--check", action="store_true", help="write nothing; exit 1 if something differs from the rows")
+COMMANDS = (add_run, add_gate, add_tune, add_compare, add_plot, add_characters, add_numerics)
+
+
+def parser() -> Parser:
+    top = Parser(prog="python3 -m bench", description=(__doc__ or "").splitlines()[0])
+    rooms = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in COMMANDS:
+        add(rooms.add_parser)
+    return top
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
-    if arguments.command == "gate":
-        from bench.gate import gate
-
-        return gate(arguments.budget, arguments.out, arguments.impl, arguments.only, arguments.commit)
-    if arguments.command == "characters":
-        from bench.characters import characters
-
-        return characters(**{name: value for name, value in vars(arguments).items() if name != "command"})
-    if arguments.command == "numerics":
-        from bench.numerics import run
-
-        return run(arguments.seeds, arguments.steps, arguments.out, arguments.commit)
-    if arguments.command == "plot":
-        from bench.plot import plot
-
-        return plot(arguments.check)
-    if arguments.table:
-        from bench.measured import write
-
-        return write(arguments.out)
-    from bench.tune import tune
-
-    return tune(arguments.budget, arguments.out, arguments.only, arguments.commit)
+    given = parser().parse_args(argv)
+    code: int = given.run(given)
+    return code
 
 
 if __name__ == "__main__":
