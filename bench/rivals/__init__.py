@@ -1,0 +1,34 @@
+"""What a GRU is held against besides nn.GRU: torch's own alternatives, other people's kernels, and a bound."""
+
+from bench.rivals.builtin import COMPILED, CUDNN_LSTM, GRAPH, graph_of, lstm_of
+from bench.rivals.found import ALL_RIVALS, BOUNDS, GATE_RIVALS, GRID_RIVALS, REGISTRY, RIVALS, rivals_for, rivals_of
+from bench.rivals.ours import FLOOR, FORCED, OURS_GRAPH, exchanges, floor_of
+from bench.rivals.packages import FLASHRNN, GRU_QAT, HASTE, TORCHRL
+from bench.rivals.rival import Rival, Unavailable
+
+__all__ = [
+    "ALL_RIVALS",
+    "BOUNDS",
+    "COMPILED",
+    "CUDNN_LSTM",
+    "FLASHRNN",
+    "FLOOR",
+    "FORCED",
+    "GATE_RIVALS",
+    "GRAPH",
+    "GRID_RIVALS",
+    "GRU_QAT",
+    "HASTE",
+    "OURS_GRAPH",
+    "REGISTRY",
+    "RIVALS",
+    "TORCHRL",
+    "Rival",
+    "Unavailable",
+    "exchanges",
+    "floor_of",
+    "graph_of",
+    "lstm_of",
+    "rivals_for",
+    "rivals_of",
+]

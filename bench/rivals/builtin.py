@@ -1,0 +1,106 @@
+"""What torch itself offers besides nn.GRU as it is called by everyone."""
+
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import linear
+
+from bench.cases import Case
+from bench.pair import THEIRS, Call, Pair, Step
+from bench.parity import Data
+from bench.rivals.rival import Rival, Steps, Unavailable
+from bench.rivals.stack import Recurrence, Tensor, stacked
+
+GRAPH, CUDNN_LSTM, COMPILED = f"{THEIRS}[graph]", "nn.LSTM", "torch.compile"
+CHUNK = 8  # time steps that are compiled as one: the loop's launches cost less, and it compiles in seconds
+
+
+def graph_of(call: Call, device: torch.device) -> Call:
+    before, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    side.wait_stream(before)
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    before.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    finally:
+        torch.cuda.set_stream(before)  # which a capture that failed does not do
+    return graph.replay
+
+
+class LSTM(torch.nn.LSTM):
+    """Called as a GRU is. The state stands for the cell as well: its values do not change the time."""
+
+    def forward(self, x: torch.Tensor, h0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        y, (hn, _) = super().forward(x, (h0, h0))
+        return y, hn
+
+
+def lstm_of(case: Case, step: Step) -> Call:
+    layer = LSTM(
+        case.width,
+        case.hidden,
+        case.layers,
+        bidirectional=case.directions == 2,
+        device=step.h0.device,
+        dtype=step.h0.dtype,
+    ).train(case.mode == "train")
+    layer.flatten_parameters()
+    return Step(layer, case.mode, step.inputs, Data(step.inputs[0], step.h0, step.dy, step.h0))
+
+
+def steps(gx: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor) -> tuple[Tensor, Tensor]:
+    """nn.GRU's formula for the few steps of gx (C, B, 3H)."""
+    outputs = []
+    for g in gx.unbind():
+        (x_r, x_z, x_n), (h_r, h_z, h_n) = g.chunk(3, -1), linear(h, w_hh, b_hh).chunk(3, -1)
+        r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
+        n = torch.tanh(x_n + r * h_n)
+        h = n + z * (h - n)
+        outputs.append(h)
+    return torch.stack(outputs), h
+
+
+def compiled_of(case: Case, device: torch.device, backend: str = "inductor") -> Recurrence:
+    torch.compiler.reset()  # past a few shapes in one process, torch would go on uncompiled
+    chunk: Callable[..., tuple[Tensor, Tensor]] = torch.compile(steps, backend=backend, dynamic=False, fullgraph=True)
+
+    def run(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
+        outputs = []
+        for gx in torch.split(linear(x, w_ih, b_ih), CHUNK):
+            y, h = chunk(gx, h, w_hh, b_hh)
+            outputs.append(y)
+        return torch.cat(outputs)
+
+    return Recurrence(run)
+
+
+def graphed(name: str, package: str | None, whose: str) -> Rival:
+    def make(case: Case, pair: Pair, steps: Steps) -> Call:
+        device = steps[whose].h0.device
+        if device.type != "cuda":
+            raise Unavailable("a CUDA graph needs a GPU")
+        return graph_of(steps[whose], device)
+
+    how = f"{whose}, all its launches, backward's too, replayed from one CUDA graph, on one input that does not change"
+    return Rival(name, package, how, True, make)
+
+
+GRAPHED = graphed(GRAPH, None, THEIRS)
+CUDNNS_LSTM = Rival(
+    CUDNN_LSTM,
+    None,
+    "cuDNN's LSTM of the same size, for which it has a persistent kernel: what is known to be possible",
+    False,
+    lambda case, pair, steps: lstm_of(case, steps[THEIRS]),
+)
+COMPILED_LOOP = stacked(
+    COMPILED,
+    None,
+    f"a Python loop over nn.GRU's formula, {CHUNK} time steps of it compiled by torch.compile, after one product for "
+    "the input; layers and directions stacked here",
+    compiled_of,
+)
