@@ -1,4 +1,4 @@
-"""What is measured: the shapes, in order of information, so that a stop at any moment loses the least."""
+"""What a case is, and the grids of the persistent and the resident kernels."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -82,27 +82,3 @@ def small_cases() -> list[Case]:
         for dtype in (("bf16", "fp32", "fp16") if i < 3 else ("bf16", "fp32"))
         for mode in ("train", "forward")
     ]
-
-
-def gate_blocks() -> list[list[Case]]:
-    """Cases that are compiled together, then measured one by one: the middle of every grid, then what is around it."""
-    first = len(MODES) * FIRST
-    bf16, fp32, fp16 = map(wide_cases, ("bf16", "fp32", "fp16"))
-    small = small_cases()
-    middle = [*HEADLINES, *bf16[:first], *fp32[: first // 2], *small[:4]]
-    return [middle, [*bf16[first:], *small[4:10]], [*fp32[first // 2 :], *small[10:]], fp16]
-
-
-def gate_cases() -> list[Case]:
-    return [case for block in gate_blocks() for case in block]
-
-
-def tune_cases() -> list[Case]:
-    """Shapes whose best launch is looked for. Every batch up to 16 rows is one tile to a launch, and both 16-bit types
-    run the same code, so that one of each is enough; the headline's length is measured by the gate."""
-    batches = tuple(batch for batch in BATCHES if batch >= 16)
-    return [*grid("bf16", HIDDEN, batches), *grid("fp32", HIDDEN[:-1], batches)]
-
-
-# A call as a CPU user makes it, and one so small that only the way to the operator counts.
-CPU_CASES = (Case(64, 16, 64, "fp32", "forward"), Case(8, 1, 1, "fp32", "forward"))

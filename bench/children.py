@@ -3,15 +3,20 @@
 Processes are spawned: CUDA does not survive a fork.
 """
 
+import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
 SPAWN = multiprocessing.get_context("spawn")
 START_LIMIT_S = 120.0  # imports, the CUDA context and library handles, from a cold disk
 
@@ -104,6 +109,24 @@ class Child:
         process.kill()
         process.join(10)
         return f"the child process ended with exit code {process.exitcode}"
+
+
+def json_of(*command: str, limit_s: float, **environment: str) -> Any:
+    """What a module of this repository prints as JSON in a fresh process, given more of an environment.
+
+    Raises:
+        Failed: with the last line of what it said, if it failed or took longer than ``limit_s``.
+    """
+    whole = [sys.executable, "-m", *command]
+    try:
+        done = subprocess.run(
+            whole, capture_output=True, text=True, timeout=limit_s, cwd=ROOT, env=os.environ | environment
+        )
+    except subprocess.TimeoutExpired:
+        raise TimedOut(f"no answer within {limit_s:.0f} s, killed") from None
+    if done.returncode:
+        raise Failed((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+    return json.loads(done.stdout)
 
 
 def run_all(

@@ -56,7 +56,9 @@ def rows_of(name: str, folder: Path) -> list[Row]:
     elif re.fullmatch(r"[0-9a-f]{4,40}(-dirty)?", name):
         rows = [row for row in rows_in(folder) if row["commit"].startswith(name)]
     else:
-        raise Unknown(f"{name!r} is neither a file of rows nor a commit; commits are 4 to 40 of the digits 0-9 and a-f.")
+        raise Unknown(
+            f"{name!r} is neither a file of rows nor a commit; commits are 4 to 40 of the digits 0-9 and a-f."
+        )
     timed = [row for row in rows if row["ms"] is not None]
     if not timed:
         raise Unknown(f"{name!r} has no row with a time in {folder}.")

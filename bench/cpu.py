@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bench import host, pair
-from bench.cases import CPU_CASES, Case
-from bench.rows import SHAPE_KEYS, Row, RowFile, facts, file_name, row
+from bench.cases import Case
+from bench.rows import Row, RowFile, facts, file_name, row, shapeless
+from bench.suites import CPU_CASES
 from bench.timing import CpuTimer, interleaved, spread
 
 ALLOWED = 0.02  # of nn.GRU's time, on the realistic call
@@ -38,32 +40,18 @@ def import_ms(left: Callable[[], float]) -> list[float]:
 
 
 def import_row(taken: list[float], where: Row) -> Row:
-    """A row about no shape: what speaks of one is null."""
-    about = row(CPU_CASES[0], pair.OURS, where, family=None, parity=None, ms=statistics.median(taken))
-    if len(taken) > 1:
-        about["spread"] = round(spread(taken), 6)
-    return about | {"case": "import", "us_per_step": None} | dict.fromkeys(SHAPE_KEYS)
+    width = spread(taken) if len(taken) > 1 else None
+    return shapeless("import", pair.OURS, where, ms=statistics.median(taken), spread=width, rounds=len(taken))
 
 
-def host_row(family: str, name: str, us: list[float], where: Row) -> Row:
-    """A row about one call's way to the device's work, which is left out."""
-    case = Case(host.HIDDEN[family], 1, 2, "fp32", "forward" if name.startswith("forward") else "train")
-    about = row(case, pair.OURS, where, family=family, parity=None, ms=statistics.median(us) / 1000, spread=spread(us))
-    return about | {"case": f"host-{family}-{name}", "us_per_step": None}
-
-
-def without_gpu(cases: Sequence[Case], left: Callable[[], float], out: Path, commit: str | None) -> int:
-    print("There is no GPU here, so only what a CPU can tell is timed: call overhead and import time.", flush=True)
-    where = facts(None, commit)
-    file = RowFile(out / file_name("cpu", None, where["date"]))
-    torch.set_num_threads(1)  # threads meeting at barriers make more noise than the overhead we look for
+def calls(cases: Sequence[Case], file: RowFile, where: Row, left: Callable[[], float]) -> None:
     for case in cases:
         parity, plan = pair.check(case, "auto", torch.device("cpu"))
         samples, more = overhead(case, min(15.0, left() / 4))
         own = {pair.OURS: (plan.family, parity.ours), pair.THEIRS: ("torch", parity.theirs)}
         for name, taken in samples.items():
-            ms, width = statistics.median(taken), spread(taken)
-            file.append(row(case, name, where, family=own[name][0], parity=own[name][1], ms=ms, spread=width))
+            times: dict[str, Any] = {"ms": statistics.median(taken), "spread": spread(taken), "rounds": len(taken)}
+            file.append(row(case, name, where, family=own[name][0], parity=own[name][1], **times))
         ours, theirs = (1000 * statistics.median(samples[name]) for name in (pair.OURS, pair.THEIRS))
         size = f"T={case.time}, B={case.batch}, H={case.hidden}"
         print(f"Call of {size}: ours {ours:.1f} us, nn.GRU {theirs:.1f} us, overhead {100 * more:+.2f} %", end="")
@@ -71,9 +59,12 @@ def without_gpu(cases: Sequence[Case], left: Callable[[], float], out: Path, com
             print(f" ({'within' if more <= ALLOWED else 'OVER'} the {100 * ALLOWED:.0f} % it may be).", flush=True)
         else:
             print(f" or {more * theirs:+.2f} us.", flush=True)
+
+
+def hosts(file: RowFile, where: Row) -> None:
     for family, hidden in host.HIDDEN.items():
         for name, us in host.measured(hidden).items():
-            file.append(host_row(family, name, us, where))
+            file.append(host.row_of(family, name, us, where))
             direction, _, whole = name.partition("-")
             median, limit = statistics.median(us), host.LIMITS_US[direction]
             print(f"Host, {family} {direction}: {median:.1f} us until ", end="")
@@ -82,8 +73,21 @@ def without_gpu(cases: Sequence[Case], left: Callable[[], float], out: Path, com
             else:
                 verdict = "within" if median <= limit else "OVER"
                 print(f"the kernel starts ({verdict} the {limit:.0f} it may take).", flush=True)
+
+
+def imports(file: RowFile, where: Row, left: Callable[[], float]) -> None:
     taken = import_ms(left)
     file.append(import_row(taken, where))
     print(f"import tritongru adds {statistics.median(taken):.1f} ms to import torch (median of {len(taken)}).")
+
+
+def without_gpu(cases: Sequence[Case], left: Callable[[], float], out: Path, commit: str | None) -> int:
+    print("There is no GPU here, so only what a CPU can tell is timed: call overhead and import time.", flush=True)
+    where = facts(None, commit)
+    file = RowFile(out / file_name("cpu", None, where["date"]))
+    torch.set_num_threads(1)  # threads meeting at barriers make more noise than the overhead we look for
+    calls(cases, file, where, left)
+    hosts(file, where)
+    imports(file, where, left)
     print(f"Rows: {file.path}")
     return 0

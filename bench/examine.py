@@ -1,25 +1,29 @@
 """One case: the questions that a child process answers about it, what the answers mean, and its rows."""
 
+import functools
+import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from bench import warm
 from bench.cases import Case
+from bench.ceilings import Ceilings, least, measure
 from bench.children import START_LIMIT_S, Failed, TimedOut, sentence
 from bench.forced import builder
-from bench.pair import OURS, RECOMPUTED, THEIRS, build, check, no_rivals, take_time
+from bench.pair import OURS, RECOMPUTED, THEIRS, build, check, take_time
 from bench.report import Result
-from bench.rivals import FLOOR, RIVALS, exchanges, rivals_of
+from bench.rivals import FLOOR, OURS_GRAPH, exchanges, rivals_for
 from bench.rows import Row, facts, row
 from tritongru import model
 from tritongru.devices import Device, device_facts
 from tritongru.plan import Plan
 
 COMPILE_LIMIT_S = 120.0
-CASE_LIMIT_S = 30.0
+CASE_LIMIT_S, WORKLOAD_LIMIT_S = 30.0, 90.0
 RESERVE_S = 8.0  # with less than this left, no case is begun
 
 
@@ -37,18 +41,39 @@ class Budget:
         return min(START_LIMIT_S, max(1.0, self.left()))
 
 
-def answer(what: str, case: Case, impl: str, plan: Plan | None = None) -> Any:
-    """Runs in the child process: (Parity, Plan), or times and why some are missing. With a plan, ours is its launch,
-    and there are no rivals besides nn.GRU."""
-    device = torch.device("cuda")
-    torch.seed()  # other data in every run; torch starts each process from the same seed
-    make = builder(plan) if plan else build
+@dataclass(frozen=True)
+class Question:
+    """What a child process is asked about a case: "parity" or "speed"; or "ceilings", which are of none. With a plan,
+    ours is its launch. ``seed``: of all data."""
+
+    what: str
+    case: Case
+    impl: str
+    plan: Plan | None = None
+    rivals: tuple[str, ...] = ()
+    seed: int = 0
+
+
+def here() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def answer(question: Question) -> Any:
+    """Runs in the child process: (Parity, Plan), a Timed, or Ceilings."""
+    device, case = here(), question.case
+    torch.manual_seed(question.seed)
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # threads that wait for each other make more noise than there is to be seen
+    make = builder(question.plan) if question.plan else build
     try:
-        if what == "parity":
-            return check(case, impl, device, make)
-        return take_time(case, impl, device, make, no_rivals if plan else rivals_of)
+        if question.what == "ceilings":
+            return measure(device)
+        if question.what == "parity":
+            return check(case, question.impl, device, make)
+        return take_time(case, question.impl, device, make, functools.partial(rivals_for, names=question.rivals))
     except Exception as error:
-        torch.cuda.synchronize()  # raises if the error broke the CUDA context, which ends this process
+        if device.type == "cuda":
+            torch.cuda.synchronize()  # raises if the error broke the CUDA context, which ends this process
         raise Failed(sentence(error)) from None
 
 
@@ -61,10 +86,15 @@ def say(line: str) -> None:
 
 
 def introduced(commit: str | None) -> tuple[Row, Device]:
-    """Where the rows of this run are made, said and returned, and the facts of the GPU."""
-    device = device_facts(torch.device("cuda"))
-    where = facts(torch.cuda.get_device_name(0), commit, device.arch)
-    say(f"{where['gpu']}, driver {where['driver']}, torch {where['torch']}, triton {where['triton']}.")
+    """Where the rows of this run are made, said and returned, and the facts of the device."""
+    device = device_facts(here())
+    seed = secrets.randbits(48)
+    if here().type == "cuda":
+        where = facts(torch.cuda.get_device_name(0), commit, device.arch, seed)
+        say(f"{where['gpu']}, driver {where['driver']}, torch {where['torch']}, triton {where['triton']}.")
+    else:
+        where = facts(None, commit, None, seed)
+        say(f"There is no GPU here; one thread of {where['cpu']}, torch {where['torch']}.")
     return where, device
 
 
@@ -77,13 +107,18 @@ def compile_all(jobs: Sequence[warm.Job], impl: str, budget: Budget) -> None:
         say(f"  not compiled: {name}: {reason}")
 
 
+def limit_of(case: Case) -> float:
+    """Seconds for one question about a case."""
+    return WORKLOAD_LIMIT_S if case.label else CASE_LIMIT_S
+
+
 def examine(result: Result, ask: Ask, budget: Budget) -> None:
     """Parity, and speed if it is green. A case that hangs or fails is red, whatever was known of it before."""
     for what in ("parity", "speed"):
         result.left_out = what
         if budget.left() < RESERVE_S:
             return
-        limit_s = min(CASE_LIMIT_S, budget.left())
+        limit_s = min(limit_of(result.case), budget.left())
         try:
             if what == "parity":
                 found, result.plan = ask(what, result, limit_s)
@@ -91,7 +126,7 @@ def examine(result: Result, ask: Ask, budget: Budget) -> None:
                 result.green, result.repeatable = found.green, found.repeatable
                 result.failure = None if found.green else found.worst
             else:
-                result.times, result.missing = ask(what, result, limit_s)
+                result.timed = ask(what, result, limit_s)
         except Failed as failed:
             if isinstance(failed, TimedOut) and budget.left() < RESERVE_S:
                 return  # the end of the budget stopped it, which says nothing about the case
@@ -110,18 +145,20 @@ def expected_floor(plan: Plan) -> float | None:
     return sum(cost.exchange + model.L2_LATENCY_US + cost.l2 for cost in costs if cost)
 
 
-def rows_of(result: Result, impl: str, where: Row) -> list[Row]:
+def rows_of(result: Result, impl: str, where: Row, ceilings: Ceilings | None = None) -> list[Row]:
     """One for each implementation, for each rival that was timed or tried in vain, and for a peak without a time."""
-    case, plan = result.case, result.plan
+    case, plan, timed = result.case, result.plan, result.timed
     about: dict[str, dict[str, Any]] = {
         OURS: {"family": result.family, "plan": result.launch, "parity": result.parity},
         THEIRS: {"family": "torch", "parity": result.their_parity},
-        **{name: {"family": "torch", "parity": None} for name in RIVALS if name in result.times | result.missing},
     }
+    for name in (*timed.times, *timed.missing):
+        about.setdefault(name, {"family": "torch", "parity": timed.parities.get(name)})
     if FLOOR in about:
         about[FLOOR] |= {"family": result.family, "plan": result.launch}
-    if RECOMPUTED in result.times:
-        about[RECOMPUTED] = about[OURS] | {"parity": None}
+    for name in (RECOMPUTED, OURS_GRAPH):
+        if name in about:
+            about[name] = about[OURS] | {"parity": None}
     if plan is not None:  # of the time loops alone
         passes = 2 if case.mode == "train" else 1
         theirs = plan.torch_us_per_step
@@ -129,7 +166,11 @@ def rows_of(result: Result, impl: str, where: Row) -> list[Row]:
         about[THEIRS]["predicted_us"] = None if theirs is None else passes * theirs
         if FLOOR in about:
             about[FLOOR]["predicted_us"] = expected_floor(plan)
-    for name, times in result.times.items():
-        about[name] |= times
+    floor_ms, bound = least(case, ceilings, timed.times.get(FLOOR, {}).get("ms"))
     names = {OURS: OURS if impl == "auto" else f"{OURS}[{impl}]"}
+    for name, own in about.items():
+        own |= timed.times.get(name, {})
+        own |= {"how": timed.hows.get(name), "reason": timed.missing.get(name), "floor_ms": floor_ms, "bound": bound}
+    if result.failure is not None:
+        about[OURS]["reason"] = result.failure
     return [row(case, names.get(name, name), where, **own) for name, own in about.items()]

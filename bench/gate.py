@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 
-from bench.cases import CPU_CASES, Case, gate_blocks, gate_cases
+from bench import first_call, host
+from bench.cases import Case
 from bench.children import Child
-from bench.examine import RESERVE_S, Ask, Budget, Say, answer, compile_all, examine, introduced, rows_of, say
+from bench.examine import RESERVE_S, Ask, Budget, Question, Say, answer, compile_all, examine, introduced, rows_of, say
 from bench.pair import build
-from bench.report import Result, ending, line
+from bench.report import REASONS, Result, ending, line, reasons
 from bench.rows import Row, RowFile, file_name
-from bench.targets import judge
+from bench.suites import CPU_CASES, gate_blocks, gate_cases, gate_rivals
+from bench.targets import Calls, judge
 
 
 def run(
@@ -24,8 +26,10 @@ def run(
     budget: Budget,
     impl: str,
     say: Say = say,
+    calls: Callable[[], Calls] = Calls,
 ) -> int:
     """Case by case; the rows of one are on disk before the next begins."""
+    about_a_call = calls()
     results = [[Result(case) for case in block] for block in blocks]
     say("The error over the allowed error, our time, and the others' time over it:")
     for block, members in zip(blocks, results, strict=True):
@@ -38,8 +42,8 @@ def run(
                     file.append(one)
                 say(line(result))
     flat = [result for members in results for result in members]
-    passed, lines = ending(flat, impl, judge(flat))
-    for text in (f"Rows: {file.path}", *lines):
+    passed, lines = ending(flat, impl, judge(flat, about_a_call))
+    for text in (*reasons(flat)[:REASONS], f"Rows: {file.path}", *lines):
         say(text)
     return 0 if passed else 1
 
@@ -67,9 +71,15 @@ def gate(seconds: float, out: Path, impl: str, only: str, commit: str | None) ->
         compile_all([(case, build) for case in block], impl, budget)
 
     def ask(what: str, result: Result, limit_s: float) -> Any:
-        return child.ask(what, result.case, impl, limit_s=limit_s, start_s=budget.to_start())
+        question = Question(what, result.case, impl, None, gate_rivals(result.case), where["seed"])
+        return child.ask(question, limit_s=limit_s, start_s=budget.to_start())
+
+    def calls() -> Calls:
+        return Calls(
+            host.on_gpu(file, where, max(1.0, budget.left())), first_call.on_gpu(file, where, max(1.0, budget.left()))
+        )
 
     try:
-        return run(blocks, prepare, ask, file, where, budget, impl)
+        return run(blocks, prepare, ask, file, where, budget, impl, calls=calls)
     finally:
         child.stop()

@@ -1,6 +1,6 @@
-"""What a call costs on the host: measured on a CPU with the work of the device replaced by nothing.
+"""What a call costs on the host: on a GPU as it is, on a CPU with the work of the device replaced by nothing.
 
-``python -m bench.host HIDDEN`` prints the samples of one layer as JSON. It has to be a process of its own, because
+``python -m bench.host HIDDEN [--gpu]`` prints the samples of one layer as JSON. It has to be a process of its own:
 kernels, products and the filling of memory with zeros are replaced and TRITON_INTERPRET=1 makes the CPU stand in for a
 GPU. What they return is still allocated; what Triton's launcher and torch's take to start them is left out.
 """
@@ -8,16 +8,21 @@ GPU. What they return is still allocated; what Triton's launcher and torch's tak
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+from bench.cases import Case
+from bench.children import Failed, json_of
+from bench.pair import OURS
+from bench.rows import Row, RowFile, row
+from bench.timing import spread
+
 HIDDEN = {"resident": 128, "persistent": 768}
 LIMITS_US = {"forward": 60.0, "backward": 100.0}  # until the time loop's kernel starts; the rest runs beside it
+LIMIT_S = 120.0  # for all of a family
 ROUNDS, BLOCKS, PAUSE_S = 100, 20, 0.1  # calls in a block, and the time between blocks
 # Freed memory is kept, as a GPU's allocator keeps it; else each workspace would come page by page from the system.
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
@@ -103,15 +108,73 @@ def samples(hidden: int) -> dict[str, list[float]]:
 
 def measured(hidden: int) -> dict[str, list[float]]:
     """``samples`` of a fresh process."""
-    environment = os.environ | KEPT_MEMORY | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "bench.host", str(hidden)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    found: dict[str, list[float]] = json.loads(done.stdout)
+    found: dict[str, list[float]] = json_of(
+        "bench.host", str(hidden), limit_s=LIMIT_S, TRITON_INTERPRET="1", **KEPT_MEMORY
+    )
     return found
 
 
+def row_of(family: str, name: str, us: list[float], where: Row) -> Row:
+    """A row about one call's way to the device's work."""
+    case = Case(HIDDEN[family], 1, 2, "fp32", "forward" if name.startswith("forward") else "train", inputs=8)
+    times: dict[str, Any] = {"ms": statistics.median(us) / 1000, "spread": spread(us), "rounds": len(us)}
+    about = row(case, OURS, where, family=family, parity=None, **times)
+    return about | {"case": f"host-{family}-{name}", "us_per_step": None}
+
+
+def on_device(hidden: int) -> dict[str, list[float]]:
+    """Microseconds until a call on a GPU that has nothing else to do returns: launches are in it, their work is not."""
+    import torch
+
+    import tritongru
+
+    gru = tritongru.GRU(8, hidden, impl="triton", memory="save", device="cuda")
+    x, hx, dy = (torch.ones(*shape, device="cuda") for shape in ((2, 1, 8), (1, 1, hidden), (2, 1, hidden)))
+
+    def timed(call: Callable[[], object]) -> float:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        return 1e6 * (time.perf_counter() - start)
+
+    def forward() -> float:
+        with torch.no_grad():
+            return timed(lambda: gru(x, hx))
+
+    def backward() -> float:
+        gru.zero_grad()
+        y, _ = gru(x, hx)
+        return timed(lambda: y.backward(dy))
+
+    found = {}
+    for name, call in (("forward-whole", forward), ("backward-whole", backward)):
+        for _ in range(ROUNDS):
+            call()
+        found[name] = [call() for _ in range(BLOCKS * ROUNDS)]
+    return found
+
+
+def on_gpu(file: RowFile, where: Row, limit_s: float) -> dict[str, float]:
+    """Rows of both families, each from a fresh process; returns the medians in microseconds by the rows' names."""
+    medians = {}
+    for family, hidden in HIDDEN.items():
+        try:
+            found = json_of("bench.host", str(hidden), "--gpu", limit_s=limit_s)
+        except Failed as failed:
+            print(f"Host, {family}: {failed}", flush=True)
+            continue
+        for name, us in found.items():
+            one = row_of(family, name, us, where)
+            file.append(one)
+            medians[one["case"]] = statistics.median(us)
+            direction = name.removesuffix("-whole")
+            print(f"Host, {family} {direction}: {medians[one['case']]:.1f} us until the call returns.", flush=True)
+    return medians
+
+
 def main(arguments: list[str]) -> int:
-    print(json.dumps(samples(int(arguments[0]))))
+    hidden, *gpu = arguments
+    print(json.dumps(on_device(int(hidden)) if gpu else samples(int(hidden))))
     return 0
 
 

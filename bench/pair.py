@@ -5,7 +5,7 @@ import itertools
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -143,27 +143,57 @@ def steps_of(pair: Pair, case: Case, device: torch.device) -> dict[str, Step]:
     return {name: Step(layer, case.mode, inputs, data) for name, layer in pair.layers().items()}
 
 
-Times = dict[str, dict[str, float | None]]
-Rivals = Callable[[Case, Pair, Step], tuple[dict[str, Callable[[], object]], dict[str, str]]]
+Times = dict[str, dict[str, Any]]
+Call = Callable[[], object]
 
 
-def no_rivals(case: Case, pair: Pair, step: Step) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
-    return {}, {}
+@dataclass(frozen=True)
+class Found:
+    """What there is to hold a case against besides nn.GRU: calls that have run, why the others are missing, how large
+    an error those have that compute the same function (over the allowed one), and how each was called."""
+
+    calls: dict[str, Call] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    parities: dict[str, float] = field(default_factory=dict)
+    hows: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Of each implementation: the median in ms, its spread, the rounds, and the peak memory; of some the latter alone.
+    The rest as in `Found`."""
+
+    times: Times
+    missing: dict[str, str] = field(default_factory=dict)
+    parities: dict[str, float] = field(default_factory=dict)
+    hows: dict[str, str] = field(default_factory=dict)
+
+
+Rivals = Callable[[Case, Pair, dict[str, Step]], Found]
+
+
+def no_rivals(case: Case, pair: Pair, steps: dict[str, Step]) -> Found:
+    return Found()
 
 
 def take_time(
     case: Case, impl: str, device: torch.device, build: Build = build, rivals: Rivals = no_rivals, **limits: Any
-) -> tuple[Times, dict[str, str]]:
-    """Per implementation: the median in ms, its spread, and the peak memory (of some the latter alone); and, for rivals
-    that could not be timed, why. To be called on a green case only."""
+) -> Timed:
+    """To be called on a green case only."""
     with tf32(case.tf32):
         pair = build(case, impl, device)
         steps = steps_of(pair, case, device)
         peaks = peaks_of(pair, steps, device)
-        more, missing = rivals(case, pair, steps[THEIRS])
-        samples = interleaved(timer_for(device), {**steps, **more}, **limits)
+        found = rivals(case, pair, steps)
+        samples = interleaved(timer_for(device), {**steps, **found.calls}, **limits)
     times: Times = {
-        name: {"ms": statistics.median(taken), "spread": spread(taken), "peak_mib": peaks.get(name)}
+        name: {
+            "ms": statistics.median(taken),
+            "spread": spread(taken),
+            "rounds": len(taken),
+            "peak_mib": peaks.get(name),
+        }
         for name, taken in samples.items()
     }
-    return times | {name: {"peak_mib": peak} for name, peak in peaks.items() if name not in samples}, missing
+    times |= {name: {"peak_mib": peak} for name, peak in peaks.items() if name not in samples}
+    return Timed(times, found.missing, found.parities, found.hows)

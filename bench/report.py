@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bench.cases import BATCHES, HIDDEN, Case
-from bench.pair import OURS, RECOMPUTED, THEIRS, Times
-from bench.rivals import FLOOR, RIVALS
+from bench.pair import OURS, RECOMPUTED, THEIRS, Timed, Times
+from bench.rivals import CUDNN_LSTM, FLOOR, FORCED, OURS_GRAPH
 from bench.timing import geomean
 from tritongru.launches import AnyLaunch, PersistentLaunch, StepwiseLaunch
 from tritongru.plan import Plan
 
-REASONS = 10  # red cases that are explained once more at the end
+REASONS = 8  # red cases that are explained once more at the end
 NAMES = 25  # cases that a sentence of the verdict names
+ASIDE = (FLOOR, CUDNN_LSTM, OURS_GRAPH, FORCED)  # no rivals: bounds, and ours in other ways
 DISPATCH = 0.02  # what the way to torch's own GRU may cost where ours chooses it
 
 
@@ -32,8 +33,7 @@ class Result:
     parity: float | None = None
     their_parity: float | None = None
     green: bool = False
-    times: Times = field(default_factory=dict)  # implementation or rival -> ms and more
-    missing: dict[str, str] = field(default_factory=dict)  # rival -> why it was not timed
+    timed: Timed = field(default_factory=lambda: Timed({}))
     failure: str | None = None  # why there is no answer, or in what parity is red
     left_out: str | None = None  # "parity" or "speed": what there was no time for
     repeatable: bool = True
@@ -49,6 +49,15 @@ class Result:
         if self.plan:
             found = self.plan.backward if self.case.mode == "train" else self.plan.forward
         return name_of(found.launch) if found else None
+
+    @property
+    def times(self) -> Times:
+        return self.timed.times
+
+    @property
+    def rivals(self) -> list[str]:
+        """Everybody who was timed but ours and nn.GRU."""
+        return [name for name, own in self.times.items() if name not in (OURS, THEIRS) and "ms" in own]
 
     @property
     def ratio(self) -> float | None:
@@ -88,7 +97,7 @@ def line(result: Result) -> str:
     expected = result.plan.us_per_step if result.plan else None
     if expected:
         text += f" (expected {expected:.2f})"
-    for name in (THEIRS, *RIVALS):
+    for name in (THEIRS, *result.rivals):
         ratio = result.over(name)
         if ratio is not None:
             text += f", {name} {ratio:.2f}x"
@@ -96,7 +105,17 @@ def line(result: Result) -> str:
     if result.case.mode == "train" and peak is not None:
         again = result.peak(RECOMPUTED)
         text += f", its memory {peak:.2f}x" + (f" or, recomputing, {again:.2f}x" if again is not None else "")
-    return text + "".join(f"; no {name}: {why}" for name, why in result.missing.items())[:400]
+    return text + (f"; no {', '.join(result.timed.missing)}" if result.timed.missing else "")
+
+
+def reasons(results: Sequence[Result]) -> list[str]:
+    """Why those were not timed that ours could have been held against, each reason once."""
+    found: dict[str, int] = {}
+    for result in results:
+        for name, why in result.timed.missing.items():
+            text = f"No time of {name}: {why}"[:200]
+            found[text] = found.get(text, 0) + 1
+    return [f"{text} ({number} case{'s' if number > 1 else ''})" for text, number in found.items()]
 
 
 def cell(value: float | None, form: str, width: int) -> str:
@@ -114,6 +133,26 @@ def table(results: Sequence[Result]) -> list[str]:
         elif result.left_out:
             note += "  not timed"
         lines.append(f"{result.case.name:<30} {' '.join(numbers)} {cell(result.parity, '.3f', 7)}  {note}")
+    return lines if len(lines) > 1 else []
+
+
+def workload_table(results: Sequence[Result]) -> list[str]:
+    """Named workloads: times of a call, and the fastest of those that compute the same."""
+    lines = [f"{'workload':<34} {'ours':>10} {'nn.GRU':>10} {'ratio':>7}  next rival (times in ms)"]
+    for result in results:
+        if not result.case.label:
+            continue
+        ours, theirs = (result.times.get(name, {}).get("ms") for name in (OURS, THEIRS))
+        ahead = {name: result.over(name) for name in result.rivals if name not in ASIDE}
+        known = {name: ratio for name, ratio in ahead.items() if ratio is not None}
+        best = min(known, key=lambda name: known[name], default=None)
+        note = "-" if best is None else f"{best} {known[best]:.2f}x"
+        if not result.green:
+            note = "not checked" if result.left_out else "RED"
+        elif result.left_out:
+            note = "not timed"
+        numbers = f"{cell(ours, '.3f', 10)} {cell(theirs, '.3f', 10)} {cell(result.ratio, '.2f', 7)}"
+        lines.append(f"{result.case.name:<34} {numbers}  {note}")
     return lines if len(lines) > 1 else []
 
 
@@ -144,19 +183,19 @@ def _in_grid(result: Result | None) -> str:
 
 
 def means(results: Sequence[Result]) -> list[str]:
-    """Geometric means of the others' time over ours, per mode and dtype; wide cells on their own."""
+    """Geometric means of the others' time over ours, per mode and dtype; workloads and wide cells on their own."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         if result.ratio is not None:
-            width = "wide " if result.case.wide else ""
-            groups.setdefault(f"{width}{result.case.dtype} {result.case.mode}", []).append(result)
+            kind = "named " if result.case.label else "wide " if result.case.wide else ""
+            groups.setdefault(f"{kind}{result.case.dtype} {result.case.mode}", []).append(result)
     if not groups:
         return []
     groups["all"] = [result for result in results if result.ratio is not None]
     lines = ["Geometric means of the others' time over ours:"]
     for name, members in groups.items():
         parts = []
-        for impl in (THEIRS, *RIVALS):
+        for impl in dict.fromkeys((THEIRS, *(name for result in members for name in result.rivals))):
             ratios = [ratio for ratio in (result.over(impl) for result in members) if ratio is not None]
             if ratios and (impl == THEIRS or name != "all"):
                 parts.append(f"{impl} {geomean(ratios):.2f}x" + (f" ({len(ratios)})" if impl != THEIRS else ""))
@@ -172,7 +211,7 @@ def verdict(results: Sequence[Result], impl: str, targets: Sequence[tuple[bool |
     left = [r for r in results if r.left_out]
     slower = [r for r in results if r.slower]
     missed = [sentence for reached, sentence in targets if reached is False]
-    lines = [f"Red: {r.case.name}: {r.failure}"[:240] for r in red[:REASONS]]
+    lines = [f"Red: {r.case.name}: {r.failure}"[:200] for r in red[:REASONS]]
     for sentence, names in (
         ("Red as well, reasons above", [r.case.name for r in red[REASONS:]]),
         ("Slower than nn.GRU", [f"{r.case.name} {r.ratio:.3f}x" for r in slower]),
@@ -195,8 +234,15 @@ def verdict(results: Sequence[Result], impl: str, targets: Sequence[tuple[bool |
 
 def ending(results: Sequence[Result], impl: str, targets: Sequence[tuple[bool | None, str]]) -> tuple[bool, list[str]]:
     """The last page of a run; short enough for those who see only the end of the output."""
+    named = [result for result in results if result.case.label]
+    everything, results = results, [result for result in results if not result.case.label]
     wide = [result for result in results if result.case.wide]
-    passed, sentences = verdict(results, impl, targets)
-    shown = [f"  {sentence}" for _, sentence in targets] if wide else []
-    page = [*table([result for result in results if not result.case.wide]), *grids(wide), *means(results)]
+    passed, sentences = verdict(everything, impl, targets)
+    shown = [f"  {sentence}" for _, sentence in targets] if wide or named else []
+    page = [
+        *workload_table(named),
+        *table([result for result in results if not result.case.wide]),
+        *grids(wide),
+        *means(everything),
+    ]
     return passed, [*page, *(["Targets:", *shown] if shown else []), *sentences]

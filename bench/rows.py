@@ -3,19 +3,24 @@
 import json
 import math
 import os
+import platform
 import re
+import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from bench.cases import Case
 
-SHAPE_KEYS = ("hidden", "batch", "time", "layers", "directions", "dtype", "tf32", "mode")
-WHERE_KEYS = ("gpu", "arch", "driver", "torch", "triton", "cudnn", "commit", "date")
+SHAPE_KEYS = ("hidden", "inputs", "batch", "time", "layers", "directions", "dtype", "tf32", "mode")
+MACHINE_KEYS = ("gpu", "arch", "driver", "cpu", "python", "torch", "triton", "cudnn")
+WHERE_KEYS = (*MACHINE_KEYS, "commit", "date", "command", "seed")
 KEYS = (
     *("case", *SHAPE_KEYS),
-    *("impl", "family", "plan", "ms", "us_per_step", "predicted_us", "spread", "peak_mib", "parity"),
+    *("impl", "how", "family", "plan", "ms", "us_per_step", "predicted_us", "spread", "rounds", "peak_mib"),
+    *("parity", "rate", "floor_ms", "bound", "reason"),
     *WHERE_KEYS,
 )
 Row = dict[str, Any]
@@ -31,7 +36,16 @@ def output_of(*command: str) -> str | None:
     return lines[0].strip() or None if done.returncode == 0 else None
 
 
-def facts(gpu: str | None, commit: str | None = None, arch: str | None = None) -> Row:
+def cpu_name() -> str:
+    """What Linux calls the processor; elsewhere what Python knows of it."""
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def facts(gpu: str | None, commit: str | None = None, arch: str | None = None, seed: int | None = None) -> Row:
     """Where and with what the rows of this run were made."""
     import torch
 
@@ -45,11 +59,15 @@ def facts(gpu: str | None, commit: str | None = None, arch: str | None = None) -
         "gpu": gpu,
         "arch": arch,
         "driver": driver,
+        "cpu": cpu_name(),
+        "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": triton and triton.__version__,
         "cudnn": cudnn.version(),
         "commit": commit or output_of("git", "describe", "--always", "--dirty", "--exclude", "*") or "unknown",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "command": shlex.join(["python3", "-m", Path(sys.argv[0]).parent.name, *sys.argv[1:]]),
+        "seed": seed,
     }
 
 
@@ -69,20 +87,37 @@ def row(
     ms: float | None = None,
     predicted_us: float | None = None,
     spread: float | None = None,
+    rounds: int | None = None,
     peak_mib: float | None = None,
+    how: str | None = None,
+    floor_ms: float | None = None,
+    bound: str | None = None,
+    reason: str | None = None,
 ) -> Row:
-    shape = {key: getattr(case, key) for key in SHAPE_KEYS}
+    shape = {key: getattr(case, key) for key in SHAPE_KEYS} | {"inputs": case.width}
     result = {
+        "how": how,
         "family": family,
         "plan": plan,
         "ms": number(ms),
         "us_per_step": number(None if ms is None else 1000 * ms / case.time),
         "predicted_us": number(predicted_us),
         "spread": number(spread),
+        "rounds": rounds,
         "peak_mib": number(peak_mib),
         "parity": number(parity),
+        "rate": None,
+        "floor_ms": number(floor_ms),
+        "bound": bound,
+        "reason": reason,
     }
     return {"case": case.name, **shape, "impl": impl, **result, **where}
+
+
+def shapeless(name: str, impl: str, where: Row, *, family: str | None = None, **found: Any) -> Row:
+    """A row about no shape: what speaks of one is null."""
+    about = row(Case(1, 1, 1, "fp32", "forward"), impl, where, family=family, parity=None, **found)
+    return about | dict.fromkeys(SHAPE_KEYS) | {"case": name, "us_per_step": None}
 
 
 def file_name(kind: str, gpu: str | None, date: str) -> str:

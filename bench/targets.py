@@ -1,13 +1,15 @@
-"""What the persistent kernels are meant to reach, and what a run says of it."""
+"""What is meant to be reached, and what a run says of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from bench.cases import HEADLINE, MODES, Case, wide_cases
+from bench.first_call import LIMIT_S
+from bench.host import LIMITS_US
 from bench.pair import OURS, RECOMPUTED, THEIRS
-from bench.report import Result
+from bench.report import ASIDE, Result
 from bench.rivals import FLOOR
 from bench.timing import geomean
 
@@ -18,10 +20,67 @@ HEADLINE_US = {"forward": 2.0, "train": 5.0}
 EDGE = Case(1024, 16, 512, "bf16", "forward")
 EDGE_FLOORS = {"forward": 1.6, "train": 2.5}
 SAVED_PEAK, RECOMPUTED_PEAK = 1.3, 1.0  # of nn.GRU's most memory in a training step
+WORKLOADS = 2.5  # times nn.GRU's speed in training, the geometric mean over all named workloads
 Judged = tuple[bool | None, str]  # reached or, without a measurement, None; and a sentence
 
 
-def judge(results: Sequence[Result]) -> list[Judged]:
+@dataclass(frozen=True)
+class Calls:
+    """What a call costs besides the device's work, by the names of rows."""
+
+    host_us: Mapping[str, float] = field(default_factory=dict)
+    first_s: Mapping[str, float] = field(default_factory=dict)
+
+
+def judge(results: Sequence[Result], calls: Calls | None = None) -> list[Judged]:
+    calls = calls or Calls()
+    forwards = {name: us for name, us in calls.host_us.items() if "-forward" in name}
+    return [
+        *_workloads([result for result in results if result.case.label and result.case.mode == "train"]),
+        _most("host's part of a forward call", LIMITS_US["forward"], "us", forwards),
+        _most("first call, kernels compiled", LIMIT_S, "s", calls.first_s),
+        *_persistent(results),
+    ]
+
+
+def _workloads(results: Sequence[Result]) -> list[Judged]:
+    """Of named workloads: against nn.GRU, and against everybody who computes the same and could run it."""
+    ratios = {result.case.label: result.ratio for result in results if result.green}
+    known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
+    of = f"of {len(results)} workloads" if results else ""
+    what = f"workloads, training, at least {WORKLOADS:.1f}x nn.GRU in the mean"
+    judged = [_sentence(what, None, "")]
+    if known:
+        mean = geomean(known.values())
+        judged = [_sentence(what, mean >= WORKLOADS, f"{mean:.2f}x over {len(known)} {of}")]
+    slower = {result.case.label: result.ratio for result in results if result.slower}
+    judged.append(_none_below("workloads, training, none slower than nn.GRU", known, slower))
+    ahead: dict[str, float] = {}
+    for result in results:
+        for name in set(result.rivals) - {*ASIDE}:
+            ratio = result.over(name)
+            if result.green and ratio is not None:
+                ahead[f"{result.case.label} {name}"] = ratio
+    behind = {name: ratio for name, ratio in ahead.items() if ratio < 1.0}
+    return [*judged, _none_below("workloads, training, ahead of every rival", ahead, behind)]
+
+
+def _none_below(what: str, ratios: Mapping[str, float], below: Mapping[str, float | None]) -> Judged:
+    if not ratios:
+        return _sentence(what, None, "")
+    worst = min(ratios, key=lambda name: ratios[name])
+    return _sentence(what, not below, f"least {ratios[worst]:.2f}x ({worst}), {len(below)} of {len(ratios)} below")
+
+
+def _most(what: str, most: float, unit: str, values: Mapping[str, float]) -> Judged:
+    what = f"{what}, at most {most:.0f} {unit}"
+    if not values:
+        return _sentence(what, None, "")
+    worst = max(values, key=lambda name: values[name])
+    return _sentence(what, values[worst] <= most, f"{values[worst]:.1f} {unit} ({worst})")
+
+
+def _persistent(results: Sequence[Result]) -> list[Judged]:
     found = {result.case: result for result in results if result.green}
     judged: list[Judged] = []
     for mode in MODES:

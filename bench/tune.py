@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
-from bench.cases import Case, tune_cases
+from bench.cases import Case
 from bench.children import Child
-from bench.examine import RESERVE_S, Ask, Budget, Say, answer, compile_all, examine, introduced, rows_of, say
+from bench.examine import RESERVE_S, Ask, Budget, Question, Say, answer, compile_all, examine, introduced, rows_of, say
 from bench.forced import builder, plans
 from bench.measured import TUNED, best_launch, is_good, rows_in
 from bench.pair import THEIRS
 from bench.report import Result, line
 from bench.rows import Row, RowFile, file_name
+from bench.suites import tune_cases
 from tritongru.devices import Device
 
 IMPL = "tune"  # rows are of tritongru[tune]
@@ -116,7 +117,8 @@ def tune(seconds: float, out: Path, only: str, commit: str | None) -> int:
         compile_all([(result.case, builder(result.plan)) for result in wave if result.plan], IMPL, budget)
 
     def ask(what: str, result: Result, limit_s: float) -> Any:
-        return child.ask(what, result.case, IMPL, result.plan, limit_s=limit_s, start_s=budget.to_start())
+        question = Question(what, result.case, IMPL, result.plan, seed=where["seed"])
+        return child.ask(question, limit_s=limit_s, start_s=budget.to_start())
 
     try:
         return run(todo, prepare, ask, file, where, budget, known)

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -15,8 +16,25 @@ import pytest
 import torch
 from torch import nn
 
-from bench import children, examine, gate, host, pair, parity, report, rivals, rows, targets, timing, warm
-from bench.cases import CPU_CASES, HEADLINE, Case, gate_blocks, gate_cases, wide_cases
+from bench import (
+    children,
+    examine,
+    first_call,
+    gate,
+    host,
+    pair,
+    parity,
+    report,
+    rivals,
+    rows,
+    suites,
+    targets,
+    timing,
+    warm,
+)
+from bench.cases import HEADLINE, Case, wide_cases
+from bench.suites import CPU_CASES, gate_blocks, gate_cases
+from bench.workloads import WORKLOADS
 from tritongru import model
 from tritongru.devices import GPUS
 from tritongru.launches import PersistentLaunch, StepwiseLaunch
@@ -92,7 +110,8 @@ def asker(build, asked=None):
             asked.append((what, case.name))
         if what == "parity":
             return pair.check(case, "auto", CPU, build)
-        return pair.take_time(case, "auto", CPU, build, rivals.rivals_of, rounds=2, limit_s=0.2)
+        names = functools.partial(rivals.rivals_for, names=suites.gate_rivals(case))
+        return pair.take_time(case, "auto", CPU, build, names, rounds=2, limit_s=0.2)
 
     return ask
 
@@ -113,8 +132,9 @@ def test_a_row_has_exactly_the_promised_keys():
     numbers = {"parity": 0.5, "ms": 2.0, "spread": 0.01, "peak_mib": 3.0}
     made = rows.row(TRAIN, "tritongru", rows.facts(None), family="resident", **numbers)
     promised = (
-        "case hidden batch time layers directions dtype tf32 mode impl family plan ms us_per_step predicted_us spread "
-        "peak_mib parity gpu arch driver torch triton cudnn commit date"
+        "case hidden inputs batch time layers directions dtype tf32 mode impl how family plan ms us_per_step "
+        "predicted_us spread rounds peak_mib parity rate floor_ms bound reason gpu arch driver cpu python torch triton "
+        "cudnn commit date command seed"
     )
     assert list(made) == promised.split()
     assert made["us_per_step"] == pytest.approx(1000 * 2.0 / 5)
@@ -143,7 +163,7 @@ def test_rows_are_on_disk_one_by_one_and_a_kill_leaves_whole_ones(tmp_path):
     program = f"""if True:
         import sys; sys.path.insert(0, {str(ROOT)!r})
         from pathlib import Path
-        from bench.cases import gate_cases
+        from bench.suites import gate_cases
         from bench.rows import WHERE_KEYS, RowFile, row
         file = RowFile(Path({str(tmp_path)!r}) / "rows.jsonl")
         while True:
@@ -187,19 +207,24 @@ def test_a_key_that_is_younger_than_a_row_reads_as_null(tmp_path):
 
 def test_case_names_are_unique_and_tell_the_case():
     names = [case.name for case in (*gate_cases(), *CPU_CASES)]
-    assert len(set(names)) == len(names) == 158
+    assert len(set(names)) == len(names) == 180
     assert gate_cases()[0] == HEADLINE
     assert HEADLINE.name == "h768-b16-t1024-bf16-forward"
     assert Case(8, 2, 3, "fp32", "forward", True, 2, 2).name == "h8-b2-t3-l2-bi-fp32-tf32-forward"
+    assert Case(8, 2, 3, "bf16", "train", inputs=5).name == "h8-b2-t3-i5-bf16-train"
+    assert Case(8, 2, 3, "bf16", "train", inputs=5, label="demo").name == "demo-bf16-train"
 
 
 def test_the_gate_measures_the_middle_first_and_the_whole_grid_in_the_end():
     blocks = gate_blocks()
     assert blocks[0][:2] == [HEADLINE, dataclasses.replace(HEADLINE, mode="train")]
-    assert {case.batch for case in blocks[0]} == {1, 16, 64}
-    assert [case.dtype for case in blocks[0] if case.wide].count("fp32") == 6
+    assert [case.label for case in blocks[0][2:]] == [workload.label for workload in WORKLOADS]
+    assert {case.batch for case in blocks[1]} == {1, 16, 64}
+    assert [case.dtype for case in blocks[1] if case.wide].count("fp32") == 6
     found = [
-        (case.hidden, case.batch, case.dtype, case.mode) for case in gate_cases() if case.wide and case.time == 512
+        (case.hidden, case.batch, case.dtype, case.mode)
+        for case in gate_cases()
+        if case.wide and case.time == 512 and not case.label
     ]
     sizes = (256, 384, 512, 768, 1024)
     grid = {(h, b, "bf16") for h in (*sizes, 2048) for b in (1, 16, 32, 64, 128)}
@@ -210,7 +235,7 @@ def test_the_gate_measures_the_middle_first_and_the_whole_grid_in_the_end():
     assert len(found) == 2 * len(cells) == len(set(found)), "each cell in both modes"
     assert all(a[:3] == b[:3] for a, b in zip(found[::2], found[1::2], strict=True)), "one after the other"
     assert all(case.tf32 == (case.dtype == "fp32") for case in gate_cases())
-    assert sum(not case.wide for case in gate_cases()) == 42
+    assert sum(not case.wide and not case.label for case in gate_cases()) == 42
 
 
 # Parity
@@ -443,8 +468,8 @@ def fixed(ratio=2.0, family="resident"):
     times = {"tritongru": {"ms": 1.0, "spread": 0.0}, "nn.GRU": {"ms": ratio, "spread": 0.0}}
 
     def ask(what, result, limit_s):
-        assert 0 < limit_s <= examine.CASE_LIMIT_S
-        return (parity.Parity(0.4, 0.3, "", True), plan_of(family)) if what == "parity" else (times, {})
+        assert 0 < limit_s <= examine.limit_of(result.case)
+        return (parity.Parity(0.4, 0.3, "", True), plan_of(family)) if what == "parity" else pair.Timed(times)
 
     return ask
 
@@ -522,15 +547,18 @@ def test_a_wide_case_is_held_against_rivals_and_those_that_fail_are_missing_with
     """Here a graph cannot be captured, and the kernels of the floor cannot be run for a family without an exchange."""
     case = dataclasses.replace(WIDE, mode=mode)
     _, read, lines = run(tmp_path, asker(build_with()), cases=(case,))
-    assert [row["impl"] for row in read] == ["tritongru", "nn.GRU", *rivals.RIVALS]
+    assert [row["impl"] for row in read][:2] == ["tritongru", "nn.GRU"]
+    assert {row["impl"] for row in read[2:]} == set(rivals.GRID_RIVALS)
     found = {row["impl"]: row for row in read}
     assert found["nn.LSTM"]["ms"] > 0
     assert found["nn.LSTM"]["parity"] is found["nn.LSTM"]["peak_mib"] is None
     assert found["nn.GRU[graph]"]["ms"] is found["floor"]["ms"] is None
     (line,) = (line for line in lines if line.startswith(f"  {case.name}: "))
     assert "nn.LSTM " in line
-    assert "; no nn.GRU[graph]: " in line
-    assert "; no floor: LookupError: the resident family has no exchange" in line
+    assert line.endswith("; no floor, nn.GRU[graph]")
+    assert "No time of floor: the resident family has no exchange (1 case)" in lines
+    assert "No time of nn.GRU[graph]: a CUDA graph needs a GPU (1 case)" in lines
+    assert found["floor"]["reason"] == "the resident family has no exchange"
     assert lines[-1].startswith("Verdict")
 
 
@@ -640,7 +668,7 @@ def test_a_graph_is_captured_once_and_a_failed_capture_gives_the_stream_back(mon
 def test_rows_of_a_persistent_case_name_the_launch_and_what_was_expected():
     result = wide_result(WIDE, ours=0.004, theirs=0.016, floor=0.002)
     made = {row["impl"]: row for row in examine.rows_of(result, "auto", WHERE)}
-    assert list(made) == ["tritongru", "nn.GRU", *rivals.RIVALS]
+    assert set(made) == {"tritongru", "nn.GRU", *rivals.GRID_RIVALS}
     assert {name: row["plan"] for name, row in made.items() if row["plan"]} == {
         "tritongru": LAUNCH.name,
         "floor": LAUNCH.name,
@@ -677,8 +705,8 @@ def wide_result(case, ours=1.0, theirs=4.0, floor=0.75, peaks=(1.2, 0.9)):
         times["nn.GRU"]["peak_mib"] = 100.0
         times["tritongru"]["peak_mib"] = 100 * peaks[0]
         times[pair.RECOMPUTED] = {"peak_mib": 100 * peaks[1]}
-    missing = {"nn.LSTM": "RuntimeError: no"}
-    return report.Result(case, plan_of("persistent", case.mode), 0.4, 0.3, True, times, missing)
+    timed = pair.Timed(times, {"nn.LSTM": "RuntimeError: no"})
+    return report.Result(case, plan_of("persistent", case.mode), 0.4, 0.3, True, timed)
 
 
 def ending(results, impl="auto"):
@@ -687,20 +715,26 @@ def ending(results, impl="auto"):
 
 
 def test_the_last_page_shows_small_cases_grids_means_and_targets():
-    results = [report.Result(case, plan_of("resident"), 0.4, 0.3, True) for case in gate_cases() if not case.wide]
+    small = [case for case in gate_cases() if not case.wide or case.label]
+    results = [report.Result(case, plan_of("resident"), 0.4, 0.3, True) for case in small]
     for result in results:
-        result.times = {"tritongru": {"ms": 1.0}, "nn.GRU": {"ms": 8.0 if result.case.mode == "train" else 2.0}}
-    results += [wide_result(case) for case in gate_cases() if case.wide]
+        theirs = 8.0 if result.case.mode == "train" else 2.0
+        result.timed = pair.Timed({"tritongru": {"ms": 1.0}, "nn.GRU": {"ms": theirs}, "gru-qat": {"ms": 3.0}})
+    results += [wide_result(case) for case in gate_cases() if case.wide and not case.label]
     passed, lines = ending(results)
     assert passed
-    assert lines[1].split() == ["h128-b64-t512-bf16-train", "1.953", "15.625", "8.00", "0.400", "resident"]
+    assert lines[1].split() == ["brain-to-text-bf16-train", "1.000", "8.000", "8.00", "gru-qat", "3.00x"]
+    assert lines[1 + len(WORKLOADS) + 1].split() == [
+        *("h128-b64-t512-bf16-train", "1.953", "15.625", "8.00", "0.400", "resident")
+    ]
+    assert any("named fp32 train" in line and "gru-qat 3.00x (21)" in line for line in lines)
     for mode in ("forward", "train"):
         at = lines.index(f"bf16 {mode}, T=512: us a step, x nn.GRU, / floor")
         assert lines[at + 5] == "H=768   " + "1.95 4.00x /1.3".rjust(18) * 5
         assert any(f"wide bf16 {mode}" in line and "nn.GRU 4.00x (31 cases" in line for line in lines)
     assert any("floor 0.75x (31)" in line and "LSTM" not in line for line in lines)
     assert lines[-1] == (
-        "Verdict: passed; 156 of 156 cases green and timed, 0 red, 0 slower, 0 left out, 0 of 12 targets missed."
+        "Verdict: passed; 178 of 178 cases green and timed, 0 red, 0 slower, 0 left out, 0 of 17 targets missed."
     )
     assert len("\n".join(lines)) < 12_000
     assert max(map(len, lines)) <= 120
@@ -712,15 +746,15 @@ def test_the_end_of_a_run_in_which_all_is_red_is_short():
     assert not passed
     assert len("\n".join(lines)) < 12_000
     assert sum(line.startswith("Red: ") for line in lines) == report.REASONS
-    assert any(line.endswith(f"and {156 - report.REASONS - report.NAMES} more") for line in lines)
-    assert sum(line.count(" RED") for line in lines) == 156
-    assert lines[-1].startswith("Verdict: NOT passed; 0 of 156 cases green and timed, 156 red")
+    assert any(line.endswith(f"and {178 - report.REASONS - report.NAMES} more") for line in lines)
+    assert sum(line.count(" RED") for line in lines) == 178
+    assert lines[-1].startswith("Verdict: NOT passed; 0 of 178 cases green and timed, 178 red")
 
 
 def test_a_rival_that_fails_at_length_leaves_a_line_that_can_be_read():
     result = wide_result(WIDE)
-    result.missing = dict.fromkeys(rivals.RIVALS, "RuntimeError: " + "because " * 99)
-    assert len(report.line(result)) < 600
+    result.timed = pair.Timed(result.times, dict.fromkeys(rivals.RIVALS, "RuntimeError: " + "because " * 99))
+    assert max(map(len, [report.line(result), *report.reasons([result])])) < 300
 
 
 # Targets
@@ -728,7 +762,7 @@ def test_a_rival_that_fails_at_length_leaves_a_line_that_can_be_read():
 
 def test_targets_that_nothing_was_measured_for_miss_nothing():
     judged = targets.judge([report.Result(HEADLINE, left_out="parity")])
-    assert [reached for reached, _ in judged] == [None] * 12
+    assert [reached for reached, _ in judged] == [None] * 17
     assert all(sentence.endswith(": not measured") for _, sentence in judged)
 
 
@@ -803,7 +837,7 @@ def test_a_missed_target_fails_the_run_and_a_red_case_says_nothing_of_a_target()
     passed, lines = ending([slow])
     assert not passed
     assert "  H=768 B=16 T=1024 bf16 forward in at most 2.00 us a step: NOT reached, 2.93 us" in lines
-    assert lines[-1].endswith("1 of 12 targets missed.")
+    assert lines[-1].endswith("1 of 17 targets missed.")
     slow.green, slow.failure = False, "wrong"
     assert all(reached is None for reached, _ in targets.judge([slow]))
 
@@ -815,9 +849,10 @@ def test_with_a_gpu_the_gate_compiles_asks_a_child_and_names_the_file(tmp_path, 
         def __init__(self, handler):
             assert handler is examine.answer
 
-        def ask(self, what, case, impl, *, limit_s, start_s):
+        def ask(self, question, *, limit_s, start_s):
             assert start_s > 0
-            return fixed()(what, report.Result(case), limit_s)
+            assert question.rivals == suites.gate_rivals(question.case)
+            return fixed()(question.what, report.Result(question.case), limit_s)
 
         def stop(self):
             stopped.append(True)
@@ -825,6 +860,8 @@ def test_with_a_gpu_the_gate_compiles_asks_a_child_and_names_the_file(tmp_path, 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
     monkeypatch.setattr(examine, "device_facts", lambda device: GPUS["h200"])
+    monkeypatch.setattr(host, "on_gpu", lambda file, where, limit_s: {"host-resident-forward-whole": 59.0})
+    monkeypatch.setattr(first_call, "on_gpu", lambda file, where, limit_s: {"first-forward-h128-fp32": 9.0})
     monkeypatch.setattr(warm, "warm", lambda jobs, impl, limit_s: {f"{len(jobs)} jobs": "exit code 1"})
     monkeypatch.setattr(gate, "Child", FakeChild)
     assert gate.gate(60.0, tmp_path, "auto", "h64-b16-", "abc1234") == 0
@@ -833,7 +870,8 @@ def test_with_a_gpu_the_gate_compiles_asks_a_child_and_names_the_file(tmp_path, 
     read = rows.read(path)
     assert len(read) == 8
     assert {(row["gpu"], row["arch"], row["commit"]) for row in read} == {("NVIDIA H200", "sm_90", "abc1234")}
-    assert "not compiled: 4 jobs: exit code 1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "not compiled: 4 jobs: exit code 1" in printed
     assert stopped == [True]
 
 

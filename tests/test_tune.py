@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from bench import examine, measured, pair, parity, rows, tune, warm
-from bench.cases import Case, tune_cases
+from bench.cases import Case
 from bench.children import Failed, TimedOut
 from bench.forced import builder, plans
 from bench.report import Result
+from bench.suites import tune_cases
 from tritongru import candidates, launches
 from tritongru import plan as planning
 from tritongru.devices import GPUS
@@ -85,7 +86,7 @@ def table(monkeypatch):
 def us_of(ours, theirs=8.0, steps=512):
     """What a child answers for speed."""
     ms = {"tritongru": ours * steps / 1000, "nn.GRU": theirs * steps / 1000}
-    return {name: {"ms": value, "spread": 0.01} for name, value in ms.items()}, {}
+    return pair.Timed({name: {"ms": value, "spread": 0.01} for name, value in ms.items()})
 
 
 def asker(us, asked=None):
@@ -317,10 +318,10 @@ def test_with_a_gpu_rows_of_the_same_commit_and_gpu_are_skipped(tmp_path, monkey
         def __init__(self, handler):
             assert handler is examine.answer
 
-        def ask(self, what, case, impl, plan, *, limit_s, start_s):
-            assert impl == "tune"
-            log.append((what, case.name, plan.forward.launch.name))
-            return asker(TIMES)(what, Result(case, plan), limit_s)
+        def ask(self, question, *, limit_s, start_s):
+            assert question.impl == "tune"
+            log.append((question.what, question.case.name, question.plan.forward.launch.name))
+            return asker(TIMES)(question.what, Result(question.case, question.plan), limit_s)
 
         def stop(self):
             log.append("stop")

@@ -1,0 +1,78 @@
+"""What the first call of a process costs with an empty cache of kernels, on a GPU: Triton compiles then.
+
+``python -m bench.first_call HIDDEN DTYPE`` prints, as JSON, the seconds of a first forward and of its backward.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+
+from bench.cases import HEADLINE, Case
+from bench.children import Failed, json_of
+from bench.pair import DTYPES, OURS
+from bench.rows import Row, RowFile, row
+
+CASES = (  # one of each family that keeps W_hh on chip
+    Case(HEADLINE.hidden, HEADLINE.batch, HEADLINE.time, HEADLINE.dtype, "train"),
+    Case(128, 16, 512, "fp32", "train", tf32=True),
+)
+LIMIT_S = 10.0
+
+
+def seconds(hidden: int, dtype: str) -> dict[str, float]:
+    """By the host's clock, until the device has answered. What torch itself sets up once comes before."""
+    import torch
+
+    import tritongru
+
+    case = next(case for case in CASES if (case.hidden, case.dtype) == (hidden, dtype))
+    gru = tritongru.GRU(hidden, hidden, device="cuda", dtype=DTYPES[dtype])
+    x = torch.randn(case.time, case.batch, hidden, device="cuda", dtype=DTYPES[dtype], requires_grad=True)
+    torch.autograd.grad(torch.nn.functional.linear(x, torch.ones_like(gru.all_weights[0][0])).sum(), x)
+    torch.cuda.synchronize()
+    found = {}
+    start = time.perf_counter()
+    y, _ = gru(x)
+    torch.cuda.synchronize()
+    found["forward"] = time.perf_counter() - start
+    start = time.perf_counter()
+    y.backward(torch.ones_like(y))
+    torch.cuda.synchronize()
+    found["backward"] = time.perf_counter() - start
+    return found
+
+
+def row_of(case: Case, name: str, taken: float, where: Row) -> Row:
+    about = row(case, OURS, where, family=None, parity=None, ms=1000 * taken, rounds=1)
+    return about | {"case": f"first-{name}-h{case.hidden}-{case.dtype}", "us_per_step": None}
+
+
+def on_gpu(file: RowFile, where: Row, limit_s: float) -> dict[str, float]:
+    """Rows of each case, each from a fresh process with a cache of its own; returns the seconds by the rows' names."""
+    known = {}
+    for case in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            sizes = str(case.hidden), case.dtype
+            try:
+                found = json_of("bench.first_call", *sizes, limit_s=limit_s, TRITON_CACHE_DIR=folder)
+            except Failed as failed:
+                print(f"First call, H={case.hidden} {case.dtype}: {failed}", flush=True)
+                continue
+        for name, taken in found.items():
+            one = row_of(case, name, taken, where)
+            file.append(one)
+            known[one["case"]] = taken
+            print(f"First {name}, H={case.hidden} {case.dtype}: {taken:.1f} s ({LIMIT_S:.0f} allowed).", flush=True)
+    return known
+
+
+def main(arguments: list[str]) -> int:
+    print(json.dumps(seconds(int(arguments[0]), arguments[1])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

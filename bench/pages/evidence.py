@@ -1,0 +1,95 @@
+"""Rows as the performance page reads them: by machine, of each case and implementation the one written last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from bench.cases import Case
+from bench.measured import TUNED, rows_in
+from bench.pair import OURS, THEIRS
+from bench.report import ASIDE
+from bench.rows import Row
+from bench.timing import geomean
+
+
+def read(folder: Path) -> list[Row]:
+    """All rows but the tune's, of which no page speaks."""
+    return [row for row in rows_in(folder) if row["impl"] != TUNED]
+
+
+@dataclass(frozen=True)
+class Machine:
+    name: str
+    rows: tuple[Row, ...]
+    has_gpu: bool
+
+    @cached_property
+    def found(self) -> dict[tuple[str, str], Row]:
+        return {(row["case"], row["impl"]): row for row in self.rows}
+
+    def row(self, case: str, impl: str = OURS) -> Row | None:
+        return self.found.get((case, impl))
+
+    def ms(self, case: str, impl: str = OURS) -> float | None:
+        row = self.row(case, impl)
+        return row["ms"] if row else None
+
+    def over(self, case: str, impl: str = THEIRS, ours: str = OURS) -> float | None:
+        """The time of another over ours: how many times faster ours is."""
+        own, other = self.ms(case, ours), self.ms(case, impl)
+        return other / own if own and other else None
+
+    def floors(self, case: str, impl: str = OURS) -> float | None:
+        """The time as a multiple of the least that it could be."""
+        row = self.row(case, impl)
+        return row["ms"] / row["floor_ms"] if row and row["ms"] and row["floor_ms"] else None
+
+    def rivals(self, case: str) -> list[str]:
+        return [impl for name, impl in self.found if name == case and impl not in (OURS, THEIRS, *ASIDE)]
+
+    def timed(self, cases: Iterable[Case]) -> list[Case]:
+        """Those of which there is a time of ours and of nn.GRU."""
+        return [case for case in cases if self.over(case.name) is not None]
+
+    def mean(self, cases: Iterable[Case]) -> float | None:
+        ratios = [ratio for ratio in (self.over(case.name) for case in cases) if ratio is not None]
+        return geomean(ratios) if ratios else None
+
+    def caption(self, cases: Iterable[Case] = ()) -> str:
+        """With what the rows were made: those of the cases, or all."""
+        names = {case.name for case in cases}
+        own = [row for row in self.rows if not names or row["case"] in names]
+        parts = [self.name if self.has_gpu else f"One thread of the CPU {self.name}"]
+        for key, title in (("driver", "driver"), ("torch", "torch"), ("triton", "Triton"), ("cudnn", "cuDNN")):
+            if key in ("driver", "cudnn") and not self.has_gpu:
+                continue
+            parts.append(f"{title} {listed(row[key] for row in own)}")
+        return (
+            f"{', '.join(parts)}; commit {listed(row['commit'] for row in own)}; {listed(row['date'] for row in own)}"
+        )
+
+
+def listed(values: Iterable[object]) -> str:
+    return ", ".join(sorted({str(value) for value in values if value is not None})) or "unknown"
+
+
+def machines(rows: Sequence[Row], gpu: bool) -> list[Machine]:
+    """Those with rows of a GPU, or the CPUs."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        name = row["gpu"] if gpu else row["cpu"]
+        if (row["gpu"] is not None) is gpu and name is not None:
+            found.setdefault(name, []).append(row)
+    return [Machine(name, tuple(own), gpu) for name, own in sorted(found.items())]
+
+
+def exponent(points: Sequence[tuple[float, float]]) -> float | None:
+    """By which power of the size the time grows between the last two points."""
+    if len(points) < 2:
+        return None
+    (x0, y0), (x1, y1) = points[-2:]
+    return math.log(y1 / y0) / math.log(x1 / x0)

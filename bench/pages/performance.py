@@ -1,0 +1,363 @@
+"""The generated parts of ``docs/performance.md`` and of the README, from the rows of cases alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from bench import ceilings
+from bench.cases import Case
+from bench.pages.evidence import Machine, exponent, machines
+from bench.pages.marks import Part, table
+from bench.pair import OURS, THEIRS
+from bench.rivals import ALL_RIVALS, FLOOR, FORCED, REGISTRY
+from bench.rows import Row
+from bench.suites import SUITES, SWEEPS, SWEPT, sweep
+from bench.workloads import PRECISIONS, WORKLOADS, Workload, workload_cases
+from tritongru.devices import GPUS
+from tritongru.plan import plan
+
+FIGURES = "figures"  # beside the page
+HEADLINE, ROOFLINE, SCALING = (f"performance-{name}.svg" for name in ("workloads", "roofline", "scaling"))
+COMMAND = "python3 -m bench run"
+TRAINING = "training step"
+MODES = {"train": TRAINING, "forward": "forward"}
+ASKED = {
+    "workloads": "real workloads, each in its own precision, with every rival",
+    "scaling": "time against T, B, H and layers",
+    "precisions": "the workloads in the other precisions",
+    "grids": "the grids of the persistent and the resident kernels",
+}
+
+
+def number(value: float | None, form: str = ".3g") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x"
+
+
+def none_yet(what: str) -> str:
+    return f"No row of a GPU exists yet, so nothing is said here of {what}. `{COMMAND}` on a machine with one makes it."
+
+
+def for_each(found: Sequence[Machine], text: Callable[[Machine], str], what: str) -> str:
+    parts = [part for part in map(text, found) if part]
+    return "\n\n".join(parts) or none_yet(what)
+
+
+def unknown(rows: Sequence[Row]) -> list[str]:
+    """What no row of a GPU tells, a sentence for each suite and for what else only a GPU can tell."""
+    gpus = machines(rows, gpu=True)
+    lines = []
+    for suite, jobs in SUITES.items():
+        cases = [case for case, _ in jobs()]
+        most = max((len(machine.timed(cases)) for machine in gpus), default=0)
+        if most < len(cases):
+            lines.append(f"{ASKED[suite]}: {most} of {len(cases)} cases measured on a GPU (suite `{suite}`)")
+    names = {row["case"] for machine in gpus for row in machine.rows}
+    for prefix, what in (
+        ("ceiling-", "the ceilings of a GPU, and with them every floor"),
+        ("host-", "what a call costs the host on a machine with a GPU"),
+        ("first-", "what the first call costs, compilation included, on a GPU"),
+    ):
+        if not any(name.startswith(prefix) for name in names):
+            lines.append(f"{what}: no row")
+    return lines
+
+
+# Parts of the page
+
+
+def state(rows: Sequence[Row]) -> str:
+    gpus = machines(rows, gpu=True)
+    have = [f"- {machine.caption()}." for machine in gpus]
+    first = "Rows of these GPUs:\n\n" + "\n".join(have) if gpus else "**No row of a GPU exists yet.**"
+    lacking = unknown(rows)
+    if not lacking:
+        return first
+    return f"{first}\n\nWhat no row of a GPU tells yet:\n\n" + "\n".join(f"- {line}." for line in lacking)
+
+
+def cases(rows: Sequence[Row]) -> str:
+    """The list of workloads: no measurement."""
+    lines = [(w.title, _shape(w), w.precision, w.source) for w in WORKLOADS]
+    return table(("workload", "shape", "own precision", "source"), lines)
+
+
+def _shape(workload: Workload) -> str:
+    w = workload
+    stack = f"{w.layers} layers, " if w.layers > 1 else ""
+    both = "both directions, " if w.directions == 2 else ""
+    return f"{stack}{both}I = {w.inputs:,}, H = {w.hidden:,}, B = {w.batch:,}, T = {w.time:,}"
+
+
+def workloads(rows: Sequence[Row]) -> str:
+    return for_each(machines(rows, gpu=True), _workloads, "how fast the workloads run")
+
+
+def _workloads(machine: Machine) -> str:
+    found = machine.timed(workload_cases())
+    if not found:
+        return ""
+    parts = [_comparison(machine, found)]
+    training = [case for case in found if case.mode == "train"]
+    if training:
+        parts.append(
+            f"Training steps: {times(machine.mean(training))} nn.GRU's speed in the geometric mean of {len(training)}, "
+            f"{times(min(machine.over(case.name) or 0.0 for case in training))} in the worst."
+        )
+        parts.append(f"![Times of a training step, ours and nn.GRU's]({FIGURES}/{HEADLINE})")
+    return "\n\n".join(parts)
+
+
+def _comparison(machine: Machine, found: Sequence[Case]) -> str:
+    titles = {workload.label: workload.title for workload in WORKLOADS}
+    lines = []
+    for case in found:
+        row = machine.row(case.name) or {}
+        ahead = {impl: machine.over(case.name, impl) for impl in machine.rivals(case.name)}
+        known = {impl: ratio for impl, ratio in ahead.items() if ratio is not None}
+        best = min(known, key=lambda impl: known[impl], default=None)
+        lines.append(
+            (
+                f"{titles[case.label]}, {MODES[case.mode]}",
+                ceilings.kind_of(case),
+                row["family"] or "-",
+                number(machine.ms(case.name)),
+                number(machine.ms(case.name, THEIRS)),
+                times(machine.over(case.name)),
+                "-" if best is None else f"{best} {times(known[best])}",
+                number(machine.floors(case.name), ".1f"),
+                row["bound"] or "-",
+                times(_memory(machine, case)),
+            )
+        )
+    head = ("workload", "precision", "family", "ours, ms", "nn.GRU, ms", "nn.GRU over ours", "next rival over ours")
+    return f"{machine.caption(found)}. Medians.\n\n" + table(
+        (*head, "ours over the floor", "bound by", "memory over nn.GRU's"), lines
+    )
+
+
+def _memory(machine: Machine, case: Case) -> float | None:
+    ours, theirs = ((machine.row(case.name, impl) or {}).get("peak_mib") for impl in (OURS, THEIRS))
+    return ours / theirs if ours is not None and theirs else None
+
+
+def rivals(rows: Sequence[Row]) -> str:
+    """Of the training step of each workload: everybody's time over ours, or why there is none."""
+    return for_each(machines(rows, gpu=True), _rivals, "the rivals' times")
+
+
+def _rivals(machine: Machine) -> str:
+    found = [case for case in machine.timed(workload_cases()) if case.mode == "train"]
+    names = [name for name in ALL_RIVALS if name != FLOOR and any(machine.row(case.name, name) for case in found)]
+    if not names:
+        return ""
+    reasons: dict[str, list[str]] = {}
+    lines = []
+    for case in found:
+        cells = []
+        for name in names:
+            row = machine.row(case.name, name)
+            if row and row["ms"] is None and row["reason"]:
+                reasons.setdefault(f"{name}: {row['reason']}", []).append(case.label)
+            cells.append(times(machine.over(case.name, name)))
+        lines.append((case.label, *cells))
+    hows = {row["impl"]: row["how"] for row in machine.rows if row["how"] and row["impl"] in names}
+    notes = [f"- {name}: {how}" for name, how in hows.items()]
+    notes += [f"- no time: {reason} ({', '.join(labels)})" for reason, labels in reasons.items()]
+    return (
+        f"Training steps, the others' time over ours; {machine.caption(found)}.\n\n"
+        f"{table(('workload', *names), lines, right=True)}\n\n" + "\n".join(notes)
+    )
+
+
+def precisions(rows: Sequence[Row]) -> str:
+    return for_each(machines(rows, gpu=True), _precisions, "the other precisions")
+
+
+def _precisions(machine: Machine) -> str:
+    everything = [case for precision in PRECISIONS for case in workload_cases(precision)]
+    found = machine.timed(everything)
+    if not found:
+        return ""
+    lines = []
+    for workload in WORKLOADS:
+        for mode in MODES:
+            made = [machine.over(workload.case(mode, precision).name) for precision in PRECISIONS]
+            lines.append((f"{workload.title}, {MODES[mode]}", *map(times, made)))
+    return (
+        f"nn.GRU's time over ours in the same precision; {machine.caption(found)}.\n\n"
+        f"{table(('workload', *PRECISIONS), lines, right=True)}"
+    )
+
+
+def floor(rows: Sequence[Row]) -> str:
+    return for_each(machines(rows, gpu=True), _floor, "the floor")
+
+
+def _floor(machine: Machine) -> str:
+    measured = _ceilings(machine)
+    if not measured:
+        return ""
+    found = [case for case in machine.timed(workload_cases()) if machine.floors(case.name) is not None]
+    figure = f"\n\n![Operations a second over operations a byte]({FIGURES}/{ROOFLINE})" if found else ""
+    return f"{machine.caption()}.\n\n{measured}{figure}"
+
+
+def _ceilings(machine: Machine) -> str:
+    lines = []
+    for (case, _), row in machine.found.items():
+        name = case.removeprefix("ceiling-")
+        if name == case or row["rate"] is None:
+            continue
+        copied = name == ceilings.COPY
+        unit = "10^9 bytes a second, read and written" if copied else "10^12 operations a second"
+        lines.append((name, number(row["rate"] / (1e9 if copied else 1e12), ".4g"), unit))
+    return table(("ceiling", "measured", "unit"), lines) if lines else ""
+
+
+def scaling(rows: Sequence[Row]) -> str:
+    return for_each(machines(rows, gpu=True), _scaling, "how the time grows")
+
+
+def _scaling(machine: Machine) -> str:
+    lines = []
+    for name in SWEEPS:
+        for mode in MODES:
+            swept = [case for case in sweep(name) if case.mode == mode]
+            own, theirs = (
+                [(_size(case, name), machine.ms(case.name, impl)) for case in swept] for impl in (OURS, THEIRS)
+            )
+            known = [[(x, y) for x, y in points if y is not None] for points in (own, theirs)]
+            if any(known):
+                grows = [number(exponent(points), ".2f") for points in known]
+                largest = max((x for points in known for x, _ in points), default=0)
+                lines.append((f"{name}, {MODES[mode]}", f"{largest:,}", *grows))
+    if not lines:
+        return ""
+    head = ("swept", "up to", "ours grows as its power", "nn.GRU")
+    return (
+        f"One layer of H = {SWEPT.hidden}, B = {SWEPT.batch}, T = {SWEPT.time}, {SWEPT.dtype}, of which one size is "
+        f"swept; powers between the last two points. {machine.caption()}.\n\n"
+        f"{table(head, lines, right=True)}\n\n![Times over T, B, H and layers]({FIGURES}/{SCALING})"
+    )
+
+
+def _size(case: Case, name: str) -> int:
+    size: int = getattr(case, name)
+    return size
+
+
+def slower(rows: Sequence[Row]) -> str:
+    """Every case in which our kernels, asked for or not, took longer than nn.GRU."""
+    return for_each(machines(rows, gpu=True), _slower, "where the kernels are slower than nn.GRU")
+
+
+def _slower(machine: Machine) -> str:
+    lines = []
+    forced = f"{OURS}[triton]"
+    for case in dict.fromkeys(case for case, _ in machine.found):
+        auto = machine.row(case)
+        kernels = [machine.over(case, ours=impl) for impl in (FORCED, forced) if machine.row(case, impl)]
+        if auto and auto["family"] not in (None, "torch"):
+            kernels.append(machine.over(case))
+        below = [ratio for ratio in kernels if ratio is not None and ratio < 1.0]
+        if below:
+            does = "was not measured" if auto is None else f"runs {auto['family']}"
+            lines.append((case, times(min(below)), does))
+    if not lines:
+        return f"{machine.name}: in none of {len(machine.found)} rows."
+    return f"{machine.caption()}.\n\n{table(('case', 'nn.GRU over ours', 'auto'), lines)}"
+
+
+def given_to_torch(rows: Sequence[Row]) -> str:
+    """What the plan does, no measurement: of the workloads and the grids, on an H200."""
+    found: dict[str, list[str]] = {}
+    device = GPUS["h200"]
+    for suite in ("workloads", "precisions", "grids"):
+        for case, _ in SUITES[suite]():
+            dtype = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[case.dtype]
+            answer = plan(
+                case.hidden,
+                dtype,
+                device,
+                batch=case.batch,
+                time=case.time,
+                directions=case.directions,
+                precision="tf32" if case.tf32 else "ieee",
+                training=case.mode == "train",
+            )
+            if answer.family == "torch":
+                found.setdefault(suite, []).append(f"`{case.name}`")
+    if not found:
+        return "None: every case of the suites runs in a kernel."
+    return "\n".join(f"- {suite}: {', '.join(names)}." for suite, names in found.items())
+
+
+def calls(rows: Sequence[Row]) -> str:
+    parts = [_calls(machine) for machine in (*machines(rows, gpu=True), *machines(rows, gpu=False))]
+    return "\n\n".join(part for part in parts if part) or "No row exists yet."
+
+
+def _calls(machine: Machine) -> str:
+    lines = []
+    for (case, _), row in machine.found.items():
+        if case.startswith(("host-", "first-")) or case == "import":
+            lines.append((case, number(1000 * row["ms"], ".1f"), number(row["spread"], ".2f")))
+    return f"{machine.caption()}.\n\n{table(('what', 'us, median', 'spread'), lines, right=True)}" if lines else ""
+
+
+def cpu(rows: Sequence[Row]) -> str:
+    parts = [_cpu(machine) for machine in machines(rows, gpu=False)]
+    return "\n\n".join(part for part in parts if part) or f"No row exists yet; `{COMMAND}` makes them."
+
+
+def _cpu(machine: Machine) -> str:
+    found = [case for case in workload_cases("fp32") if machine.over(case.name) is not None]
+    if not found:
+        return ""
+    names = [THEIRS, *(name for name in ALL_RIVALS if any(machine.ms(case.name, name) for case in found))]
+    lines = []
+    for case in found:
+        shares = [times(machine.over(case.name, name)) for name in names]
+        lines.append((f"{case.label}, {MODES[case.mode]}", number(machine.ms(case.name)), *shares))
+    head = ("workload", "ours, ms", *(f"{name} over ours" for name in names))
+    missing = dict.fromkeys(
+        f"- {row['impl']}: {row['reason']}"
+        for case in found
+        for name in REGISTRY
+        if (row := machine.row(case.name, name)) and row["ms"] is None and row["reason"]
+    )
+    why = "\n\nNot timed:\n\n" + "\n".join(missing) if missing else ""
+    return f"{machine.caption(found)}, fp32.\n\n{table(head, lines, right=True)}{why}"
+
+
+PARTS: dict[str, Part] = {
+    part.__name__: part
+    for part in (*(state, cases, workloads, rivals, precisions, floor, scaling, slower, given_to_torch, calls, cpu),)
+}
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """Of the README: the sentence that the rows allow."""
+    gpus = [machine for machine in machines(rows, gpu=True) if _workloads(machine)]
+    if not gpus:
+        return (
+            "No row has been measured on a GPU yet, so no speed-up is claimed here: `python3 -m bench run` measures "
+            "real workloads on yours, correctness first, and makes [the page of results](docs/performance.md)."
+        )
+    sentences = []
+    for machine in gpus:
+        found = [case for case in machine.timed(workload_cases()) if case.mode == "train"]
+        worst = min(found, key=lambda case: machine.over(case.name) or 0.0)
+        sentences.append(
+            f"A training step takes nn.GRU {times(machine.mean(found))} as long as ours in the geometric mean of "
+            f"{len(found)} real workloads, at least {times(machine.over(worst.name))} ({worst.label}): "
+            f"{machine.caption(found)}, each in its own precision. [All results](docs/performance.md)."
+        )
+    return "\n\n".join((*sentences, f"![Times of a training step](docs/{FIGURES}/{HEADLINE})"))
+
+
+HEADLINE_PARTS: dict[str, Part] = {"headline": headline}

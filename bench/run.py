@@ -1,0 +1,158 @@
+"""The run: real workloads with every rival, scaling, precisions and grids, correctness first, each held against the
+floor that the same run measured; then the pages and figures.
+
+A row is on disk before the next case begins, and the same command goes on where the last one stopped: what rows of the
+same machine and commit know already is not asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import ceilings, cpu, first_call, host
+from bench.cases import Case
+from bench.ceilings import Ceilings
+from bench.children import Child, Failed
+from bench.examine import (
+    RESERVE_S,
+    Budget,
+    Question,
+    Say,
+    answer,
+    compile_all,
+    examine,
+    introduced,
+    rows_of,
+    say,
+)
+from bench.measured import rows_in
+from bench.pages import evidence
+from bench.pages.performance import unknown
+from bench.pair import OURS, build
+from bench.plot import RESULTS, plot
+from bench.report import Result, line, reasons, workload_table
+from bench.rows import MACHINE_KEYS, Row, RowFile, file_name
+from bench.suites import SUITES, Job, on_cpu
+
+SAME = (*MACHINE_KEYS, "commit")  # of a row that answers what this run would ask
+TOGETHER = 16  # cases that are compiled at once
+CEILINGS_S = 60.0
+
+
+def jobs_of(suites: Sequence[str], has_gpu: bool, only: str) -> list[Job]:
+    """The jobs of the suites, a case that belongs to several with everybody that it is held against in one."""
+    found: dict[Case, tuple[str, ...]] = {}
+    for suite in suites:
+        for case, names in SUITES[suite]() if has_gpu else on_cpu(suite):
+            if only in case.name:
+                found[case] = tuple(dict.fromkeys((*found.get(case, ()), *names)))
+    return list(found.items())
+
+
+def known_in(folder: Path, where: Row) -> set[str]:
+    """Names of cases that rows of the same machine and commit know."""
+    return {
+        row["case"]
+        for row in rows_in(folder)
+        if row["impl"] == OURS and row["rounds"] is not None and all(row[key] == where[key] for key in SAME)
+    }
+
+
+def ceilings_of(child: Child, file: RowFile, where: Row, seed: int, budget: Budget) -> Ceilings | None:
+    """Measured by the child, and on disk; None if that failed, which leaves the rows without a floor."""
+    question = Question("ceilings", Case(1, 1, 1, "fp32", "forward"), "auto", seed=seed)
+    try:
+        found: Ceilings = child.ask(question, limit_s=min(CEILINGS_S, budget.left()), start_s=budget.to_start())
+    except Failed as failed:
+        say(f"The ceilings were not measured: {failed}")
+        return None
+    for name, one in found.items():
+        file.append(ceilings.row_of(name, one, where))
+        unit = "10^9 bytes" if name == ceilings.COPY else "10^12 operations"
+        scale = 1e9 if name == ceilings.COPY else 1e12
+        say(f"Ceiling, {name}: {one.rate / scale:.4g} {unit} a second.")
+    return found
+
+
+def chunks(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
+    for start in range(0, len(jobs), TOGETHER):
+        yield jobs[start : start + TOGETHER]
+
+
+def measure(
+    jobs: Sequence[Job],
+    child: Child,
+    file: RowFile,
+    where: Row,
+    limits: Ceilings | None,
+    budget: Budget,
+    has_gpu: bool,
+    say: Say = say,
+) -> list[Result]:
+    """Case by case; the rows of one are on disk before the next begins."""
+    results = []
+    for some in chunks(jobs):
+        if has_gpu and budget.left() > RESERVE_S:
+            compile_all([(case, build) for case, _ in some], "auto", budget)
+        for case, names in some:
+
+            def ask(what: str, result: Result, limit_s: float, names: tuple[str, ...] = names) -> Any:
+                question = Question(what, result.case, "auto", None, names, where["seed"])
+                return child.ask(question, limit_s=limit_s, start_s=budget.to_start())
+
+            result = Result(case)
+            results.append(result)
+            examine(result, ask, budget)
+            if result.left_out is None:
+                for one in rows_of(result, "auto", where, limits):
+                    file.append(one)
+                say(line(result))
+    return results
+
+
+def run(seconds: float, out: Path, only: str, commit: str | None, suites: Sequence[str]) -> int:
+    budget = Budget(seconds)
+    where, device = introduced(commit)
+    has_gpu = device.backend != "cpu"
+    jobs = jobs_of(suites, has_gpu, only)
+    if not jobs:
+        place = "" if has_gpu else " that a CPU can tell anything of"
+        say(f"No case{place} of {', '.join(suites)} has {only!r} in its name.")
+        return 2
+    known = known_in(out, where)
+    todo = [job for job in jobs if job[0].name not in known]
+    say(f"{len(todo)} cases to measure, {len(jobs) - len(todo)} known with commit {where['commit']}.")
+    file = RowFile(out / file_name("run" if has_gpu else "run-cpu", where["gpu"], where["date"]))
+    child = Child(answer)
+    try:
+        limits = ceilings_of(child, file, where, where["seed"], budget) if todo else None
+        results = measure(todo, child, file, where, limits, budget, has_gpu)
+    finally:
+        child.stop()
+    if not only:
+        about_a_call(file, where, has_gpu, budget)
+    for text in (*reasons(results), f"Rows: {file.path}", *workload_table(results)):
+        say(text)
+    left = [result.case.name for result in results if result.left_out]
+    if left:
+        say(f"No time for {len(left)} cases; the same command goes on with them, given the same commit.")
+    for text in unknown(evidence.read(out)):
+        say(f"Not known: {text}.")
+    if out == RESULTS:
+        plot(check=False)
+    red = [result.case.name for result in results if not result.green and not result.left_out]
+    say(f"Red: {', '.join(red)}." if red else "No case was red.")
+    return 1 if red else 0
+
+
+def about_a_call(file: RowFile, where: Row, has_gpu: bool, budget: Budget) -> None:
+    """What a call costs the host, and the first one the user, besides the device's work."""
+    if not has_gpu:
+        cpu.hosts(file, where)
+        cpu.imports(file, where, budget.left)
+        return
+    for measured in (host.on_gpu, first_call.on_gpu):
+        if budget.left() > RESERVE_S:
+            measured(file, where, budget.left())

@@ -1,0 +1,103 @@
+"""What each command measures, in order of information, so that a stop at any moment loses the least.
+
+A job is a case and the names of those that it is held against besides nn.GRU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from bench.cases import BATCHES, FIRST, HEADLINES, HIDDEN, MODES, Case, grid, small_cases, wide_cases
+from bench.ceilings import operations
+from bench.rivals import ALL_RIVALS, FLOOR, GATE_RIVALS, GRAPH, GRID_RIVALS
+from bench.workloads import PRECISIONS, WORKLOADS, workload_cases
+
+Job = tuple[Case, tuple[str, ...]]
+# Around one layer as it stands in the middle of the grid; what is swept takes its place.
+SWEPT = Case(512, 16, 512, "bf16", "forward")
+SWEEPS: dict[str, tuple[int, ...]] = {
+    "time": tuple(4**k for k in range(9)),
+    "batch": (1, 4, 16, 64, 256, 1024, 4096, 8192),
+    "hidden": tuple(2**k for k in range(4, 13)),
+    "layers": (1, 2, 4, 8),
+}
+CPU_OPERATIONS = 3e9  # of a forward that a CPU does in less than a second
+
+
+def gate_blocks() -> list[list[Case]]:
+    """Cases that are compiled together, then measured one by one: what the targets speak of, the middle of every grid,
+    then what is around it."""
+    first = len(MODES) * FIRST
+    bf16, fp32, fp16 = map(wide_cases, ("bf16", "fp32", "fp16"))
+    small = small_cases()
+    training = [case for case in workload_cases() if case.mode == "train"]
+    middle = [*bf16[:first], *fp32[: first // 2], *small[:4]]
+    return [[*HEADLINES, *training], middle, [*bf16[first:], *small[4:10]], [*fp32[first // 2 :], *small[10:]], fp16]
+
+
+def gate_cases() -> list[Case]:
+    return [case for block in gate_blocks() for case in block]
+
+
+def gate_rivals(case: Case) -> tuple[str, ...]:
+    if case.label:
+        return GATE_RIVALS
+    return GRID_RIVALS if case.wide else ()
+
+
+def tune_cases() -> list[Case]:
+    """Shapes whose best launch is looked for. Every batch up to 16 rows is one tile to a launch, and both 16-bit types
+    run the same code, so that one of each is enough; the headline's length is measured by the gate."""
+    batches = tuple(batch for batch in BATCHES if batch >= 16)
+    return [*grid("bf16", HIDDEN, batches), *grid("fp32", HIDDEN[:-1], batches)]
+
+
+def sweep(name: str) -> list[Case]:
+    """The cases in which one size takes each of its values."""
+    sizes: list[dict[str, Any]] = [{name: value} for value in SWEEPS[name]]
+    return [replace(SWEPT, mode=mode, **size) for size in sizes for mode in MODES]
+
+
+def workloads() -> list[Job]:
+    return [(case, ALL_RIVALS) for case in workload_cases()]
+
+
+def scaling() -> list[Job]:
+    return [(case, (GRAPH, FLOOR)) for case in dict.fromkeys(case for name in SWEEPS for case in sweep(name))]
+
+
+def precisions() -> list[Job]:
+    """Every workload in the precisions that are not its own."""
+    own = {case.name for case in workload_cases()}
+    cases = [case for precision in PRECISIONS for case in workload_cases(precision)]
+    return [(case, (FLOOR,)) for case in cases if case.name not in own]
+
+
+def grids() -> list[Job]:
+    return [(case, gate_rivals(case)) for case in gate_cases() if not case.label]
+
+
+SUITES: dict[str, Callable[[], list[Job]]] = {
+    "workloads": workloads,
+    "scaling": scaling,
+    "precisions": precisions,
+    "grids": grids,
+}
+
+
+def on_cpu(suite: str) -> list[Job]:
+    """What of a suite a CPU can tell: of real workloads that it does in less than a second, in fp32, what a call
+    through ours costs over torch's own, and what the rivals need there. The smallest first."""
+    if suite != "workloads":
+        return []
+    forward = {workload: workload.case("forward", "fp32") for workload in WORKLOADS}
+    small = sorted(
+        (w for w in WORKLOADS if operations(forward[w]) <= CPU_OPERATIONS), key=lambda w: operations(forward[w])
+    )
+    return [(workload.case(mode, "fp32"), ALL_RIVALS) for workload in small for mode in reversed(MODES)]
+
+
+# A call as a CPU user makes it, and one so small that only the way to the operator counts.
+CPU_CASES = (Case(64, 16, 64, "fp32", "forward"), Case(8, 1, 1, "fp32", "forward"))
