@@ -118,12 +118,13 @@ def run(seconds: float, out: Path, only: str, commit: str | None, suites: Sequen
     has_gpu = device.backend != "cpu"
     jobs = jobs_of(suites, has_gpu, only)
     if not jobs:
-        place = "" if has_gpu else " that a CPU can tell anything of"
-        say(f"No case{place} of {', '.join(suites)} has {only!r} in its name.")
+        place = "" if has_gpu else ", of what a CPU can tell,"
+        say(f"No case of {', '.join(suites)}{place} has {only!r} in its name.")
         return 2
     known = known_in(out, where)
     todo = [job for job in jobs if job[0].name not in known]
-    say(f"{len(todo)} cases to measure, {len(jobs) - len(todo)} known with commit {where['commit']}.")
+    known_already = len(jobs) - len(todo)
+    say(f"To measure: {len(todo)} cases; known with commit {where['commit']}: {known_already}.")
     file = RowFile(out / file_name("run" if has_gpu else "run-cpu", where["gpu"], where["date"]))
     child = Child(answer)
     try:

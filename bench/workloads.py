@@ -98,8 +98,8 @@ WORKLOADS = (
         "brain-to-text", "brain-to-text decoder", SOURCES["brain"], 7168, 768, 64, 400, layers=5, precision="bf16"
     ),
     Workload("speech-decoder", "neural speech decoder", SOURCES["speech"], 8192, 1024, 64, 300, layers=5, directions=2),
-    Workload("rnnoise", "RNNoise, training", SOURCES["rnnoise"], 384, 384, 192, 2000, layers=3),
-    Workload("wavernn", "WaveRNN, training", SOURCES["wavernn"], 512, 512, 32, 1375, layers=2),
+    Workload("rnnoise", "RNNoise", SOURCES["rnnoise"], 384, 384, 192, 2000, layers=3),
+    Workload("wavernn", "WaveRNN", SOURCES["wavernn"], 512, 512, 32, 1375, layers=2),
     Workload("deepfilternet2", "DeepFilterNet2", SOURCES["deepfilternet2"], 256, 256, 96, 300),
     Workload("medaka", "medaka", SOURCES["medaka"], 10, 128, 100, 10_000, layers=2, directions=2),
     Workload("pitch", "pitch tracking", SOURCES["pitch"], 384, 256, 1, 3000, directions=2),

@@ -54,8 +54,9 @@ def headline(rows: Sequence[Row]) -> bytes | None:
 
 
 def roofline(rows: Sequence[Row]) -> bytes | None:
-    """Operations a second over operations a byte, under the measured roofs; what waits for an exchange lies below."""
-    best = first_gpu(rows, workload_cases())
+    """Operations a second over operations a byte of training steps, under the measured roofs; what waits for an
+    exchange lies below."""
+    best = first_gpu(rows, [case for case in workload_cases() if case.mode == "train"])
     if best is None:
         return None
     machine, cases = best
@@ -70,7 +71,6 @@ def roofline(rows: Sequence[Row]) -> bytes | None:
         reach = (min(intensity.values()) / 4, max(intensity.values()) * 4)
         for kind, colour in zip(kinds, PALETTE[2:], strict=False):
             rate = (machine.row(f"ceiling-{kind}", "torch") or {})["rate"]
-            axes.plot(reach, [min(rate, x * copy["rate"]) / 1e12 for x in reach], color=colour, linewidth=0.8)
             corner = rate / copy["rate"]
             points = [x for x in (reach[0], corner, reach[1]) if reach[0] <= x <= reach[1]]
             roof = [min(rate, x * copy["rate"]) / 1e12 for x in points]
@@ -80,12 +80,12 @@ def roofline(rows: Sequence[Row]) -> bytes | None:
             axes.plot([intensity[case] for case in cases], rates, marker, color=COLOURS[impl], label=impl)
         for case in cases:
             rate = ceilings.operations(case) / (machine.ms(case.name) or 1.0) / 1e9
-            axes.annotate(f" {case.label}", (intensity[case], rate), fontsize=5)
+            axes.annotate(f" {case.label}", (intensity[case], rate), fontsize=6)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("operations of the products for each byte that must be moved")
         axes.set_ylabel("10^12 operations a second")
-        axes.set_title(machine.caption(cases), fontsize=7, loc="left", wrap=True)
+        axes.set_title(f"Training steps; {machine.caption(cases)}", fontsize=7, loc="left", wrap=True)
         axes.legend(fontsize=7)
         plain(axes)
         return svg(figure, "Roofline", drawn(machine, cases))
