@@ -1,4 +1,4 @@
-"""`pytest bench`: both implementations side by side, in the format of pytest-benchmark.
+"""`pytest bench --benchmark-only`: both implementations side by side, in the format of pytest-benchmark.
 
 These are times by the host's clock, to the end of the work on the device. For times of the device alone, see the gate.
 """
@@ -10,10 +10,15 @@ import pytest
 import torch
 
 from bench.cases import Case
+from bench.examine import here
 from bench.pair import OURS, THEIRS, build, steps_of
+from bench.parity import tf32
+from bench.suites import CPU_CASES, on_cpu, workloads
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SHAPES = {"tiny": (8, 1, 1), "small": (64, 16, 64), "wide": (128, 64, 64)}  # H, B, T
+DEVICE = here()
+# On a GPU the real workloads in their own precision; on a CPU those of them that it does in less than a second.
+NAMED = [case for case, _ in (workloads() if DEVICE.type == "cuda" else on_cpu("workloads"))]
+CASES = [*CPU_CASES, *(case for case in NAMED if case.label)]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -27,13 +32,17 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.benchmark(max_time=0.5)
 @pytest.mark.parametrize("impl", [OURS, THEIRS])
-@pytest.mark.parametrize("mode", ["forward", "train"])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_speed(benchmark: Any, shape: str, mode: str, impl: str) -> None:
-    hidden, batch, time = SHAPES[shape]
-    case = Case(hidden, batch, time, "fp32", mode)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_speed(benchmark: Any, case: Case, impl: str) -> None:
     benchmark.group = case.name
-    step = steps_of(build(case, "auto", DEVICE), case, DEVICE)[impl]
+    with tf32(case.tf32):
+        measure(benchmark, case, impl)
+
+
+def measure(benchmark: Any, case: Case, impl: str) -> None:
+    both = build(case, "auto", DEVICE)
+    benchmark.extra_info["family"] = both.plan.family
+    step = steps_of(both, case, DEVICE)[impl]
 
     def call() -> None:
         step()
