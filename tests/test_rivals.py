@@ -2,6 +2,9 @@
 
 import dataclasses
 import importlib
+import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +66,14 @@ def test_every_name_has_one_rival_and_says_how_it_is_called():
     assert {name for name, one in known.items() if not one.same} == {rivals.FLOOR, rivals.CUDNN_LSTM}
 
 
+def test_the_page_about_rivals_knows_every_one_of_them():
+    page = (Path(__file__).parents[1] / "docs" / "rivals.md").read_text()
+    for name, one in (rivals.REGISTRY | rivals.BOUNDS).items():
+        assert f"`{name}`" in page
+        if one.package not in (None, OURS):
+            assert f"`{one.package}`" in page
+
+
 def test_a_version_names_the_package_or_torch(monkeypatch):
     versions = {"gru-qat": "9.1"}
 
@@ -84,8 +95,9 @@ def test_a_version_names_the_package_or_torch(monkeypatch):
 def test_a_rival_that_is_not_installed_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(rival, "installed", lambda package: None)
     reasons = asked(CASE, PACKAGED).missing
-    for name, package in zip(PACKAGED, NAMES, strict=True):
+    for name, package in zip(PACKAGED[:-1], NAMES, strict=False):
         assert reasons[name] == f"{package} is not installed; pip install {package}"
+    assert reasons[rivals.HASTE] == "haste_pytorch is not installed; build it with nvcc as docs/rivals.md says"
 
 
 def test_without_a_gpu_the_packages_say_so(monkeypatch):
@@ -174,6 +186,7 @@ def test_a_prepared_stack_computes_what_its_twin_computes_and_learns_afresh(batc
     own_y, own_hn = call.layer(prepared, call.h0)
     assert torch.equal(own_y, y.transpose(0, 1) if batch_first else y)
     assert torch.equal(own_hn, hn)
+    assert torch.equal(call.h0, steps[THEIRS].h0)
     assert call.weights[0].shape == (5, 24)
     for _ in range(2):
         call()
@@ -204,6 +217,28 @@ def test_a_gru_in_haste_s_layout_is_nn_gru(mode):
     assert parity(case, recurrence).green
     swapped = stack.Recurrence(recurrence.run, lambda *weights: tuple(weight.t() for weight in weights))
     assert not parity(case, swapped).green
+
+
+@pytest.mark.parametrize("mode", ["forward", "train"])
+def test_a_gru_in_flashrnn_s_layout_is_nn_gru(monkeypatch, mode):
+    """Its formula as its own reference has it: recurrent gates g, r, z, input gates r, z, n, biases of all four."""
+
+    def gru(gx, recurrent, bias, states, function, backend, dtype):
+        assert (function, backend, dtype) == ("gru", "cuda", "bfloat16")
+        assert gx.shape == (DEEP.batch, DEEP.time, 3, 1, DEEP.hidden)
+        found, h = [], states[0, :, 0, 0]
+        b_g, b_r, b_z, b_n = bias[:, 0]
+        for x_r, x_z, x_n in gx[:, :, :, 0].permute(1, 2, 0, 3):
+            g, h_r, h_z = (h @ weight.t() for weight in recurrent[:, 0])
+            r, z = torch.sigmoid(x_r + h_r + b_r), torch.sigmoid(x_z + h_z + b_z)
+            h = z * h + (1 - z) * torch.tanh(x_n + b_n + r * (g + b_g))
+            found.append(h)
+        return torch.stack(found, 1).view(1, DEEP.batch, DEEP.time, 1, DEEP.hidden), states
+
+    monkeypatch.setitem(sys.modules, "flashrnn", types.SimpleNamespace(flashrnn=gru))
+    case = dataclasses.replace(DEEP, mode=mode)
+    recurrence = stack.Recurrence(packages.flashing("cuda", "bfloat16"), packages.flashrnn_weights)
+    assert parity(case, recurrence).green
 
 
 def test_the_packages_compute_nn_gru_from_the_weights_that_they_are_given():

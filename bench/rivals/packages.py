@@ -111,7 +111,7 @@ def flashing(backend: str, dtype: str) -> Callable[..., Tensor]:
 
 
 def haste_of(case: Case, device: torch.device) -> Recurrence:
-    need("haste_pytorch", device)
+    need("haste_pytorch", device, "build it with nvcc as docs/rivals.md says")
     one_of("it", case.dtype, ("fp32", "fp16"))
     function: Any = importlib.import_module("haste_pytorch.gru").GRUFunction
     return Recurrence(hasting(function.apply, case.mode == "train"), haste_weights)

@@ -46,11 +46,11 @@ def installed(package: str) -> str | None:
         return None
 
 
-def need(package: str, device: torch.device | None = None) -> None:
-    """The package, and a GPU if a device is given."""
+def need(package: str, device: torch.device, remedy: str | None = None) -> None:
+    """The package, and a GPU."""
     if installed(package) is None:
-        raise Unavailable(f"{package} is not installed; pip install {package}")
-    if device is not None and device.type != "cuda":
+        raise Unavailable(f"{package} is not installed; {remedy or f'pip install {package}'}")
+    if device.type != "cuda":
         raise Unavailable(f"the kernels of {package} need a GPU")
 
 

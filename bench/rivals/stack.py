@@ -41,7 +41,6 @@ class Stack(torch.nn.Module):
         self.recurrence, self.folded = recurrence, folded
         self.num_layers, self.directions = gru.num_layers, 2 if gru.bidirectional else 1
         self.own = torch.nn.ModuleList()
-        self.train(gru.training)
         if not folded:
             for name, weight in gru.named_parameters():
                 self.register_parameter(name, torch.nn.Parameter(weight.detach().clone()))
