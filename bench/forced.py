@@ -16,12 +16,13 @@ from bench.report import name_of
 from tritongru import layer
 from tritongru.candidates import Option, kind_of, persistent_options, stepwise_options
 from tritongru.devices import Device
+from tritongru.functional import layer_weights
 from tritongru.launches import AnyLaunch, PersistentLaunch, StepwiseLaunch
 from tritongru.plan import Pass, Plan, plan
 
 
 class Step(torch.autograd.Function):
-    """One layer in one direction with its gates saved, forward and backward by the launches."""
+    """One layer with its gates saved, forward and backward by the launches."""
 
     @staticmethod
     def forward(ctx: Any, passes: tuple[AnyLaunch, AnyLaunch], *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,8 +43,7 @@ class Step(torch.autograd.Function):
 
 
 class Forced(torch.nn.Module):
-    """One layer in one direction. The weights have the names and values of another module's, and gradients of their
-    own."""
+    """One layer. The weights have the names and values of another module's, and gradients of their own."""
 
     def __init__(self, like: torch.nn.Module, forward: AnyLaunch, backward: AnyLaunch | None) -> None:
         super().__init__()
@@ -52,14 +52,13 @@ class Forced(torch.nn.Module):
             self.register_parameter(name, torch.nn.Parameter(weight.detach()))
 
     def forward(self, x: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
-        w_ih, w_hh, b_ih, b_hh = self.parameters()
-        tensors = (x.flatten(0, 1), w_ih, w_hh.unsqueeze(0), b_ih, b_hh.unsqueeze(0), h0)
+        tensors = (x.flatten(0, 1), *layer_weights(tuple(self.parameters()), 4), h0)
         forward, backward = self.launches
         if backward is None:
             y, hn, _ = layer.forward(*tensors, None, x.shape[1], False, launch=forward)
         else:
             y, hn = Step.apply((forward, backward), *tensors)  # type: ignore[no-untyped-call]
-        return y.view(*x.shape[:2], h0.shape[2]), hn
+        return y.view(*x.shape[:2], h0.shape[0] * h0.shape[2]), hn
 
 
 def plans(case: Case, device: Device) -> list[Plan]:

@@ -5,6 +5,7 @@ A job is a case and the names of those that it is held against besides nn.GRU.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,8 +14,10 @@ from bench.cases import BATCHES, FIRST, HEADLINES, HIDDEN, MODES, Case, grid, sm
 from bench.ceilings import operations
 from bench.rivals import ALL_RIVALS, FLOOR, GATE_RIVALS, GRAPH, GRID_RIVALS
 from bench.workloads import PRECISIONS, WORKLOADS, workload_cases
+from tritongru.launches import BLOCK_B
 
 Job = tuple[Case, tuple[str, ...]]
+Tuned = tuple[str, str, bool, int, int, int]
 # Around one layer as it stands in the middle of the grid; what is swept takes its place.
 SWEPT = Case(512, 16, 512, "bf16", "forward")
 SWEEPS: dict[str, tuple[int, ...]] = {
@@ -23,6 +26,7 @@ SWEEPS: dict[str, tuple[int, ...]] = {
     "hidden": tuple(2**k for k in range(4, 13)),
     "layers": (1, 2, 4, 8),
 }
+SPREAD = 192  # hidden size from which on some kind of arithmetic needs several programs
 CPU_OPERATIONS = 3e9  # of a forward that a CPU does in less than a second
 
 
@@ -48,10 +52,21 @@ def gate_rivals(case: Case) -> tuple[str, ...]:
 
 
 def tune_cases() -> list[Case]:
-    """Shapes whose best launch is looked for. Every batch up to 16 rows is one tile to a launch, and both 16-bit types
-    run the same code, so that one of each is enough; the headline's length is measured by the gate."""
+    """Shapes whose best launch is looked for: a layer of each workload that no multiprocessor holds alone, and the
+    grid. Every batch up to 16 rows is one tile to a launch, and both 16-bit types run the same code, so that one of
+    each is enough; the headline's length is measured by the gate."""
     batches = tuple(batch for batch in BATCHES if batch >= 16)
-    return [*grid("bf16", HIDDEN, batches), *grid("fp32", HIDDEN[:-1], batches)]
+    cases = [*grid("bf16", HIDDEN, batches), *grid("fp32", HIDDEN[:-1], batches)]
+    layers = [
+        replace(case, layers=1, inputs=None, label="", time=min(case.time, SWEPT.time) if case.time > 1 else SWEPT.time)
+        for case in workload_cases()
+        if case.hidden >= SPREAD
+    ]
+    known: dict[Tuned, Case] = {}
+    for case in (*layers, *cases):
+        tiles = math.ceil(case.batch / BLOCK_B)
+        known.setdefault((case.mode, case.dtype, case.tf32, case.hidden, tiles, case.directions), case)
+    return list(known.values())
 
 
 def sweep(name: str) -> list[Case]:

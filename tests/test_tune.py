@@ -13,6 +13,7 @@ from bench.children import Failed, TimedOut
 from bench.forced import builder, plans
 from bench.report import Result
 from bench.suites import tune_cases
+from bench.workloads import WORKLOADS
 from tritongru import candidates, launches
 from tritongru import plan as planning
 from tritongru.devices import GPUS
@@ -164,10 +165,13 @@ def test_the_best_launch_of_every_shape_comes_before_any_second_best():
 
 def test_a_shape_of_the_grid_is_tuned_once():
     cases = tune_cases()
-    assert len(set(cases)) == len(cases) == 88
-    assert [case.mode for case in cases] == ["forward", "train"] * 44
-    shapes = {(case.mode, case.hidden, -(-case.batch // 16), case.dtype) for case in cases}
+    assert len(set(cases)) == len(cases) == 106
+    assert sorted(case.mode for case in cases) == ["forward"] * 53 + ["train"] * 53
+    shapes = {(case.mode, case.hidden, -(-case.batch // 16), case.dtype, case.tf32, case.directions) for case in cases}
     assert len(shapes) == len(cases)
+    assert all(case.time > 1 and case.layers == 1 and not case.label for case in cases)
+    layers = {(w.hidden, -(-w.batch // 16), w.directions) for w in WORKLOADS if w.hidden >= 192}
+    assert layers <= {(case.hidden, -(-case.batch // 16), case.directions) for case in cases}
 
 
 def tiny_launch(**changes):
@@ -179,11 +183,11 @@ def tiny_launch(**changes):
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="on a GPU the tune itself checks its launches")
 @pytest.mark.parametrize("mode", ["forward", "train"])
-@pytest.mark.parametrize("wrong", [False, True])
-def test_a_given_launch_runs_and_is_compared_with_torch(wrong, mode, monkeypatch):
+@pytest.mark.parametrize(("wrong", "directions"), [(False, 1), (True, 1), (False, 2)])
+def test_a_given_launch_runs_and_is_compared_with_torch(wrong, directions, mode, monkeypatch):
     from tritongru.kernels import persistent
 
-    case = Case(32, 3, 4, "fp32", mode)
+    case = Case(32, 3, 4, "fp32", mode, directions=directions)
     plan = Plan("persistent", "", "", "fp32", forward=Pass("persistent", tiny_launch(), 2, 1, None))
     back = tiny_launch(kernel="backward", chunks=(32, 16), pad=False)
     if mode == "train":
@@ -369,7 +373,7 @@ def test_an_empty_table_is_said(tmp_path, monkeypatch, capsys):
     ("arguments", "sentence"),
     [
         ([], "There is no GPU here, and the tune needs one to time launches on; --table needs none."),
-        (["--only", "h7-"], "No case has 'h7-' in its name; names look like h768-b16-t512-bf16-forward."),
+        (["--only", "h7-"], "No case has 'h7-' in its name; names look like h768-b64-t400-bf16-train."),
     ],
 )
 def test_what_cannot_be_tuned_is_said(arguments, sentence, capsys, monkeypatch, tmp_path):

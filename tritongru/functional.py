@@ -151,13 +151,13 @@ def _run_triton(
             x = torch.dropout(x, options.dropout, True)
         own = weights[layer * directions * each : (layer + 1) * directions * each]
         h0 = hx if hx is None or layers == 1 else hx[layer * directions : (layer + 1) * directions]
-        y, hn = ops.gru_layer(x, *_layer_weights(own, each), h0, offsets, batch, save_gates)
+        y, hn = ops.gru_layer(x, *layer_weights(own, each), h0, offsets, batch, save_gates)
         x = y.view(-1, directions * y.shape[2])
         states.append(hn)
     return x, states[0] if layers == 1 else torch.cat(states)
 
 
-def _layer_weights(own: Sequence[Tensor], each: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def layer_weights(own: Sequence[Tensor], each: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """A layer's weights with both directions in one tensor, so that one product and one launch serve them."""
     if len(own) == each:
         w_ih, w_hh, *biases = own
