@@ -206,7 +206,27 @@ def add_numerics(add: Add) -> None:
     room.set_defaults(run=run)
 
 
-COMMANDS = (add_run, add_gate, add_tune, add_compare, add_plot, add_characters, add_numerics)
+def add_study(add: Add) -> None:
+    room = add(
+        "study",
+        help="GRU, LSTM and plain RNN on three tasks: errors and times; one JSON row per training",
+        description="Chooses a rate for each model, then trains all from the same seeds on the same batches. The same "
+        "command goes on where the last one stopped. Sizes that are not given are those of the task.",
+    )
+    room.add_argument("--only", default="", metavar="TEXT", help="only tasks with TEXT in their name")
+    room.add_argument("--seeds", type=count(1, 100), metavar="N", help="initial weights to start from")
+    room.add_argument("--steps", type=count(2, 100_000), metavar="N", help="optimiser's steps")
+    add_rows(room, RESULTS / "study")
+
+    def run(given: Namespace) -> int:
+        from bench.study.command import study
+
+        return study(given.out, given.commit, given.only, given.seeds, given.steps)
+
+    room.set_defaults(run=run)
+
+
+COMMANDS = (add_run, add_gate, add_tune, add_compare, add_plot, add_characters, add_numerics, add_study)
 
 
 def parser() -> Parser:

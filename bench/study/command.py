@@ -1,0 +1,198 @@
+"""``python3 -m bench study``: choose a rate for each model, train all on all tasks, one JSON row per measurement."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tritongru
+from bench.characters import append
+from bench.rows import Row, facts, file_name, number
+from bench.study.tasks import TASKS, Task
+from bench.study.training import (
+    CLIP,
+    MODELS,
+    POINTS,
+    ProcessTimer,
+    Trained,
+    Training,
+    clock_of,
+    parameters,
+    train,
+    width,
+)
+from bench.timing import CudaTimer, interleaved
+from tritongru.devices import device_facts
+from tritongru.plan import fp32_precision
+
+CHOOSING_SEED = 1000  # none of those that count
+UNENDING = 10**6  # steps of a schedule that a timing does not reach the end of
+TIMED_S = 60.0
+# What makes two rows measurements of the same; the commit is left out.
+SAME = (
+    *("kind", "task", "model", "hidden", "batch", "time", "steps", "seed", "rate", "clip"),
+    *("gpu", "cpu", "torch"),
+)
+
+
+def read(folder: Path) -> list[Row]:
+    """The rows of a folder; of two measurements of the same the later, in the order of writing."""
+    found: dict[str, Row] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            found.pop(sameness(row), None)
+            found[sameness(row)] = row
+    return list(found.values())
+
+
+def sameness(row: Row) -> str:
+    return json.dumps([row[key] for key in SAME])
+
+
+class Study:
+    """Rows of one machine, of which those that a folder has already are not made again."""
+
+    def __init__(self, out: Path, where: Row, device: torch.device) -> None:
+        self.where, self.device = where, device
+        self.path = out / file_name("study", where["gpu"], where["date"])
+        self.found = {sameness(row): row for row in read(out)}
+
+    def about(self, task: Task, name: str, kind: str, seed: int | None, rate: float | None) -> Row:
+        """A row without what is measured."""
+        setup = task.setup
+        with torch.device("meta"):
+            model = task.model(MODELS[name], width(task, name))
+        gpu = self.device.type == "cuda"
+        timed = kind == "step"
+        return {
+            "kind": kind,
+            "task": task.name,
+            "model": name,
+            "hidden": width(task, name),
+            "parameters": parameters(model),
+            "batch": setup.batch,
+            "time": setup.time,
+            "steps": None if timed else setup.steps,
+            "rate": rate,
+            "rates": list(setup.rates),
+            "clip": CLIP,
+            "family": self.family(task, name),
+            "precision": fp32_precision() if gpu else "ieee",
+            "clock": clock_of(self.device),
+            "threads": torch.get_num_threads(),
+            "baseline": {key: number(value) for key, value in task.baseline.items()},
+            "errors": None,
+            "curve": None,
+            "seconds": None,
+            "samples_ms": None,
+            **self.where,
+            "seed": seed,
+        }
+
+    def family(self, task: Task, name: str) -> str:
+        """What ran a GRU of ours; the others are torch's own."""
+        if name != "GRU":
+            return "torch"
+        layer: Any = task.model(MODELS[name], task.setup.hidden)
+        plan = tritongru.explain(layer.rnn, batch=task.setup.batch, time=task.setup.time, device=self.device)
+        return plan.family
+
+    def add(self, row: Row) -> Row:
+        self.found[sameness(row)] = row
+        append(self.path, row)
+        return row
+
+    def trained(self, task: Task, name: str, kind: str, seed: int, rate: float) -> Row:
+        about = self.about(task, name, kind, seed, rate)
+        kept = self.found.get(sameness(about))
+        if kept:
+            return kept
+        choosing = kind == "choice"
+        points = 1 if choosing else POINTS
+        result = train(task, name, rate, seed, self.device, task.setup.steps, choosing, points)
+        row = self.add(about | measured(result))
+        first, error = next(iter(row["errors"].items()))
+        say(f"  {name}, {kind}, seed {seed}, rate {rate:g}: {first} {error}, {result.seconds:.1f} s")
+        return row
+
+    def choose(self, task: Task, name: str) -> float:
+        """Of the rates the one with the smallest error on the validation part."""
+        found = {}
+        for rate in task.setup.rates:
+            (error, *_) = self.trained(task, name, "choice", CHOOSING_SEED, rate)["errors"].values()
+            found[rate] = math.inf if error is None else error
+        return min(found, key=lambda rate: found[rate])
+
+    def time_steps(self, task: Task, rates: dict[str, float]) -> None:
+        """A training step of each model in turn, so that a drift meets all alike."""
+        rows = {name: self.about(task, name, "step", None, None) for name in MODELS}
+        if all(sameness(row) in self.found for row in rows.values()):
+            return
+        calls = {name: Training(task, name, rate, 0, self.device, UNENDING).step for name, rate in rates.items()}
+        timer = CudaTimer(self.device) if self.device.type == "cuda" else ProcessTimer()
+        for name, samples in interleaved(timer, calls, limit_s=TIMED_S).items():
+            self.add(rows[name] | {"samples_ms": [number(sample) for sample in samples]})
+            say(f"  {name}: {statistics.median(samples):.2f} ms a training step")
+
+
+def measured(result: Trained) -> Row:
+    return {
+        "errors": {key: number(value) for key, value in result.errors.items()},
+        "curve": [[steps, number(error)] for steps, error in result.curve],
+        "seconds": number(result.seconds),
+    }
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def study(out: Path, commit: str | None, only: str, seeds: int | None, steps: int | None) -> int:
+    names = [name for name in TASKS if only in name]
+    if not names:
+        print(f"No task has {only!r} in its name; they are {', '.join(TASKS)}.", file=sys.stderr)
+        return 2
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where = facts(None, commit)
+    if device.type == "cuda":
+        where = facts(torch.cuda.get_device_name(device), commit, device_facts(device).arch)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # layers this small gain nothing from a second one, and wait for it where others work
+    try:
+        own = Study(out, where, device)
+        for name in names:
+            code = run(own, name, seeds, steps)
+            if code:
+                return code
+    finally:
+        torch.set_num_threads(threads)
+    say(f"Rows: {own.path}")
+    return 0
+
+
+def run(own: Study, name: str, seeds: int | None, steps: int | None) -> int:
+    make = TASKS[name]
+    setup = replace(make.setup, steps=steps or make.setup.steps, seeds=seeds or make.setup.seeds)
+    try:
+        task: Task = make(setup, own.device)
+    except ImportError as error:
+        print(f"The task {name} needs the package {error.name}, which is not installed.", file=sys.stderr)
+        return 2
+    baseline = ", ".join(f"{key} {value:.4g}" for key, value in task.baseline.items())
+    say(f"{name}: {setup.steps} steps, {setup.seeds} seeds; baseline {baseline}")
+    for model in MODELS:  # what is compiled or loaded at first use is no training
+        train(task, model, setup.rates[0], 0, own.device, steps=2, points=1)
+    rates = {model: own.choose(task, model) for model in MODELS}
+    for seed in range(setup.seeds):
+        for model in MODELS:
+            own.trained(task, model, "training", seed, rates[model])
+    own.time_steps(task, rates)
+    return 0

@@ -1,0 +1,75 @@
+"""What a few seeds can tell: means with 95 % confidence intervals by Student's t, and words that stay within them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    mean: float
+    low: float
+    high: float
+
+
+def within(t: float, freedom: int) -> float:
+    """The probability that Student's t of so many degrees of freedom lies between -t and t, for t >= 0.
+
+    The finite sums of Abramowitz and Stegun, "Handbook of mathematical functions", 26.7.3 and 26.7.4."""
+    angle = math.atan2(t, math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    total, term = 0.0, cosine if odd else 1.0
+    for k in range(1 + odd, freedom, 2):
+        total += term
+        term *= cosine**2 * k / (k + 1)
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+
+def quantile(freedom: int, level: float = LEVEL) -> float:
+    """The t with ``level`` of all between -t and t, by bisection."""
+    low, high = 0.0, 1.0
+    while within(high, freedom) < level:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle, freedom) < level else (low, middle)
+    return high
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Of the mean of what these are draws of.
+
+    Raises:
+        ValueError: with fewer than two, of which nobody can tell how much they vary.
+    """
+    if len(values) < 2:
+        raise ValueError(f"an interval needs two values at least; got {len(values)}")
+    mean = statistics.fmean(values)
+    half = quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half)
+
+
+def paired(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """Of the mean difference first - second, of values that belong together one by one."""
+    return interval([a - b for a, b in zip(first, second, strict=True)])
+
+
+def ratio(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """Of the geometric mean of first / second, of values that belong together one by one."""
+    logs = interval([math.log(a / b) for a, b in zip(first, second, strict=True)])
+    return Interval(math.exp(logs.mean), math.exp(logs.low), math.exp(logs.high))
+
+
+def in_words(found: Interval, unit: str, form: str = ".3g") -> str:
+    """What a difference says: which way, only if its interval leaves out zero."""
+    if found.low <= 0 <= found.high:
+        return f"no difference was found ({found.low:{form}} to {found.high:+{form}}{unit})"
+    word = "larger" if found.low > 0 else "smaller"
+    least, most = sorted((abs(found.low), abs(found.high)))
+    return f"{word} by {least:{form}} to {most:{form}}{unit}"

@@ -1,0 +1,209 @@
+"""The three tasks of the study: what is learned, from where, and what counts as an error.
+
+Each has a part that is held out from everything, and chooses its rates on a part of the training data alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bench.characters import HELD_OUT, read_text, segments
+from tritongru import demo
+
+Layer = Callable[[int, int], nn.RNNBase]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all models of a task share."""
+
+    hidden: int  # of GRU, LSTM and RNN
+    batch: int
+    time: int
+    steps: int  # of the optimiser
+    seeds: int
+    rates: tuple[float, ...]  # highest rates of the schedule, from which each model gets one
+
+
+class Task(Protocol):
+    """A task on one device."""
+
+    name: str
+    setup: Setup
+    baseline: Mapping[str, float]  # the same errors of who has learned nothing
+
+    def model(self, layer: Layer, hidden: int) -> nn.Module: ...
+
+    def losses(self, model: nn.Module, seed: int, choosing: bool) -> Iterator[Tensor]:
+        """The loss of one batch after the other without end, each computed when it is asked for. ``choosing``: on the
+        training data without its validation part."""
+        ...
+
+    def errors(self, model: nn.Module, choosing: bool) -> dict[str, float]:
+        """On the held-out part, or on the validation part if ``choosing``. The first is the one that counts."""
+        ...
+
+
+class Electricity:
+    """The demo's task: the half-hourly demand of England and Wales, forecast one step ahead."""
+
+    name = "electricity"
+    setup = Setup(hidden=64, batch=demo.BATCH, time=demo.WINDOW, steps=612, seeds=10, rates=(2.5e-3, 5e-3, 1e-2))
+
+    def __init__(self, setup: Setup, device: torch.device) -> None:
+        self.setup = setup
+        series = demo.read_series()
+        self.series, self.device = series, device
+        # For the choice of a rate the series ends where the held-out weeks begin; the weeks before stand in for them.
+        self.whole = demo.make_task(series, device)
+        self.seen = demo.make_task(series[: -demo.HELD_OUT], device)
+        truth = series[-demo.HELD_OUT :]
+        self.baseline: Mapping[str, float] = _misses(truth, series[-demo.HELD_OUT - demo.WEEK : -demo.WEEK])
+
+    def model(self, layer: Layer, hidden: int) -> nn.Module:
+        return demo.Forecaster(layer, hidden)
+
+    def losses(self, model: nn.Module, seed: int, choosing: bool) -> Iterator[Tensor]:
+        task = self.seen if choosing else self.whole
+        shuffle = torch.Generator().manual_seed(seed)
+        while True:
+            order = torch.randperm(task.training, generator=shuffle).to(self.device)
+            for rows in torch.split(order, self.setup.batch):
+                yield nn.functional.mse_loss(model(task.windows[:, rows]), task.targets[rows])
+
+    def errors(self, model: nn.Module, choosing: bool) -> dict[str, float]:
+        task = self.seen if choosing else self.whole
+        forecast = model(task.windows[:, task.training :]).double().cpu() * task.deviation + task.mean
+        end = len(self.series) - (demo.HELD_OUT if choosing else 0)
+        return _misses(self.series[end - demo.HELD_OUT : end], forecast)
+
+
+def _misses(truth: Tensor, forecast: Tensor) -> dict[str, float]:
+    return {"rmse": demo.rmse(truth, forecast), "smape": demo.smape(truth, forecast)}
+
+
+class Adding:
+    """The adding problem (Hochreiter and Schmidhuber, "Long short-term memory", 1997), in the form of later work: a
+    sequence of random numbers in [0, 1], of which one in each half is marked; the target is the sum of the two."""
+
+    name = "adding"
+    setup = Setup(hidden=64, batch=64, time=50, steps=2000, seeds=5, rates=(5e-3, 1e-2, 2e-2))
+    unseen = 2000  # sequences that are held out, and as many to choose by
+    # No seed of a training run is as large, so none of these sequences is met in training.
+    held_out_seed, validation_seed = 2**40, 2**40 + 1
+
+    def __init__(self, setup: Setup, device: torch.device) -> None:
+        self.setup, self.device = setup, device
+        self.held_out, self.validation = (
+            additions(torch.Generator().manual_seed(seed), setup.time, self.unseen)
+            for seed in (self.held_out_seed, self.validation_seed)
+        )
+        # Of who always says 1, the mean of a sum of two such numbers: about its variance, which is 1/6.
+        self.baseline: Mapping[str, float] = {"mse": (self.held_out[1] - 1).square().mean().item()}
+
+    def model(self, layer: Layer, hidden: int) -> nn.Module:
+        return Sum(layer, hidden)
+
+    def losses(self, model: nn.Module, seed: int, choosing: bool) -> Iterator[Tensor]:
+        draws = torch.Generator().manual_seed(seed)
+        while True:
+            x, target = additions(draws, self.setup.time, self.setup.batch)
+            yield nn.functional.mse_loss(model(x.to(self.device)), target.to(self.device))
+
+    def errors(self, model: nn.Module, choosing: bool) -> dict[str, float]:
+        x, target = self.validation if choosing else self.held_out
+        return {"mse": nn.functional.mse_loss(model(x.to(self.device)), target.to(self.device)).item()}
+
+
+def additions(draws: torch.Generator, time: int, batch: int) -> tuple[Tensor, Tensor]:
+    """Sequences (T, B, 2) of numbers and marks, and the sums (B,) of the marked numbers."""
+    numbers = torch.rand(time, batch, generator=draws)
+    half = time // 2
+    first = torch.randint(half, (batch,), generator=draws)
+    second = torch.randint(half, time, (batch,), generator=draws)
+    marks = torch.zeros(time, batch)
+    for place in (first, second):
+        marks[place, torch.arange(batch)] = 1
+    return torch.stack((numbers, marks), dim=-1), (numbers * marks).sum(0)
+
+
+class Sum(nn.Module):
+    """A recurrent layer over sequences (T, B, 2), and a linear head on its last state, (B,)."""
+
+    def __init__(self, layer: Layer, hidden: int) -> None:
+        super().__init__()
+        self.rnn = layer(2, hidden)
+        self.head = nn.Linear(hidden, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.rnn(x)
+        found: Tensor = self.head(states[-1]).squeeze(-1)
+        return found
+
+
+class Characters:
+    """The next character of the language reference that Python's own help() shows (bench/characters.py)."""
+
+    name = "characters"
+    setup = Setup(hidden=128, batch=32, time=50, steps=800, seeds=5, rates=(2.5e-3, 5e-3, 1e-2))
+
+    def __init__(self, setup: Setup, device: torch.device) -> None:
+        self.setup = setup
+        self.text = read_text()
+        kept = round((1 - HELD_OUT) * len(self.text.training))
+        self.training, self.held_out = self.text.training.to(device), self.text.held_out.to(device)
+        self.seen, self.validation = self.training[:kept], self.training[kept:]
+        self.baseline: Mapping[str, float] = {"nats": self.text.entropy()}
+
+    def model(self, layer: Layer, hidden: int) -> nn.Module:
+        return Reader(layer, len(self.text.characters), hidden)
+
+    def losses(self, model: nn.Module, seed: int, choosing: bool) -> Iterator[Tensor]:
+        """The text from its start on: batches do not depend on the seed, only initial weights do."""
+        while True:
+            state = None
+            for ids, next_ids in segments(self.seen if choosing else self.training, self.setup.batch, self.setup.time):
+                loss, state = _nats(model, ids, next_ids, state)
+                yield loss
+
+    def errors(self, model: nn.Module, choosing: bool) -> dict[str, float]:
+        found, state = [], None
+        for ids, next_ids in segments(
+            self.validation if choosing else self.held_out, self.setup.batch, self.setup.time
+        ):
+            loss, state = _nats(model, ids, next_ids, state)
+            found.append(loss.item())
+        return {"nats": math.fsum(found) / len(found)}
+
+
+def _nats(model: nn.Module, ids: Tensor, next_ids: Tensor, state: Any) -> tuple[Tensor, Any]:
+    logits, state = model(ids, state)
+    carried = tuple(part.detach() for part in state) if isinstance(state, tuple) else state.detach()
+    return nn.functional.cross_entropy(logits.flatten(0, 1), next_ids.flatten()), carried
+
+
+class Reader(nn.Module):
+    """From characters (T, B) and a state to logits of the next characters (T, B, C) and the next state."""
+
+    width = 64  # of the embedding, for every model the same
+
+    def __init__(self, layer: Layer, characters: int, hidden: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(characters, self.width)
+        self.rnn = layer(self.width, hidden)
+        self.head = nn.Linear(hidden, characters)
+
+    def forward(self, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
+        states, last = self.rnn(self.embedding(ids), state)
+        return self.head(states), last
+
+
+TASKS: dict[str, type[Electricity] | type[Adding] | type[Characters]] = {
+    task.name: task for task in (Electricity, Adding, Characters)
+}

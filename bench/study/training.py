@@ -1,0 +1,113 @@
+"""Training one model of a task, the same way for all, and what of it is measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+import tritongru
+from bench.study.tasks import Layer, Task
+
+SMALL = "small LSTM"  # of about as many parameters as the GRU has
+MODELS: dict[str, Layer] = {"GRU": tritongru.GRU, "LSTM": nn.LSTM, SMALL: nn.LSTM, "RNN": nn.RNN}
+CLIP = 1.0  # norm of all gradients: the plain RNN's can explode
+POINTS = 12  # of a curve, besides its start
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def width(task: Task, name: str) -> int:
+    """The hidden size of a model: the task's, or the one with which ``SMALL`` is nearest to the GRU in parameters."""
+    hidden = task.setup.hidden
+    if name != SMALL:
+        return hidden
+    with torch.device("meta"):
+        wanted = parameters(task.model(MODELS["GRU"], hidden))
+        sizes = {size: parameters(task.model(MODELS[name], size)) for size in range(1, hidden + 1)}
+    return min(sizes, key=lambda size: abs(sizes[size] - wanted))
+
+
+class Training:
+    """A model with its optimiser on its way. The seed decides initial weights and batches."""
+
+    def __init__(
+        self,
+        task: Task,
+        name: str,
+        rate: float,
+        seed: int,
+        device: torch.device,
+        steps: int,
+        choosing: bool = False,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.model = task.model(MODELS[name], width(task, name)).to(device)
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=rate)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, rate, total_steps=steps)
+        self.losses = task.losses(self.model, seed, choosing)
+
+    def step(self) -> None:
+        self.optimiser.zero_grad()
+        torch.autograd.backward(next(self.losses))
+        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.optimiser.step()
+        self.schedule.step()
+
+
+@dataclass(frozen=True)
+class Trained:
+    errors: dict[str, float]
+    curve: list[tuple[int, float]]  # steps, and the first of the errors after them
+    seconds: float  # in the training steps alone
+
+
+def train(
+    task: Task,
+    name: str,
+    rate: float,
+    seed: int,
+    device: torch.device,
+    steps: int,
+    choosing: bool = False,
+    points: int = POINTS,
+) -> Trained:
+    training = Training(task, name, rate, seed, device, steps, choosing)
+    seconds, done = 0.0, 0
+    curve = []
+    for point in sorted({round(steps * k / points) for k in range(points + 1)}):
+        start = now(device)
+        for _ in range(done, point):
+            training.step()
+        seconds, done = seconds + now(device) - start, point
+        with torch.no_grad():
+            errors = task.errors(training.model, choosing)
+        curve.append((point, next(iter(errors.values()))))
+    return Trained(errors, curve, seconds)
+
+
+def clock_of(device: torch.device) -> str:
+    """On a CPU the time that this process had, whatever else its machine did."""
+    return "process" if device.type == "cpu" else "wall"
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+class ProcessTimer:
+    """As bench.timing.CpuTimer, by the clock of the study."""
+
+    def ms(self, call: Callable[[], object], count: int) -> float:
+        start = time.process_time()
+        for _ in range(count):
+            call()
+        return 1000 * (time.process_time() - start) / count
