@@ -4,7 +4,7 @@ import functools
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,18 +12,18 @@ import torch
 from bench import warm
 from bench.cases import Case
 from bench.ceilings import Ceilings, least, measure
-from bench.children import START_LIMIT_S, Failed, TimedOut, sentence
+from bench.children import START_LIMIT_S, Child, Failed, TimedOut, sentence
 from bench.forced import builder
 from bench.pair import OURS, RECOMPUTED, THEIRS, build, check, take_time
 from bench.report import Result
-from bench.rivals import FLOOR, OURS_GRAPH, exchanges, rivals_for
+from bench.rivals import FLOOR, OURS_GRAPH, PACKAGED, exchanges, rivals_for
 from bench.rows import Row, facts, row
 from tritongru import model
 from tritongru.devices import Device, device_facts
 from tritongru.plan import Plan
 
 COMPILE_LIMIT_S = 120.0
-CASE_LIMIT_S, WORKLOAD_LIMIT_S = 30.0, 90.0
+CASE_LIMIT_S, WORKLOAD_LIMIT_S, PACKAGED_LIMIT_S = 30.0, 90.0, 300.0
 RESERVE_S = 8.0  # with less than this left, no case is begun
 
 
@@ -105,6 +105,32 @@ def compile_all(jobs: Sequence[warm.Job], impl: str, budget: Budget) -> None:
     say(f"Compiled for {len(jobs)} cases in {time.monotonic() - started:.0f} s.")
     for name, reason in failures.items():
         say(f"  not compiled: {name}: {reason}")
+
+
+def asking(child: Child, impl: str, rivals: Callable[[Case], tuple[str, ...]], where: Row, budget: Budget) -> Ask:
+    """Asks a child process. Where other people's packages spoil an answer, by a crash that takes the process along or
+    by the time they take, it is asked for once more without them, and then without any rival."""
+
+    def ask(what: str, result: Result, limit_s: float) -> Any:
+        question = Question(what, result.case, impl, None, rivals(result.case), where["seed"])
+        if what != "speed":
+            return child.ask(question, limit_s=limit_s, start_s=budget.to_start())
+        everybody, own = question.rivals, tuple(name for name in question.rivals if name not in PACKAGED)
+        missing: dict[str, str] = {}
+        for names in dict.fromkeys((everybody, own, ())):
+            most_s = limit_s if names == own else PACKAGED_LIMIT_S
+            try:
+                some = replace(question, rivals=names)
+                timed = child.ask(some, limit_s=min(most_s, budget.left()), start_s=budget.to_start())
+                without = {name: why for name, why in missing.items() if name not in timed.times}
+                return replace(timed, missing=without | timed.missing)
+            except Failed as failed:
+                if not names or budget.left() < RESERVE_S:
+                    raise
+                missing |= dict.fromkeys(names, f"all at once: {failed}")
+        raise AssertionError("the last question has no rivals")
+
+    return ask
 
 
 def limit_of(case: Case) -> float:

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bench import first_call, host
 from bench.cases import Case
 from bench.children import Child
-from bench.examine import RESERVE_S, Ask, Budget, Question, Say, answer, compile_all, examine, introduced, rows_of, say
+from bench.examine import RESERVE_S, Ask, Budget, Say, answer, asking, compile_all, examine, introduced, rows_of, say
 from bench.pair import build
 from bench.report import REASONS, Result, ending, line, reasons
 from bench.rows import Row, RowFile, file_name
@@ -70,9 +69,7 @@ def gate(seconds: float, out: Path, impl: str, only: str, commit: str | None) ->
     def prepare(block: Sequence[Case]) -> None:
         compile_all([(case, build) for case in block], impl, budget)
 
-    def ask(what: str, result: Result, limit_s: float) -> Any:
-        question = Question(what, result.case, impl, None, gate_rivals(result.case), where["seed"])
-        return child.ask(question, limit_s=limit_s, start_s=budget.to_start())
+    ask = asking(child, impl, gate_rivals, where, budget)
 
     def calls() -> Calls:
         return Calls(

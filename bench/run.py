@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from bench import ceilings, cpu, first_call, host
 from bench.cases import Case
@@ -21,6 +20,7 @@ from bench.examine import (
     Question,
     Say,
     answer,
+    asking,
     compile_all,
     examine,
     introduced,
@@ -93,15 +93,11 @@ def measure(
 ) -> list[Result]:
     """Case by case; the rows of one are on disk before the next begins."""
     results = []
+    ask = asking(child, "auto", dict(jobs).__getitem__, where, budget)
     for some in chunks(jobs):
         if has_gpu and budget.left() > RESERVE_S:
             compile_all([(case, build) for case, _ in some], "auto", budget)
-        for case, names in some:
-
-            def ask(what: str, result: Result, limit_s: float, names: tuple[str, ...] = names) -> Any:
-                question = Question(what, result.case, "auto", None, names, where["seed"])
-                return child.ask(question, limit_s=limit_s, start_s=budget.to_start())
-
+        for case, _ in some:
             result = Result(case)
             results.append(result)
             examine(result, ask, budget)

@@ -562,10 +562,10 @@ def test_a_wide_case_is_held_against_rivals_and_those_that_fail_are_missing_with
     assert lines[-1].startswith("Verdict")
 
 
-def test_a_narrow_case_has_no_rivals():
-    for case in (FORWARD, TRAIN):
-        step = pair.steps_of(build_with()(case, "auto", CPU), case, CPU)[pair.THEIRS]
-        assert rivals.rivals_of(case, build_with()(case, "auto", CPU), step) == ({}, {})
+def test_the_gate_holds_named_and_wide_cases_against_others():
+    assert suites.gate_rivals(FORWARD) == ()
+    assert suites.gate_rivals(WIDE) == rivals.GRID_RIVALS
+    assert suites.gate_rivals(dataclasses.replace(FORWARD, label="demo")) == rivals.GATE_RIVALS
 
 
 def test_the_lstm_learns_as_the_gru_does():
@@ -592,6 +592,9 @@ def test_the_floor_of_a_persistent_launch_runs_its_grid(monkeypatch):
     both = build_with(family="persistent")(case, "auto", CPU)
     rivals.floor_of(case, both, like)()
     assert ran == [(like, 2, 2, 1, 256, LAUNCH), (like, 2, 2, 1, 256, BACK)]
+    ran.clear()
+    rivals.floor_of(dataclasses.replace(case, layers=2), both, like)()
+    assert len(ran) == 4
 
 
 def test_without_an_exchange_in_every_pass_there_is_no_floor():
@@ -610,10 +613,10 @@ def test_a_floor_that_gives_up_is_missing(monkeypatch):
     from tritongru.kernels import persistent
 
     both = build_with(family="persistent")(WIDE, "auto", CPU)
-    step = pair.steps_of(both, WIDE, CPU)[pair.THEIRS]
-    calls, missing = rivals.rivals_of(WIDE, both, step)
-    assert list(calls) == ["floor", "nn.LSTM"]
-    assert list(missing) == ["nn.GRU[graph]"]
+    steps = pair.steps_of(both, WIDE, CPU)
+    found = rivals.rivals_for(WIDE, both, steps, rivals.GRID_RIVALS)
+    assert list(found.calls) == ["floor", "nn.LSTM"]
+    assert list(found.missing) == ["nn.GRU[graph]"]
 
     def without_arrivals(*arguments):
         counters, slots, state = persistent.workspace(*arguments)
@@ -621,9 +624,9 @@ def test_a_floor_that_gives_up_is_missing(monkeypatch):
 
     monkeypatch.setattr("bench.floor.workspace", without_arrivals)
     monkeypatch.setattr("bench.floor.LIMIT", 1)
-    calls, missing = rivals.rivals_of(WIDE, both, step)
-    assert list(calls) == ["nn.LSTM"]
-    assert "gave up" in missing["floor"]
+    found = rivals.rivals_for(WIDE, both, steps, rivals.GRID_RIVALS)
+    assert list(found.calls) == ["nn.LSTM"]
+    assert "gave up" in found.missing["floor"]
 
 
 class FakeGraph:
@@ -753,7 +756,7 @@ def test_the_end_of_a_run_in_which_all_is_red_is_short():
 
 def test_a_rival_that_fails_at_length_leaves_a_line_that_can_be_read():
     result = wide_result(WIDE)
-    result.timed = pair.Timed(result.times, dict.fromkeys(rivals.RIVALS, "RuntimeError: " + "because " * 99))
+    result.timed = pair.Timed(result.times, dict.fromkeys(rivals.GRID_RIVALS, "RuntimeError: " + "because " * 99))
     assert max(map(len, [report.line(result), *report.reasons([result])])) < 300
 
 

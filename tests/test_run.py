@@ -142,7 +142,7 @@ class FakeChild:
         if question.what == "parity":
             return parity.Parity(0.4, 0.3, "", True), Plan("resident", "", "", "")
         times = {"ms": 1.0, "spread": 0.0, "rounds": 7}, {"ms": self.ratio, "spread": 0.0, "rounds": 7}
-        named = dict(zip(("tritongru", "nn.GRU"), times, strict=True)) | {"nn.LSTM": times[1]}
+        named = dict(zip(("tritongru", "nn.GRU"), times, strict=True)) | {"nn.LSTM": dict(times[1])}
         return pair.Timed(named, {"haste": "not installed"}, {"nn.LSTM": None}, {"nn.LSTM": "called"})
 
     def stop(self):
@@ -224,6 +224,27 @@ def test_a_red_case_is_named_and_fails_the_run(measured):
     assert sum(row["impl"] == "tritongru" and row["ms"] is not None for row in found) == 5
     _, _, lines, _ = measured()
     assert lines[0].startswith("To measure: 1 cases"), "what has no time is asked again"
+
+
+@pytest.mark.parametrize(("breaking", "kept"), [("haste", True), ("nn.LSTM", False)])
+def test_a_rival_that_breaks_the_child_costs_its_case_as_few_rivals_as_may_be(measured, monkeypatch, breaking, kept):
+    class Breaking(FakeChild):
+        def ask(self, question, **limits):
+            found = super().ask(question, **limits)
+            if question.what == "speed" and breaking in question.rivals:
+                raise children.Failed("the child process ended with exit code 3")
+            return found
+
+    jobs = [(JOBS[2][0], ("nn.LSTM", "haste"))]
+    monkeypatch.setattr(room, "on_cpu", lambda suite: jobs if suite == "workloads" else [])
+    code, found, lines, child = measured(child=Breaking())
+    assert code == 0
+    asked = [names for what, _, names, _ in child.asked if what == "speed"]
+    assert asked == [("nn.LSTM", "haste"), ("nn.LSTM",), ()][: 2 if kept else 3]
+    own = {row["impl"]: row for row in found if row["case"] == jobs[0][0].name}
+    assert own["tritongru"]["ms"] == 1.0
+    reason = "all at once: the child process ended with exit code 3"
+    assert (f"No time of nn.LSTM: {reason} (1 case)" in lines) is not kept
 
 
 def test_without_ceilings_rows_have_no_floor(measured):

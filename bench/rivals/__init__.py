@@ -1,7 +1,7 @@
 """What a GRU is held against besides nn.GRU: torch's own alternatives, other people's kernels, and a bound."""
 
 from bench.rivals.builtin import COMPILED, CUDNN_LSTM, GRAPH, graph_of, lstm_of
-from bench.rivals.found import ALL_RIVALS, BOUNDS, GATE_RIVALS, GRID_RIVALS, REGISTRY, RIVALS, rivals_for, rivals_of
+from bench.rivals.found import ALL_RIVALS, BOUNDS, GATE_RIVALS, GRID_RIVALS, PACKAGED, REGISTRY, rivals_for
 from bench.rivals.ours import FLOOR, FORCED, OURS_GRAPH, exchanges, floor_of
 from bench.rivals.packages import FLASHRNN, GRU_QAT, HASTE, TORCHRL
 from bench.rivals.rival import Rival, Unavailable
@@ -20,8 +20,8 @@ __all__ = [
     "GRU_QAT",
     "HASTE",
     "OURS_GRAPH",
+    "PACKAGED",
     "REGISTRY",
-    "RIVALS",
     "TORCHRL",
     "Rival",
     "Unavailable",
@@ -30,5 +30,4 @@ __all__ = [
     "graph_of",
     "lstm_of",
     "rivals_for",
-    "rivals_of",
 ]

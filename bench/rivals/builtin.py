@@ -12,6 +12,7 @@ from bench.rivals.rival import Rival, Steps, Unavailable
 from bench.rivals.stack import Recurrence, Tensor, stacked
 
 GRAPH, CUDNN_LSTM, COMPILED = f"{THEIRS}[graph]", "nn.LSTM", "torch.compile"
+MOST_LAUNCHES = 100_000  # of a graph: each is a node that is captured, kept and instantiated
 CHUNK = 8  # time steps that are compiled as one: the loop's launches cost less, and it compiles in seconds
 
 
@@ -83,6 +84,9 @@ def graphed(name: str, package: str | None, whose: str) -> Rival:
         device = steps[whose].h0.device
         if device.type != "cuda":
             raise Unavailable("a CUDA graph needs a GPU")
+        launches = 2 * case.time * case.layers * case.directions * (3 if case.mode == "train" else 1)
+        if whose == THEIRS and launches > MOST_LAUNCHES:
+            raise Unavailable(f"a graph of about {launches:,} launches is left out; {MOST_LAUNCHES:,} are the most")
         return graph_of(steps[whose], device)
 
     how = f"{whose}, all its launches, backward's too, replayed from one CUDA graph, on one input that does not change"

@@ -19,8 +19,16 @@ from bench.rivals.rival import Rival, Steps, Unavailable
 # Graphs are made last, for what a failed capture may leave behind.
 REGISTRY = {rival.name: rival for rival in (CUDNNS_LSTM, COMPILED_LOOP, *PACKAGES, FORCED_OURS, GRAPHED, GRAPHED_OURS)}
 BOUNDS = {BOUND.name: BOUND}
-GRID_RIVALS = RIVALS = (GRAPH, CUDNN_LSTM, FLOOR)  # of every wide case
-GATE_RIVALS = (GRAPH, OURS_GRAPH, FORCED, CUDNN_LSTM, FLOOR)  # of a real workload: none that has to be installed
+PACKAGED = tuple(rival.name for rival in PACKAGES)
+GRID_RIVALS = (GRAPH, CUDNN_LSTM, FLOOR)  # of every wide case
+GATE_RIVALS = (
+    GRAPH,
+    OURS_GRAPH,
+    FORCED,
+    GRU_QAT,
+    CUDNN_LSTM,
+    FLOOR,
+)  # of a real workload: those that compile in seconds
 ALL_RIVALS = (GRAPH, OURS_GRAPH, FORCED, COMPILED, GRU_QAT, TORCHRL, FLASHRNN, HASTE, CUDNN_LSTM, FLOOR)
 SLOWEST_S = 3.0
 CHECKED_STEPS = 128  # a wrong formula shows in the first few; torch's own loop in float64 is slow
@@ -82,9 +90,3 @@ def checker(case: Case, pair: Pair, device: torch.device) -> Callable[[Rival, Ca
         return compare(quantities(rival.twin(call, pair.theirs), case.mode, data), theirs, exact, case.rounding).ours
 
     return check
-
-
-def rivals_of(case: Case, pair: Pair, step: Step) -> tuple[dict[str, Call], dict[str, str]]:
-    """Of a case of the grid: calls, and why those that are missing are."""
-    found = rivals_for(case, pair, {THEIRS: step}, GRID_RIVALS if case.wide else ())
-    return found.calls, found.missing

@@ -32,7 +32,7 @@ def floor_of(case: Case, pair: Pair, like: torch.Tensor) -> Call:
     from bench.floor import floor
 
     def call() -> None:
-        for launch in launches:
+        for launch in launches * case.layers:
             floor(like, case.time, math.ceil(case.batch / launch.block_b), case.directions, case.hidden, launch)
 
     return call
