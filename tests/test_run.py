@@ -142,7 +142,9 @@ class FakeChild:
         if question.what == "parity":
             return parity.Parity(0.4, 0.3, "", True), Plan("resident", "", "", "")
         times = {"ms": 1.0, "spread": 0.0, "rounds": 7}, {"ms": self.ratio, "spread": 0.0, "rounds": 7}
-        named = dict(zip(("tritongru", "nn.GRU"), times, strict=True)) | {"nn.LSTM": dict(times[1])}
+        named = dict(zip(("tritongru", "nn.GRU"), times, strict=True))
+        if "nn.LSTM" in question.rivals:
+            named["nn.LSTM"] = dict(times[1])
         return pair.Timed(named, {"haste": "not installed"}, {"nn.LSTM": None}, {"nn.LSTM": "called"})
 
     def stop(self):

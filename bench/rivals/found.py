@@ -9,7 +9,7 @@ import torch
 
 from bench.cases import Case
 from bench.children import sentence
-from bench.pair import THEIRS, Call, Found, Pair, Step, random
+from bench.pair import THEIRS, Call, Found, Pair, random
 from bench.parity import Data, Tensors, compare, quantities, truth
 from bench.rivals.builtin import COMPILED, COMPILED_LOOP, CUDNN_LSTM, CUDNNS_LSTM, GRAPH, GRAPHED
 from bench.rivals.ours import BOUND, FLOOR, FORCED, FORCED_OURS, GRAPHED_OURS, OURS_GRAPH
