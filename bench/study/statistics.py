@@ -55,6 +55,12 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def geometric(values: Sequence[float]) -> Interval:
+    """Of the geometric mean, for values above zero that differ by factors."""
+    logs = interval([math.log(value) for value in values])
+    return Interval(math.exp(logs.mean), math.exp(logs.low), math.exp(logs.high))
+
+
 def paired(first: Sequence[float], second: Sequence[float]) -> Interval:
     """Of the mean difference first - second, of values that belong together one by one."""
     return interval([a - b for a, b in zip(first, second, strict=True)])
@@ -62,14 +68,22 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Interval:
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> Interval:
     """Of the geometric mean of first / second, of values that belong together one by one."""
-    logs = interval([math.log(a / b) for a, b in zip(first, second, strict=True)])
-    return Interval(math.exp(logs.mean), math.exp(logs.low), math.exp(logs.high))
+    return geometric([a / b for a, b in zip(first, second, strict=True)])
 
 
-def in_words(found: Interval, unit: str, form: str = ".3g") -> str:
-    """What a difference says: which way, only if its interval leaves out zero."""
+def difference_in_words(found: Interval, unit: str = "", form: str = ".3g") -> str:
+    """Which way a difference goes, only if its interval leaves out zero."""
     if found.low <= 0 <= found.high:
-        return f"no difference was found ({found.low:{form}} to {found.high:+{form}}{unit})"
+        return f"no difference was found (95 % interval {found.low:{form}} to {found.high:{form}}{unit})"
     word = "larger" if found.low > 0 else "smaller"
     least, most = sorted((abs(found.low), abs(found.high)))
     return f"{word} by {least:{form}} to {most:{form}}{unit}"
+
+
+def ratio_in_words(found: Interval, more: str = "larger", less: str = "smaller", form: str = ".3g") -> str:
+    """Which way a ratio goes, only if its interval leaves out one."""
+    if found.low <= 1 <= found.high:
+        return f"no difference was found (95 % interval of the ratio {found.low:{form}} to {found.high:{form}})"
+    if found.low > 1:
+        return f"{more} by a factor of {found.low:{form}} to {found.high:{form}}"
+    return f"{less} by a factor of {1 / found.high:{form}} to {1 / found.low:{form}}"

@@ -1,0 +1,347 @@
+"""The generated parts of ``docs/models.md``, from the rows of ``python3 -m bench study`` alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+from bench.pages.marks import Part, table
+from bench.rows import Row
+from bench.study.command import read as read  # a page comes with what reads its rows
+from bench.study.statistics import (
+    Interval,
+    difference_in_words,
+    geometric,
+    interval,
+    paired,
+    ratio,
+    ratio_in_words,
+)
+from bench.study.training import MODELS, SMALL
+
+PAGE = "models.md"
+COMMAND = "python3 -m bench study"
+RIVALS = ("LSTM", SMALL, "RNN")
+
+
+@dataclass(frozen=True)
+class About:
+    """What a page says of a task besides its rows."""
+
+    what: str
+    source: str
+    held_out: str
+    baseline: str
+    error: str  # the key that counts
+    title: str  # of that error
+    unit: str = ""
+    form: str = ".3g"
+    by_factors: bool = False  # of errors that may be a hundred times each other, logarithms are averaged
+    second: tuple[str, str, str] | None = None  # another error: its key, title and form
+
+
+TASKS = {
+    "electricity": About(
+        "half-hourly electricity demand of England and Wales, forecast one step ahead from two days",
+        "Taylor, 2003, as pmdarima ships it; the task of `python -m tritongru demo`",
+        "the last two of twelve weeks",
+        "the same half hour a week before",
+        *("rmse", "RMSE", " MW", ".1f"),
+        second=("smape", "sMAPE, %", ".3f"),
+    ),
+    "adding": About(
+        "the sum of two marked numbers in a sequence of random ones",
+        "Hochreiter and Schmidhuber, 1997",
+        "2,000 sequences of a seed of their own",
+        "always 1, the mean of the target",
+        *("mse", "mean squared error"),
+        by_factors=True,
+    ),
+    "characters": About(
+        "the next character of Python's language reference",
+        "`pydoc_data.topics` of the standard library",
+        "the last tenth of the text, of which no paragraph occurs before",
+        "how often each character occurs",
+        *("nats", "cross entropy", " nats per character", ".3f"),
+    ),
+}
+
+
+# Rows
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """Of one model on one task and machine, all seeds."""
+
+    about: About
+    rows: tuple[Row, ...]
+
+    @cached_property
+    def errors(self) -> dict[int, float]:
+        return self.finite(self.about.error)
+
+    def finite(self, key: str) -> dict[int, float]:
+        """The errors by seed, where they are numbers."""
+        found = {row["seed"]: row["errors"][key] for row in self.rows}
+        return {seed: error for seed, error in found.items() if error is not None}
+
+    @cached_property
+    def seconds(self) -> dict[int, float]:
+        return {row["seed"]: row["seconds"] for row in self.rows}
+
+    def mean(self, values: Sequence[float]) -> Interval | None:
+        """None of fewer than two values, which tell no interval."""
+        if len(values) < 2:
+            return None
+        return geometric(values) if self.about.by_factors else interval(values)
+
+
+@dataclass(frozen=True)
+class Machine:
+    rows: tuple[Row, ...]
+
+    @property
+    def has_gpu(self) -> bool:
+        return self.rows[0]["gpu"] is not None
+
+    @property
+    def name(self) -> str:
+        first = self.rows[0]
+        return str(first["gpu"]) if self.has_gpu else f"{first['threads']} thread of the CPU {first['cpu']}"
+
+    def caption(self) -> str:
+        kept = {key: listed(row[key] for row in self.rows) for key in ("torch", "precision", "commit", "date")}
+        clock = "wall clock" if self.has_gpu else "time of the process"
+        return (
+            f"{self.name}, torch {kept['torch']}, fp32 ({kept['precision']}), {clock}; "
+            f"commit {kept['commit']}; {kept['date']}"
+        )
+
+    def of(self, kind: str, task: str, model: str) -> list[Row]:
+        about = {"kind": kind, "task": task, "model": model}
+        return [row for row in self.rows if all(row[key] == value for key, value in about.items())]
+
+    def trainings(self, task: str, model: str) -> Trainings:
+        """Those of the settings that were used last."""
+        rows = self.of("training", task, model)
+        keys = ("hidden", "batch", "time", "steps", "rate", "clip")
+        return Trainings(TASKS[task], tuple(row for row in rows if all(row[key] == rows[-1][key] for key in keys)))
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """Those on which every model was trained and timed."""
+
+        def whole(task: str) -> bool:
+            return all(self.of(kind, task, model) for kind, model in product(("training", "step"), MODELS))
+
+        return [task for task in TASKS if whole(task)]
+
+
+def listed(values: Iterable[object]) -> str:
+    return ", ".join(sorted({str(value) for value in values}))
+
+
+def machines(rows: Sequence[Row]) -> list[Machine]:
+    """By GPU or CPU and torch, in the order of their rows."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["gpu"] or row["cpu"], row["torch"]), []).append(row)
+    return [machine for machine in (Machine(tuple(own)) for own in found.values()) if machine.tasks]
+
+
+def together(first: dict[int, float], second: dict[int, float]) -> tuple[list[float], list[float]]:
+    """What two models have of the same seeds."""
+    seeds = sorted(first.keys() & second.keys())
+    return [first[seed] for seed in seeds], [second[seed] for seed in seeds]
+
+
+def parted(rows: Sequence[Row], of_machine: Callable[[Machine], str]) -> str:
+    found = [f"{machine.caption()}.\n\n{of_machine(machine)}" for machine in machines(rows)]
+    return "\n\n".join(found) or f"No rows exist yet; `{COMMAND}` makes them."
+
+
+# Words
+
+
+def error_in_words(machine: Machine, task: str, rival: str) -> str:
+    """The GRU's error against a rival's."""
+    about = TASKS[task]
+    own, other = together(machine.trainings(task, "GRU").errors, machine.trainings(task, rival).errors)
+    if len(own) < 2:
+        return "too few seeds to tell"
+    if about.by_factors:
+        return ratio_in_words(ratio(own, other))
+    return difference_in_words(paired(own, other), about.unit, about.form)
+
+
+def time_ratio(machine: Machine, task: str, rival: str) -> Interval | None:
+    """The GRU's seconds of training over a rival's."""
+    own, other = together(machine.trainings(task, "GRU").seconds, machine.trainings(task, rival).seconds)
+    return ratio(own, other) if len(own) > 1 else None
+
+
+def time_in_words(machine: Machine, task: str, rival: str) -> str:
+    found = time_ratio(machine, task, rival)
+    return ratio_in_words(found, "longer", "shorter") if found else "too few seeds to tell"
+
+
+def span(found: Interval | None, form: str) -> str:
+    return f"{found.low:{form}} to {found.high:{form}}" if found else "-"
+
+
+# The generated parts
+
+
+def state(rows: Sequence[Row]) -> str:
+    found = machines(rows)
+    lines = [f"- {machine.caption()}." for machine in found]
+    if not any(machine.has_gpu for machine in found):
+        lines.append(
+            "- **No row of a GPU exists yet.** Nothing here says how fast the kernels of tritongru are: on a CPU "
+            f"`tritongru.GRU` is torch's own GRU. `{COMMAND}` on a machine with a GPU makes the rows."
+        )
+    return "\n".join(lines)
+
+
+def answer(rows: Sequence[Row]) -> str:
+    """The question of the study, answered for each task by its intervals."""
+
+    def of(machine: Machine) -> str:
+        return "\n".join(
+            f"- **{task}**: against an LSTM of the same hidden size, the GRU's error: "
+            f"{error_in_words(machine, task, 'LSTM')}; its training time: {time_in_words(machine, task, 'LSTM')}. "
+            f"Against an LSTM with as many parameters, its error: {error_in_words(machine, task, SMALL)}; its "
+            f"training time: {time_in_words(machine, task, SMALL)}."
+            for task in machine.tasks
+        )
+
+    return parted(rows, of)
+
+
+def tasks(rows: Sequence[Row]) -> str:
+    head = ("task", "what is learned", "source", "held out", "error", "baseline")
+    lines = [(task, a.what, a.source, a.held_out, a.title, a.baseline) for task, a in TASKS.items()]
+
+    def of(machine: Machine) -> str:
+        sizes = ("task", "hidden size", "batch", "time steps", "training steps", "seeds", "rates to choose from")
+        found = []
+        for task in machine.tasks:
+            trained = machine.trainings(task, "GRU").rows
+            row = trained[-1]
+            rates = ", ".join(f"{rate:g}" for rate in row["rates"])
+            counts = (f"{row[key]:,}" for key in ("hidden", "batch", "time", "steps"))
+            found.append((task, *counts, str(len(trained)), rates))
+        return table(sizes, found)
+
+    return f"{table(head, lines)}\n\n{parted(rows, of)}"
+
+
+def accuracy(rows: Sequence[Row]) -> str:
+    return parted(rows, lambda machine: "\n\n".join(_accuracy(machine, task) for task in machine.tasks))
+
+
+def _accuracy(machine: Machine, task: str) -> str:
+    about = TASKS[task]
+    lines = []
+    for model in MODELS:
+        trained = machine.trainings(task, model)
+        row, errors = trained.rows[-1], list(trained.errors.values())
+        mean = trained.mean(errors)
+        seeds = f"{len(errors)}" if len(errors) == len(trained.rows) else f"{len(errors)} of {len(trained.rows)} finite"
+        lines.append(
+            (
+                model,
+                f"{row['hidden']:,}",
+                f"{row['parameters']:,}",
+                f"{row['rate']:g}",
+                seeds,
+                f"{mean.mean:{about.form}}" if mean else "-",
+                span(mean, about.form),
+                f"{min(errors):{about.form}} to {max(errors):{about.form}}" if errors else "-",
+                *_second(trained),
+            )
+        )
+    baseline = machine.trainings(task, "GRU").rows[-1]["baseline"][about.error]
+    kind = "geometric mean" if about.by_factors else "mean"
+    head = ["model", "hidden", "parameters", "rate", "seeds", kind, "95 % interval", "best to worst seed"]
+    if about.second:
+        key, title, form = about.second
+        head += [f"{title} (baseline {machine.trainings(task, 'GRU').rows[-1]['baseline'][key]:{form}})"]
+    return (
+        f"{task}, {about.title} on what is held out{',' if about.unit else ''}{about.unit}. "
+        f"Baseline ({about.baseline}): {baseline:{about.form}}.\n\n{table(head, lines, right=True)}"
+    )
+
+
+def _second(trained: Trainings) -> list[str]:
+    if not trained.about.second:
+        return []
+    key, _, form = trained.about.second
+    mean = trained.mean(list(trained.finite(key).values()))
+    return [f"{mean.mean:{form}} ({span(mean, form)})" if mean else "-"]
+
+
+def differences(rows: Sequence[Row]) -> str:
+    """Seed by seed, the GRU against each of the others."""
+
+    def of(machine: Machine) -> str:
+        lines = [(task, *(error_in_words(machine, task, rival) for rival in RIVALS)) for task in machine.tasks]
+        return table(("task", *(f"the GRU's error against the {rival}'s" for rival in RIVALS)), lines)
+
+    return parted(rows, of)
+
+
+def times(rows: Sequence[Row]) -> str:
+    return parted(rows, lambda machine: "\n\n".join(_times(machine, task) for task in machine.tasks))
+
+
+def _times(machine: Machine, task: str) -> str:
+    lines = []
+    for model in MODELS:
+        trained = machine.trainings(task, model)
+        samples = machine.of("step", task, model)[-1]["samples_ms"]
+        seconds = list(trained.seconds.values())
+        found = interval(seconds) if len(seconds) > 1 else None
+        over = time_ratio(machine, task, model) if model != "GRU" else None
+        lines.append(
+            (
+                model,
+                trained.rows[-1]["family"],
+                f"{statistics.median(samples):.2f}",
+                "{:.2f} to {:.2f}".format(*deciles(samples)),
+                f"{found.mean:.1f}" if found else "-",
+                span(found, ".1f"),
+                f"{over.mean:.2f} ({span(over, '.2f')})" if over else "-",
+            )
+        )
+    head = ("model", "path", "ms a step", "10 % to 90 %", "seconds of training", "95 % interval")
+    return f"{task}:\n\n{table((*head, 'GRU over this'), lines, right=True)}"
+
+
+def deciles(samples: Sequence[float]) -> tuple[float, float]:
+    found = statistics.quantiles(samples, n=10, method="inclusive")
+    return found[0], found[-1]
+
+
+def rates(rows: Sequence[Row]) -> str:
+    """What the choice was made from."""
+
+    def lines_of(machine: Machine) -> Iterator[tuple[str, ...]]:
+        for task, model in product(machine.tasks, MODELS):
+            taken = machine.trainings(task, model).rows[-1]["rate"]
+            cells = []
+            for row in machine.of("choice", task, model):
+                error = row["errors"][TASKS[task].error]
+                text = "not finite" if error is None else f"{error:{TASKS[task].form}}"
+                cells.append(f"{row['rate']:g}: **{text}**" if row["rate"] == taken else f"{row['rate']:g}: {text}")
+            yield task, model, "; ".join(cells)
+
+    head = ("task", "model", "rate: error on the validation part, the smallest in bold")
+    return parted(rows, lambda machine: table(head, list(lines_of(machine))))
+
+
+PARTS: dict[str, Part] = {part.__name__: part for part in (state, answer, tasks, accuracy, differences, times, rates)}

@@ -1,0 +1,115 @@
+"""The figures of ``docs/models.md``, from the rows of ``python3 -m bench study`` alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from bench.pages.figures import PALETTE, canvas, digest, plain, svg
+from bench.pages.study import TASKS, Machine, Trainings, deciles, machines
+from bench.rows import Row
+from bench.study.training import MODELS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = dict(zip(MODELS, PALETTE, strict=False))
+SHOWN = ("kind", "task", "model", "seed", "rate", "hidden", "errors", "baseline", "curve", "seconds", "samples_ms")
+Panel = Callable[["Axes", Machine, str], None]
+
+
+def figure_of(rows: Sequence[Row], title: str, panels: Sequence[Panel], height: float) -> bytes | None:
+    """For each machine and panel a line of axes, one for each task."""
+    found = machines(rows)
+    if not found:
+        return None
+    with canvas(12, height * len(found) * len(panels)) as figure:
+        lines = [(machine, panel) for machine in found for panel in panels]
+        grid = figure.subplots(len(lines), len(TASKS), squeeze=False)
+        for line, (machine, panel) in zip(grid, lines, strict=True):
+            for axes, task in zip(line, TASKS, strict=True):
+                if task not in machine.tasks:
+                    axes.set_visible(False)
+                    continue
+                plain(axes)
+                panel(axes, machine, task)
+                axes.set_title(task, loc="left", fontsize=10)
+            line[0].annotate(f"{machine.name}, torch {machine.rows[0]['torch']}, fp32", (0, 1.16), **ABOVE)
+        drawn = [row for machine in found for row in machine.rows]
+        return svg(figure, title, digest(drawn, SHOWN))
+
+
+ABOVE = {"xycoords": "axes fraction", "fontsize": 8, "color": "0.4", "annotation_clip": False}
+
+
+def _error_axis(task: str) -> str:
+    return f"{TASKS[task].title}{',' if TASKS[task].unit else ''}{TASKS[task].unit}"
+
+
+def _baseline(axes: Axes, machine: Machine, task: str) -> None:
+    value = machine.trainings(task, "GRU").rows[-1]["baseline"][TASKS[task].error]
+    axes.axhline(value, color="0.5", linestyle="--", linewidth=1, label="baseline")
+
+
+def errors(axes: Axes, machine: Machine, task: str) -> None:
+    _baseline(axes, machine, task)
+    for place, model in enumerate(MODELS):
+        trained = machine.trainings(task, model)
+        own = list(trained.errors.values())
+        axes.plot([place + 0.18] * len(own), own, "o", color=COLOURS[model], alpha=0.35, markersize=3)
+        mean = trained.mean(own)
+        if mean:
+            arms = [[mean.mean - mean.low], [mean.high - mean.mean]]
+            axes.errorbar([place], [mean.mean], arms, fmt="o", color=COLOURS[model], capsize=4)
+    if TASKS[task].by_factors:
+        axes.set_yscale("log")
+    axes.set_xticks(range(len(MODELS)), list(MODELS), fontsize=8)
+    axes.set_ylabel(_error_axis(task), fontsize=8)
+
+
+def points(trained: Trainings) -> Iterator[tuple[int, float, float, float]]:
+    """Of each point of the curves of all seeds: steps, mean error, and its interval."""
+    for values in zip(*(row["curve"] for row in trained.rows), strict=True):
+        found = trained.mean([error for _, error in values if error is not None])
+        if found:
+            yield values[0][0], found.mean, found.low, found.high
+
+
+def curves(axes: Axes, machine: Machine, task: str, over_time: bool) -> None:
+    _baseline(axes, machine, task)
+    for model in MODELS:
+        trained = machine.trainings(task, model)
+        steps, means, lows, highs = zip(*points(trained), strict=True)
+        scale = statistics.fmean(trained.seconds.values()) / steps[-1] if over_time else 1
+        x = [scale * step for step in steps]
+        axes.plot(x, means, color=COLOURS[model], label=model)
+        axes.fill_between(x, lows, highs, color=COLOURS[model], alpha=0.2, linewidth=0)
+    if TASKS[task].by_factors:
+        axes.set_yscale("log")
+    axes.set_xlabel("seconds of training" if over_time else "training steps", fontsize=8)
+    axes.set_ylabel(_error_axis(task), fontsize=8)
+    axes.legend(fontsize=7)
+
+
+def steps(axes: Axes, machine: Machine, task: str) -> None:
+    for place, model in enumerate(MODELS):
+        samples = machine.of("step", task, model)[-1]["samples_ms"]
+        middle, (low, high) = statistics.median(samples), deciles(samples)
+        arms = [[middle - low], [high - middle]]
+        axes.bar([place], [middle], yerr=arms, color=COLOURS[model], error_kw={"elinewidth": 1, "capsize": 3})
+    axes.set_xticks(range(len(MODELS)), list(MODELS), fontsize=8)
+    axes.set_ylabel("ms a training step", fontsize=8)
+
+
+FIGURES: dict[str, Callable[[Sequence[Row]], bytes | None]] = {
+    "study-errors.svg": partial(figure_of, title="Error on what is held out", panels=(errors,), height=3.4),
+    "study-curves.svg": partial(
+        figure_of,
+        title="Error over training",
+        panels=(partial(curves, over_time=False), partial(curves, over_time=True)),
+        height=3.2,
+    ),
+    "study-times.svg": partial(figure_of, title="Time of a training step", panels=(steps,), height=3.0),
+}
