@@ -1,5 +1,7 @@
 """What only a GPU can tell. Each test has a time limit, so that a hang ends one test and not the run."""
 
+import dataclasses
+import functools
 import gc
 import warnings
 
@@ -12,7 +14,13 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
+from bench import first_call, host
 from bench.cases import Case as Shape
+from bench.ceilings import COPY, KINDS, least, measure
+from bench.pair import OURS, THEIRS, check, take_time
+from bench.rivals import FLOOR, GRAPH, OURS_GRAPH, rivals_for
+from bench.rows import RowFile, facts
+from bench.workloads import workload_cases
 
 pytestmark = pytest.mark.gpu
 
@@ -221,3 +229,32 @@ def test_recomputing_holds_less_memory_between_the_passes(device):
         del output
     gates = 3 * 256 * 64 * 128 * 4 * 4  # layers x rows x hidden units x four gate values x bytes
     assert held["save"] - held["recompute"] >= 0.9 * gates
+
+
+@pytest.mark.parametrize("case", workload_cases(), ids=lambda case: case.name)
+def test_parity_of_the_layers_of_real_workloads(case, device):
+    """At most a few steps of each: the gate and the run check them at their whole length."""
+    found, _ = check(dataclasses.replace(case, time=min(case.time, 24)), "auto", device)
+    assert found.green, found.worst
+    assert found.repeatable
+
+
+def test_every_call_of_a_short_run_is_timed_and_has_its_floor(device):
+    """The way that the rows of a run come from, on one case of each family."""
+    limits = measure(device, limit_s=0.2)
+    assert set(limits) == {COPY, *KINDS.values()}
+    for hidden in (64, 512):
+        case = Shape(hidden, 16, 64, "bf16", "train")
+        names = functools.partial(rivals_for, names=(GRAPH, OURS_GRAPH, FLOOR))
+        timed = take_time(case, "auto", device, rivals=names, rounds=3, limit_s=2.0)
+        wanted = {OURS, THEIRS, GRAPH, OURS_GRAPH} | ({FLOOR} if hidden == 512 else set())
+        assert wanted <= set(timed.times), timed.missing
+        floor_ms, _ = least(case, limits, timed.times.get(FLOOR, {}).get("ms"))
+        assert all(timed.times[name]["ms"] >= floor_ms for name in (OURS, THEIRS))
+
+
+@pytest.mark.parametrize("module", [host, first_call])
+def test_what_a_call_costs_is_measured_in_fresh_processes(module, tmp_path, device):
+    found = module.on_gpu(RowFile(tmp_path / "rows.jsonl"), facts("the GPU"), 200.0)
+    assert len(found) == 4
+    assert min(found.values()) > 0
