@@ -192,11 +192,12 @@ def rows_of(result: Result, impl: str, where: Row, ceilings: Ceilings | None = N
         about[THEIRS]["predicted_us"] = None if theirs is None else passes * theirs
         if FLOOR in about:
             about[FLOOR]["predicted_us"] = expected_floor(plan)
-    floor_ms, bound = least(case, ceilings, timed.times.get(FLOOR, {}).get("ms"))
+    exchange_ms = timed.times.get(FLOOR, {}).get("ms")
     names = {OURS: OURS if impl == "auto" else f"{OURS}[{impl}]"}
     for name, own in about.items():
         own |= timed.times.get(name, {})
-        own |= {"how": timed.hows.get(name), "reason": timed.missing.get(name), "floor_ms": floor_ms, "bound": bound}
+        own |= {"how": timed.hows.get(name), "reason": timed.missing.get(name)}
+        own["floor_ms"], own["bound"] = least(case, ceilings, exchange_ms if name in (OURS, OURS_GRAPH) else None)
     if result.failure is not None:
         about[OURS]["reason"] = result.failure
     return [row(case, names.get(name, name), where, **own) for name, own in about.items()]

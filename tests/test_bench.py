@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from bench import (
+    ceilings,
     children,
     examine,
     first_call,
@@ -682,6 +683,15 @@ def test_rows_of_a_persistent_case_name_the_launch_and_what_was_expected():
     assert made["floor"]["us_per_step"] == pytest.approx(1.0)
     assert made["nn.LSTM"]["ms"] is None
     assert all(tuple(row) == rows.KEYS for row in made.values())
+
+
+def test_the_exchange_is_a_floor_of_ours_alone():
+    limits = {ceilings.COPY: ceilings.Ceiling(1, 0, 1, 1e15), "fp32": ceilings.Ceiling(1, 0, 1, 1e15)}
+    made = {row["impl"]: row for row in examine.rows_of(wide_result(WIDE, floor=0.75), "auto", WHERE, limits)}
+    assert (made["tritongru"]["floor_ms"], made["tritongru"]["bound"]) == (0.75, "exchange")
+    for name in ("nn.GRU", "nn.GRU[graph]"):
+        assert made[name]["floor_ms"] < 1e-3
+        assert made[name]["bound"] in ("bytes", "operations")
 
 
 def test_rows_of_a_training_step_are_of_both_loops():
