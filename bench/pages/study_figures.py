@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bench.pages.figures import PALETTE, canvas, digest, plain, svg
-from bench.pages.study import TASKS, Machine, Trainings, deciles, machines
+from bench.pages.study_rows import TASKS, Machine, Trainings, deciles, machines
 from bench.rows import Row
 from bench.study.training import MODELS
 

@@ -68,16 +68,15 @@ class Study:
     def about(self, task: Task, name: str, kind: str, seed: int | None, rate: float | None) -> Row:
         """A row without what is measured."""
         setup = task.setup
-        with torch.device("meta"):
-            model = task.model(MODELS[name], width(task, name))
+        hidden = width(task, name)
         gpu = self.device.type == "cuda"
         timed = kind == "step"
         return {
             "kind": kind,
             "task": task.name,
             "model": name,
-            "hidden": width(task, name),
-            "parameters": parameters(model),
+            "hidden": hidden,
+            "parameters": parameters(task.model(MODELS[name], hidden)),
             "batch": setup.batch,
             "time": setup.time,
             "steps": None if timed else setup.steps,

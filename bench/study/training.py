@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,10 +28,13 @@ def width(task: Task, name: str) -> int:
     hidden = task.setup.hidden
     if name != SMALL:
         return hidden
-    with torch.device("meta"):
-        wanted = parameters(task.model(MODELS["GRU"], hidden))
-        sizes = {size: parameters(task.model(MODELS[name], size)) for size in range(1, hidden + 1)}
-    return min(sizes, key=lambda size: abs(sizes[size] - wanted))
+
+    def count(size: int) -> int:
+        return parameters(task.model(MODELS[name], size))
+
+    wanted = parameters(task.model(MODELS["GRU"], hidden))
+    above = bisect_left(range(hidden), wanted, lo=1, key=count)
+    return min(max(1, above - 1), above, key=lambda size: abs(count(size) - wanted))
 
 
 class Training:
@@ -46,8 +50,9 @@ class Training:
         steps: int,
         choosing: bool = False,
     ) -> None:
+        hidden = width(task, name)  # builds models, too, so before the seed
         torch.manual_seed(seed)
-        self.model = task.model(MODELS[name], width(task, name)).to(device)
+        self.model = task.model(MODELS[name], hidden).to(device)
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=rate)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, rate, total_steps=steps)
         self.losses = task.losses(self.model, seed, choosing)
