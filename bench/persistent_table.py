@@ -45,12 +45,20 @@ SHAPES = {
         *((16, block_h, 8, 8, False, "counter") for block_h in (16, 32)),
         *((16, block_h, 16, 16, False, "counter") for block_h in (8, 16)),
         *((16, block_h, 8, 8, True, "data") for block_h in (8, 16)),
+        *((16, block_h, 4, 4, False, "counter") for block_h in (16, 32)),
+        (16, 8, 8, 8, False, "counter"),
+        *((32, block_h, 8, 8, False, "counter") for block_h in (8, 16, 32)),
+        *((32, block_h, 4, 4, False, "counter") for block_h in (8, 16)),
         *((64, block_h, 4, 1, True, "counter") for block_h in (8, 16)),
+        (64, 16, 4, 1, False, "counter"),
     ),
     "backward": (
-        *((16, block_h, 8, 8, False, "counter") for block_h in (8, 16, 32)),
+        *((16, block_h, 8, 8, False, "counter") for block_h in (8, 16, 32, 64)),
         *((16, block_h, 16, 16, False, "counter") for block_h in (8, 16, 32)),
+        *((16, block_h, 4, 4, False, "counter") for block_h in (16, 32)),
         *((32, block_h, 16, 16, False, "counter") for block_h in (16, 32)),
+        *((32, block_h, 8, 8, False, "counter") for block_h in (8, 16, 32)),
+        *((32, block_h, 4, 4, False, "counter") for block_h in (16, 32)),
         *((16, block_h, 8, 8, False, "data") for block_h in (8, 16)),
     ),
 }
@@ -61,7 +69,7 @@ def candidates(kernel: str, kind: str, units: int) -> Iterator[PersistentLaunch]
     for block_b, block_h, warps, k_split, pad, exchange in SHAPES[kernel]:
         least = 32 if exchange == "data" and bits == 16 else 16  # units of a product, of which data makes two
         width, odd = divmod(units if kernel == "forward" else 3 * units, k_split)
-        if odd or width % least:
+        if odd or width % least or units % block_h:
             continue
         launch = PersistentLaunch(
             kernel,
@@ -126,12 +134,12 @@ def compiled(kind: str, launch: PersistentLaunch) -> PersistentLaunch | None:
 
 
 def stands(kind: str, launch: PersistentLaunch) -> PersistentLaunch | None:
-    """The launch with the most that it asks for, or None if it spills where most is asked for."""
+    """The launch with the most that it asks for and the chips on which that spills, or None if one is sm_90."""
     found = _with_facts(launch, demanding(launch, kind, "sm_90"))
     if found is None:
         return None
     most = {name: max(getattr(launch, name), getattr(found, name)) for name in ("shared_bytes", "registers")}
-    return replace(launch, **most)
+    return elsewhere(kind, replace(launch, **most))
 
 
 def _with_facts(launch: PersistentLaunch, facts: Facts) -> PersistentLaunch | None:
@@ -212,9 +220,7 @@ def make() -> None:
         good = _by_key(items, pool.map(_compiled, items, chunksize=4))
         print(f"{sum(map(len, good.values()))} of {len(items)} candidates compile without spilling", flush=True)
         kept = _standing(good, pool)
-        asked = [(kind, row) for (_, kind, _), rows in kept.items() for row in rows]
-        spilling = _by_key(asked, pool.map(_elsewhere, asked, chunksize=2))
-    rows = [(key, row) for key in keys for row in needed(key[1], spilling.get(key, ()))]
+    rows = [(key, row) for key in keys for row in needed(key[1], kept.get(key, ()))]
     print(f"{len(rows)} are enough", flush=True)
     temporary = LAUNCHES.with_suffix(".tmp")
     temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in _as_rows(rows)) + "\n]\n")
@@ -222,15 +228,17 @@ def make() -> None:
 
 
 def _standing(good: dict[Key, Rows], pool: ProcessPoolExecutor) -> dict[Key, Rows]:
-    """Enough rows for each key that stand where most is asked for; others take the place of those that fall."""
-    stood: dict[PersistentLaunch, PersistentLaunch | None] = {}
+    """Enough rows for each key that stand where most is asked for; others take the place of those that fall, there or
+    on a chip where they spill."""
+    stood: set[PersistentLaunch] = set()
     while True:
-        left = {key: tuple(row for row in rows if stood.get(row, row) is not None) for key, rows in good.items()}
-        kept = {key: enough(key[1], rows) for key, rows in left.items()}
+        kept = {key: enough(key[1], rows) for key, rows in good.items()}
         asked = [(key[1], row) for key, rows in kept.items() for row in rows if row not in stood]
         if not asked:
-            return {key: tuple(found for row in rows if (found := stood[row])) for key, rows in kept.items()}
-        stood |= zip((row for _, row in asked), pool.map(_stands, asked, chunksize=2), strict=True)
+            return kept
+        found = dict(zip((row for _, row in asked), pool.map(_stands, asked, chunksize=2), strict=True))
+        stood |= {row for row in found.values() if row is not None}
+        good = {key: tuple(now for row in rows if (now := found.get(row, row))) for key, rows in good.items()}
 
 
 def _by_key(items: list[tuple[str, PersistentLaunch]], found: Iterable[PersistentLaunch | None]) -> dict[Key, Rows]:
@@ -249,10 +257,6 @@ def _stands(item: tuple[str, PersistentLaunch]) -> PersistentLaunch | None:
     return stands(*item)
 
 
-def _elsewhere(item: tuple[str, PersistentLaunch]) -> PersistentLaunch:
-    return elsewhere(*item)
-
-
 def _as_rows(launches: Iterable[tuple[Key, PersistentLaunch]]) -> Iterator[dict[str, Any]]:
     for (_, kind, _), launch in launches:
         fields = {name: value for name, value in asdict(launch).items() if name not in DROPPED}
@@ -260,15 +264,15 @@ def _as_rows(launches: Iterable[tuple[Key, PersistentLaunch]]) -> Iterator[dict[
 
 
 def check(arch: str, kernel: str, everything: bool) -> None:
-    """Compile rows that fit the chip: of a kind every third one on sm_90, whose counts are in the table, and every
-    eighth elsewhere, each chip another eighth; plainly and, of these every second (elsewhere: by turns), with other
+    """Compile rows that fit the chip: of a kind every fourth one on sm_90, whose counts are in the table, and every
+    twelfth elsewhere, each chip another twelfth; plainly and, of these every second (elsewhere: by turns), with other
     options. Or all of them both ways."""
     shared = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == arch)
     home = arch == "sm_90"
     for kind in SIZES:
         rows = [row for key, found in persistent_launches().items() if key[1:3] == (kernel, kind) for row in found]
         rows = [row for row in rows if row.shared_bytes <= shared and arch not in row.spills_on]
-        every = 1 if everything else min(3 if home else 8, max(1, len(rows)))
+        every = 1 if everything else min(4 if home else 12, max(1, len(rows)))
         part = (*ARCHS, "sm_90").index(arch) % every
         for i, row in enumerate(rows[part::every]):
             found = {}

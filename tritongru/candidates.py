@@ -107,6 +107,7 @@ def persistent_options(
             turns=math.ceil(tiles / groups),
             tile_bytes=row.tile_bytes,
             weight_bytes=row.gates * row.block_h * row.units * row.bits // 8,
+            part_bytes=4 * row.k_split * row.block_b * (row.gates if kernel == "forward" else 1) * row.block_h,
             multiply_adds=row.products * row.gates * row.block_h * row.units * row.block_b,
             bits=row.bits,
             instructions=row.instructions,
@@ -131,7 +132,8 @@ def stepwise_options(
     options = []
     for row in sorted(rows, key=lambda row: -row.block_b):
         padded_rows = math.ceil(batch / row.block_b) * row.block_b
-        cost = model.stepwise(device, weights * bits // 8, weights * padded_rows, bits)
+        products = 3 if row.dot_precision == "tf32x3" else 1
+        cost = model.stepwise(device, weights * bits // 8, products * weights * padded_rows, bits)
         options.append((padded_rows, cost, row))
     fewest = min(padded_rows for padded_rows, _, _ in options)
     return [(cost, row) for padded_rows, cost, row in options if padded_rows == fewest]

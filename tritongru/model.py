@@ -28,6 +28,8 @@ TORCH_STEP_US = 7.0  # cuDNN's standard algorithm, two launches a step (publishe
 TORCH_SMALL_H = 192  # up to here cuDNN has an algorithm of its own, of which no figure is known
 TORCH_POINTWISE_US = 4.0  # of a step, what is not the product (assumed)
 TORCH_MMA_SHARE = 0.5  # of the warp-level tensor-core rate that a product of a step reaches (assumed)
+FP32_LANES = 128  # fp32 multiply-adds of a multiprocessor in a clock without tensor cores (published); on sm_80 half
+TORCH_FP32_SHARE = 0.7  # of that rate that cuDNN's product in IEEE fp32 reaches (assumed)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def persistent(
     turns: int,
     tile_bytes: int,
     weight_bytes: int,
+    part_bytes: int,
     multiply_adds: int,
     bits: int,
     instructions: int,
@@ -76,9 +79,10 @@ def persistent(
     """A step of ``programs`` programs, of which ``neighbours`` share a tile, each serving ``turns`` tiles.
 
     ``tile_bytes``: state that a program collects for a tile. ``weight_bytes``: its slice of W_hh, read from shared
-    memory for each tile. ``multiply_adds``: of a tile, in numbers of ``bits`` bits. ``per_multiprocessor``: programs
-    that share one. While one tile's state is on its way, a program with several works on another: then the exchange
-    costs nothing, and what is left is the slower of L2 and the programs' own work."""
+    memory for each tile. ``part_bytes``: products that its warps write to shared memory, to be read and added up there.
+    ``multiply_adds``: of a tile, in numbers of ``bits`` bits. ``per_multiprocessor``: programs that share one. While
+    one tile's state is on its way, a program with several works on another: then the exchange costs nothing, and what
+    is left is the slower of L2 and the programs' own work."""
     busy = min(per_multiprocessor, math.ceil(programs / device.multiprocessors))  # programs on the fullest one
     clocks = 1.0 / device.clock_mhz
     alone = busy * tile_bytes / L2_BYTES_PER_CLOCK_ALONE * clocks
@@ -88,7 +92,7 @@ def persistent(
     else:
         exchange = BARRIER_US + ARRIVAL_US * neighbours
     tensor = busy * multiply_adds / (device.mma * 16 / bits) * clocks
-    shared = busy * weight_bytes / SHARED_BYTES_PER_CLOCK * clocks
+    shared = busy * (weight_bytes + 2 * part_bytes) / SHARED_BYTES_PER_CLOCK * clocks
     issue = instructions * max(1.0, busy * num_warps / SCHEDULERS) * clocks
     waiting = BARRIER_CLOCKS * barriers * clocks
     work = max(tensor, shared, issue) + waiting
@@ -113,14 +117,19 @@ def _reading_us(device: Device, size: int) -> float:
     return size / (device.multiprocessors * L2_BYTES_PER_CLOCK) / device.clock_mhz
 
 
-def torch_us(device: Device, hidden: int, bits: int, batch: int, directions: int) -> float | None:
+def torch_us(
+    device: Device, hidden: int, bits: int, batch: int, directions: int, tensor_cores: bool = True
+) -> float | None:
     """A step of torch's own GRU, forward, and as much again backward; or None where nothing is known of it. Two
-    directions are taken to overlap but for their work."""
+    directions are taken to overlap but for their work. ``tensor_cores``: whether its products may use them, which IEEE
+    fp32 forbids."""
     if hidden <= TORCH_SMALL_H or device.backend != "cuda" or not device.mma or not device.clock_mhz:
         return None
-    rate = TORCH_MMA_SHARE * device.mma * 16 / bits * device.multiprocessors * device.clock_mhz
+    rate = TORCH_MMA_SHARE * device.mma * 16 / bits
+    if not tensor_cores:
+        rate = TORCH_FP32_SHARE * FP32_LANES / (2 if device.family == "sm_80" else 1)
     weights = 3 * directions * hidden * hidden
-    work = weights * batch / rate
+    work = weights * batch / (rate * device.multiprocessors * device.clock_mhz)
     if weights * bits // 8 > device.l2_bytes:
         work = max(work, _reading_us(device, weights * bits // 8))
     return max(TORCH_STEP_US, TORCH_POINTWISE_US + work)
