@@ -64,13 +64,18 @@ def span(found: Interval | None, form: str) -> str:
 
 def state(rows: Sequence[Row]) -> str:
     found = machines(rows)
-    lines = [f"- {machine.caption()}." for machine in found]
+    lines = [f"- {machine.caption()}; {_cost(machine)}." for machine in found]
     if not any(machine.has_gpu for machine in found):
         lines.append(
             "- **No row of a GPU exists yet.** Nothing here says how fast the kernels of tritongru are: on a CPU "
             f"`tritongru.GRU` is torch's own GRU. `{COMMAND}` on a machine with a GPU makes the rows."
         )
     return "\n".join(lines)
+
+
+def _cost(machine: Machine) -> str:
+    taken = [row["seconds"] for row in machine.rows if row["seconds"] is not None]
+    return f"{len(taken)} trainings, {sum(taken) / 60:.0f} minutes of training steps"
 
 
 def answer(rows: Sequence[Row]) -> str:
