@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import platform
-import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import persistent_table, resident_table, stepwise_table
-from bench.rows import Row, facts, file_name
+from bench.rows import Row, cpu_name, facts, file_name
 from tritongru.devices import GPUS
 from tritongru.launches import Launch, PersistentLaunch
 from tritongru.plan import Pass, plan
@@ -69,7 +68,7 @@ def timed(compile_: Callable[[], None]) -> Row:
 def measure() -> None:
     device = GPUS[GPU]
     where = {key: value for key, value in facts(None).items() if key in ("torch", "triton", "commit", "date")}
-    where |= {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version(), "rounds": ROUNDS}
+    where |= {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(), "rounds": ROUNDS}
     path = ROWS / file_name("compile", None, where["date"])
     path.parent.mkdir(exist_ok=True)
     for i, (hidden, dtype) in enumerate(CASES):
@@ -87,42 +86,8 @@ def measure() -> None:
             print(f"{found.family} {kernel}, H={hidden} {dtype}: {row['seconds']:.2f} s", file=sys.stderr, flush=True)
 
 
-def _cpu() -> str:
-    try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def read() -> list[Row]:
+def read(folder: Path) -> list[Row]:
     """Of each case and kernel the last row of the newest file."""
-    files = sorted(ROWS.glob("compile-*.jsonl"))
+    files = sorted(folder.glob("compile-*.jsonl"))
     rows = [json.loads(line) for line in files[-1].read_text().splitlines()] if files else []
     return list({(row["hidden"], row["dtype"], row["kernel"]): row for row in rows}.values())
-
-
-def markdown(rows: list[Row]) -> str:
-    """Where and with what, and the table, of docs/kernels.md."""
-    if not rows:
-        return "There is no row yet."
-    last = rows[-1]
-    names = ("compiler in Python", "MLIR", "LLVM", "ptxas")
-    total = sum(row["seconds"] for row in rows)
-    shares = (sum(row[key] for row in rows) / total for key in ("python_s", *STAGES))
-    spent = ", ".join(f"{name} {100 * share:.0f} %" for name, share in zip(names, shares, strict=True))
-    lines = [
-        f"Seconds for {last['arch']}, one kernel after the other, with Triton {last['triton']} on a machine of "
-        f"{last['cores']} cores ({last['cpu']}) that others use too; the least of {last['rounds']} rounds; commit "
-        f"{last['commit']}, {last['date']}. Of all of it: {spent}.",
-        "",
-        "| hidden size | dtype | forward | backward | a training step's first call | the same from disk |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for hidden, dtype in dict.fromkeys((row["hidden"], row["dtype"]) for row in rows):
-        both = {row["kernel"]: row for row in rows if (row["hidden"], row["dtype"]) == (hidden, dtype)}
-        cells = [f"{row['seconds']:.2f} ({row['family']})" for row in (both["forward"], both["backward"])]
-        first, cached = (sum(row[key] for row in both.values()) for key in ("seconds", "cached_s"))
-        tf32 = ", TF32" if dtype == "float32" else ""
-        lines.append(f"| {hidden} | {dtype}{tf32} | {cells[0]} | {cells[1]} | {first:.2f} | {cached:.4f} |")
-    return "\n".join(lines)

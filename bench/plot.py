@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import numerics
-from bench.pages import evidence, figures, performance, performance_figures
+from bench import compile_times, numerics
+from bench.pages import evidence, figures, kernels, performance, performance_figures
 from bench.pages import numerics as numerics_page
 from bench.pages.marks import Part, filled
 from bench.rows import Row
@@ -40,6 +40,7 @@ PAGES = (
         numerics_page.PARTS,
         numerics_page.FIGURES,
     ),
+    Page("docs/kernels.md", "kernels", RESULTS / "compile", compile_times.read, kernels.PARTS, {}),
     Page("docs/performance.md", "performance", RESULTS, evidence.read, performance.PARTS, performance_figures.FIGURES),
     Page("README.md", "headline", RESULTS, evidence.read, performance.HEADLINE_PARTS, {}),
 )

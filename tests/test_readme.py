@@ -8,11 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from bench import compile_times
-from bench.compile import markdown
-from bench.persistent_table import LAUNCHES as PERSISTENT
-from bench.resident_table import LAUNCHES as RESIDENT
-from bench.stepwise_table import LAUNCHES as STEPWISE
 from tritongru.devices import GPUS
 from tritongru.plan import plan
 
@@ -64,18 +59,3 @@ def test_sizes_are_the_plans():
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
-
-
-MARKS = {"configurations": RESIDENT, "persistent configurations": PERSISTENT, "stepwise configurations": STEPWISE}
-
-
-@pytest.mark.parametrize("mark, launches", MARKS.items())
-def test_the_tables_of_configurations_are_the_plans(mark, launches):
-    page = (ROOT / "docs" / "kernels.md").read_text()
-    assert page.split(f"<!-- {mark} -->")[1].partition("<!--")[0].strip() == markdown(launches)
-
-
-def test_the_compile_times_are_the_rows():
-    page = (ROOT / "docs" / "kernels.md").read_text()
-    block = page.split("<!-- compile times -->")[1].partition("<!--")[0].strip()
-    assert block == compile_times.markdown(compile_times.read())

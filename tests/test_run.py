@@ -298,6 +298,8 @@ def test_a_child_on_a_cpu_answers_with_times_and_ceilings(monkeypatch):
     found, plan = examine.answer(dataclasses.replace(question, what="parity"))
     assert found.green
     assert plan.family == "torch"
+    errors = [examine.answer(dataclasses.replace(question, what="parity", seed=seed))[0].ours for seed in (3, 3, 4)]
+    assert errors[0] == errors[1] == found.ours != errors[2], "the seed decides weights and data"
     monkeypatch.setattr(examine, "measure", lambda device: f"ceilings of {device}")
     assert examine.answer(dataclasses.replace(question, what="ceilings")) == "ceilings of cpu"
 

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
 from bench import compile_times
+from bench.pages import kernels
 from tritongru import layer, memory
 from tritongru import warmup as warming
 
@@ -343,9 +344,10 @@ def test_threads_compile_all_that_calls_need(tmp_path):
 MEASURE = """
 import pathlib, sys
 from bench import compile_times
+from bench.pages import kernels
 compile_times.ROWS, compile_times.ROUNDS, compile_times.CASES = pathlib.Path(sys.argv[1]), 1, ((32, "bfloat16"),)
 compile_times.measure()
-print(compile_times.markdown(compile_times.read()))
+print(kernels.compile_times(compile_times.read(compile_times.ROWS)))
 """
 
 
@@ -370,13 +372,12 @@ def test_compile_times_are_measured_cold_and_from_disk(tmp_path):
     assert f" | {first:.2f} | " in done.stdout
 
 
-def test_of_compile_times_the_last_row_of_the_newest_file_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(compile_times, "ROWS", tmp_path)
-    assert compile_times.markdown(compile_times.read()) == "There is no row yet."
+def test_of_compile_times_the_last_row_of_the_newest_file_counts(tmp_path):
+    assert kernels.compile_times(compile_times.read(tmp_path)) == "There is no row yet."
     for date, seconds in (("2026-01-02", (3, 4)), ("2026-01-01", (1, 2))):
         rows = [{"hidden": 8, "dtype": "float32", "kernel": "forward", "seconds": value} for value in seconds]
         (tmp_path / f"compile-{date}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [row["seconds"] for row in compile_times.read()] == [4]
+    assert [row["seconds"] for row in compile_times.read(tmp_path)] == [4]
 
 
 def compiled():
