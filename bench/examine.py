@@ -23,7 +23,8 @@ from tritongru.devices import Device, device_facts
 from tritongru.plan import Plan
 
 COMPILE_LIMIT_S = 120.0
-CASE_LIMIT_S, WORKLOAD_LIMIT_S, PACKAGED_LIMIT_S = 30.0, 90.0, 300.0
+CASE_LIMIT_S, PACKAGED_LIMIT_S = 30.0, 300.0
+STEPS_A_SECOND = 500  # that a limit allows for on top: of float64 forward and backward in torch's own loop
 RESERVE_S = 8.0  # with less than this left, no case is begun
 
 
@@ -135,7 +136,7 @@ def asking(child: Child, impl: str, rivals: Callable[[Case], tuple[str, ...]], w
 
 def limit_of(case: Case) -> float:
     """Seconds for one question about a case."""
-    return WORKLOAD_LIMIT_S if case.label else CASE_LIMIT_S
+    return CASE_LIMIT_S + case.time * case.layers * case.directions / STEPS_A_SECOND
 
 
 def examine(result: Result, ask: Ask, budget: Budget) -> None:

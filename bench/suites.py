@@ -26,6 +26,7 @@ SWEEPS: dict[str, tuple[int, ...]] = {
     "hidden": tuple(2**k for k in range(4, 13)),
     "layers": (1, 2, 4, 8),
 }
+SHORT = 64  # steps while the batch is swept: float64 keeps every step of 8,192 rows
 SPREAD = 192  # hidden size from which on some kind of arithmetic needs several programs
 CPU_OPERATIONS = 3e9  # of a forward that a CPU does in less than a second
 
@@ -71,8 +72,9 @@ def tune_cases() -> list[Case]:
 
 def sweep(name: str) -> list[Case]:
     """The cases in which one size takes each of its values."""
+    around = replace(SWEPT, time=SHORT) if name == "batch" else SWEPT
     sizes: list[dict[str, Any]] = [{name: value} for value in SWEEPS[name]]
-    return [replace(SWEPT, mode=mode, **size) for size in sizes for mode in MODES]
+    return [replace(around, mode=mode, **size) for size in sizes for mode in MODES]
 
 
 def workloads() -> list[Job]:

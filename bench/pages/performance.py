@@ -11,7 +11,7 @@ from bench.pages.marks import Part, table
 from bench.pair import OURS, THEIRS
 from bench.rivals import ALL_RIVALS, FLOOR, FORCED, REGISTRY
 from bench.rows import Row
-from bench.suites import SUITES, SWEEPS, SWEPT, sweep
+from bench.suites import SHORT, SUITES, SWEEPS, SWEPT, sweep
 from bench.workloads import PRECISIONS, WORKLOADS, Workload, workload_cases
 from tritongru.devices import GPUS
 from tritongru.plan import plan
@@ -240,7 +240,7 @@ def _scaling(machine: Machine) -> str:
     head = ("swept", "up to", "ours grows as its power", "nn.GRU")
     return (
         f"One layer of H = {SWEPT.hidden}, B = {SWEPT.batch}, T = {SWEPT.time}, {SWEPT.dtype}, of which one size is "
-        f"swept; powers between the last two points. {machine.caption()}.\n\n"
+        f"swept (over B with T = {SHORT}); powers between the last two points. {machine.caption()}.\n\n"
         f"{table(head, lines, right=True)}\n\n![Times over T, B, H and layers]({FIGURES}/{SCALING})"
     )
 
