@@ -261,6 +261,20 @@ def test_a_model_that_expects_to_lose_gives_way_unless_triton_is_asked_for():
     assert ours.us_per_step > (1 - planning.MARGIN) * ours.torch_us_per_step
 
 
+def test_one_launch_a_step_has_to_be_expected_to_take_half_of_torchs_time(monkeypatch):
+    sizes = {"batch": 64, "directions": 2, "precision": "ieee"}
+    about = plan(1024, "float32", GPUS["h200"], **sizes)
+    ours = sum(found.us_per_step for found in about.considered)
+    assert (about.family, {found.family for found in about.considered}) == ("torch", {"stepwise"})
+    assert ours < 2 * about.torch_us_per_step < 2 * ours
+    assert "takes one launch a step on H200" in about.reason
+    for theirs, family in ((0.99 * ours, "torch"), (1.01 * ours, "stepwise")):  # of one of the two passes
+        planning.plan.cache_clear()
+        monkeypatch.setattr(model, "torch_us", lambda *shape, theirs=theirs, **how: theirs)
+        assert plan(1024, "float32", GPUS["h200"], **sizes).family == family
+    planning.plan.cache_clear()
+
+
 def test_a_sequence_too_short_to_pay_for_its_launches_goes_to_torch(monkeypatch):
     """One more launch of three microseconds, and a little more than one microsecond saved a step."""
     assert limits(768, "bfloat16", H200, training=False).shortest < 8
@@ -269,7 +283,7 @@ def test_a_sequence_too_short_to_pay_for_its_launches_goes_to_torch(monkeypatch)
         return plan.__wrapped__(768, "bfloat16", H200, batch=16, training=False, **options)
 
     ours = plan_of_16().us_per_step
-    monkeypatch.setattr(model, "torch_us", lambda *shape: ours + 1.01)
+    monkeypatch.setattr(model, "torch_us", lambda *shape, **how: ours + 1.01)
     assert plan_of_16(time=3).family == "persistent"
     short = plan_of_16(time=2)
     assert short.family == "torch"

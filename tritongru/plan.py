@@ -24,6 +24,7 @@ from tritongru.memory import Memory, memory_of
 PRECISIONS = ("tf32", "ieee")
 DTYPES = ("float32", "float16", "bfloat16")
 MARGIN = 0.05  # by which a kernel must be expected to be faster than torch
+STEPWISE_MARGIN = 0.5  # the same of one launch a step: most of what the model says of it is assumed
 LARGEST_BATCH = 1 << 16  # up to which `limits` looks for a batch size that torch should run
 
 
@@ -159,7 +160,7 @@ def plan(
     if forward is None or (training and backward is None):
         return replace(answer, reason=_too_large("backward" if forward else "forward", kind, hidden, dtype, device))
     bits = 32 if dtype == "float32" else 16
-    theirs = model.torch_us(device, hidden, bits, batch, directions)
+    theirs = model.torch_us(device, hidden, bits, batch, directions, tensor_cores=kind != "ieee")
     passes = (forward,) if backward is None else (forward, backward)
     answer = replace(answer, torch_us_per_step=theirs)
     if impl == "auto" and any(found.family != "resident" for found in passes):
@@ -229,6 +230,12 @@ def _slower(
     if ours is None or theirs is None:
         return None
     theirs *= len(passes)
+    if any(found.family == "stepwise" for found in passes) and (1 - STEPWISE_MARGIN) * theirs < ours < theirs:
+        return (
+            f"hidden size {hidden} with batch {batch} takes one launch a step on {device.name}, of which too little is "
+            f"known to prefer it ({ours:.2f} us {step} expected) to torch's GRU ({theirs:.2f}); impl='triton' runs ours "
+            "regardless"
+        )
     if ours > (1 - MARGIN) * theirs:
         return (
             f"no gain is expected with hidden size {hidden} and batch {batch} on {device.name}: torch's GRU should "
