@@ -44,7 +44,7 @@ def whole():
     cases = dict.fromkeys(case for jobs in SUITES.values() for case, _ in jobs())
     made = [ceilings.row_of(name, found, WHERE) for name, found in LIMITS.items()]
     for case in cases:
-        made += rows_of(case, 2.0, 6.0, gru_qat=4.0, haste="not installed")
+        made += rows_of(case, 2.0, 6.0, gru_qat=4.0, TorchRL=5.0, haste="not installed", floor=0.5)
     made += rows_of(SLOW, 8.0, 6.0)
     made.append(rows.row(LEFT, "tritongru[triton]", WHERE, family="persistent", parity=0.5, ms=12.0))
     made += rows_of(LEFT, 6.0, 6.0, family="torch")
@@ -76,6 +76,7 @@ def test_rows_of_a_cpu_are_no_evidence_of_a_gpu():
     assert "| electricity, forward | 2 | 1.05x |" in performance.cpu(made)
     assert "no speed-up is claimed" in performance.headline(made)
     assert performance.unknown(made) == performance.unknown([])
+    assert "No row exists yet" in performance.cpu(rows_of(case, 2.0, 2.1)), "that GPU's machine has a CPU, too"
 
 
 def test_what_is_unknown_is_counted(whole):
@@ -101,7 +102,7 @@ def test_the_tables_hold_ratios_floors_rivals_and_reasons(whole):
     assert f"{mean:.2f}x nn.GRU's speed in the geometric mean of {len(WORKLOADS)}, 0.75x in the worst" in text
     assert "GPU X, driver here, torch here, Triton here, cuDNN here; commit abc; 2026-01-01" in text
     others = performance.rivals(whole)
-    assert "| wavernn | 2.00x | - |" in others
+    assert "| wavernn | 2.00x | 2.50x | - |" in others
     assert "- gru-qat: asked nicely" in others
     assert "- no time: haste: not installed (brain-to-text, speech-decoder" in others
     assert "| RNNoise, forward | 3.00x | 3.00x | 3.00x | 3.00x |" in performance.precisions(whole)
