@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 
 from bench.pages.marks import Part, table
@@ -207,7 +208,32 @@ def rates(rows: Sequence[Row]) -> str:
             yield task, model, "; ".join(cells)
 
     head = ("task", "model", "rate: error on the validation part, the smallest in bold")
-    return parted(rows, lambda machine: table(head, list(lines_of(machine))))
+    return parted(rows, lambda machine: f"{table(head, list(lines_of(machine)))}\n\n{_ranks(machine)}")
+
+
+def _ranks(machine: Machine) -> str:
+    """Whether the part to choose by and the part that is held out put the same model first."""
+    lines = []
+    for task in machine.tasks:
+        before = {model: _least(row["errors"] for row in machine.of("choice", task, model)) for model in MODELS}
+        after = {model: _mean(machine.trainings(task, model)) for model in MODELS}
+        first, best = (min(MODELS, key=found.__getitem__) for found in (before, after))
+        told = f"the {first} has the smallest error on both parts"
+        if first != best:
+            told = f"the {first} has the smallest error on the validation part, the {best} on what is held out"
+        lines.append(f"- {task}: {told}.")
+    return "\n".join(lines)
+
+
+def _least(errors: Iterable[Mapping[str, float | None]]) -> float:
+    """The smallest of the errors that count; infinity if none is a number."""
+    first = [next(iter(error.values())) for error in errors]
+    return min((error for error in first if error is not None), default=math.inf)
+
+
+def _mean(trained: Trainings) -> float:
+    found = trained.mean(list(trained.errors.values()))
+    return found.mean if found else math.inf
 
 
 PARTS: dict[str, Part] = {part.__name__: part for part in (state, answer, tasks, accuracy, differences, times, rates)}
