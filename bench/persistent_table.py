@@ -264,15 +264,15 @@ def _as_rows(launches: Iterable[tuple[Key, PersistentLaunch]]) -> Iterator[dict[
 
 
 def check(arch: str, kernel: str, everything: bool) -> None:
-    """Compile rows that fit the chip: of a kind every fourth one on sm_90, whose counts are in the table, and every
-    twelfth elsewhere, each chip another twelfth; plainly and, of these every second (elsewhere: by turns), with other
+    """Compile rows that fit the chip: of a kind every fifth one on sm_90, whose counts are in the table, and every
+    fourteenth elsewhere, each chip another one; plainly and, of these every second (elsewhere: by turns), with other
     options. Or all of them both ways."""
     shared = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == arch)
     home = arch == "sm_90"
     for kind in SIZES:
         rows = [row for key, found in persistent_launches().items() if key[1:3] == (kernel, kind) for row in found]
         rows = [row for row in rows if row.shared_bytes <= shared and arch not in row.spills_on]
-        every = 1 if everything else min(4 if home else 12, max(1, len(rows)))
+        every = 1 if everything else min(5 if home else 14, max(1, len(rows)))
         part = (*ARCHS, "sm_90").index(arch) % every
         for i, row in enumerate(rows[part::every]):
             found = {}
