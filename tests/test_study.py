@@ -81,6 +81,7 @@ def test_words_claim_nothing_that_the_interval_leaves_open():
     assert difference_in_words(Interval(-2, -3, -1), " MW", ".1f") == "smaller by 1.0 to 3.0 MW"
     assert ratio_in_words(Interval(1.1, 0.8, 1.4)).startswith("no difference was found")
     assert ratio_in_words(Interval(3, 2, 4), "longer", "shorter") == "longer by a factor of 2 to 4"
+    assert ratio_in_words(Interval(2e3, 1.5e3, 3e3)) == "larger by a factor of 1,500 to 3,000"
     assert ratio_in_words(Interval(0.3, 0.25, 0.5)) == "smaller by a factor of 2 to 4"
 
 
@@ -333,7 +334,7 @@ def test_the_page_says_what_the_rows_say(folder):
     errors = [2.0, 3.0, 4.0]
     mean = statistics.geometric(errors)
     line = next(line for line in study.accuracy(rows).splitlines() if line.startswith("| GRU"))
-    assert line.split(" | ")[4:7] == ["3", f"{mean.mean:.3g}", f"{mean.low:.3g} to {mean.high:.3g}"]
+    assert line.split(" | ")[4:7] == ["3", f"{mean.mean:.1e}", f"{mean.low:.1e} to {mean.high:.1e}"]
     for row in rows:
         if (row["kind"], row["model"], row["seed"]) == ("training", "GRU", 0):
             row["errors"] = dict.fromkeys(row["errors"])

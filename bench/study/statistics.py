@@ -80,10 +80,15 @@ def difference_in_words(found: Interval, unit: str = "", form: str = ".3g") -> s
     return f"{word} by {least:{form}} to {most:{form}}{unit}"
 
 
-def ratio_in_words(found: Interval, more: str = "larger", less: str = "smaller", form: str = ".3g") -> str:
+def ratio_in_words(found: Interval, more: str = "larger", less: str = "smaller") -> str:
     """Which way a ratio goes, only if its interval leaves out one."""
-    if found.low <= 1 <= found.high:
-        return f"no difference was found (95 % interval of the ratio {found.low:{form}} to {found.high:{form}})"
-    if found.low > 1:
-        return f"{more} by a factor of {found.low:{form}} to {found.high:{form}}"
-    return f"{less} by a factor of {1 / found.high:{form}} to {1 / found.low:{form}}"
+    low, high = found.low, found.high
+    if low <= 1 <= high:
+        return f"no difference was found (95 % interval of the ratio {_factor(low)} to {_factor(high)})"
+    if low > 1:
+        return f"{more} by a factor of {_factor(low)} to {_factor(high)}"
+    return f"{less} by a factor of {_factor(1 / high)} to {_factor(1 / low)}"
+
+
+def _factor(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
