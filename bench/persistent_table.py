@@ -23,6 +23,7 @@ SIZES = {
 }
 # Of a part of the contraction. Chunks are in flight at once and wide ones spill; but each chunk of words is waited for.
 WIDEST_CHUNK = {"counter": 64, "data": 256}
+SPARE_REGISTERS = 240  # of 255, from which on another form may spill elsewhere though the most demanding does not
 RING = 32  # slots of the exchange whose data are their own flags
 LARGEST_SHARED = max(gpu.shared_bytes for gpu in GPUS.values())
 SLACK = 0.1  # of the prediction, which is hardly better than that
@@ -119,8 +120,8 @@ def compile_launch(
     return compile_for(persistent.persistent_backward_kernel, constants, dtype, launch.num_warps, arch, counts)
 
 
-def plain(launch: PersistentLaunch, kind: str, arch: str) -> Facts:
-    return compile_launch(launch, launch.units, dtype_of(kind), arch)
+def plain(launch: PersistentLaunch, kind: str, arch: str, counts: bool = True) -> Facts:
+    return compile_launch(launch, launch.units, dtype_of(kind), arch, counts=counts)
 
 
 def demanding(launch: PersistentLaunch, kind: str, arch: str, counts: bool = True) -> Facts:
@@ -156,12 +157,14 @@ def _with_facts(launch: PersistentLaunch, facts: Facts) -> PersistentLaunch | No
 
 
 def elsewhere(kind: str, launch: PersistentLaunch) -> PersistentLaunch:
-    """The launch with the other chips on which it would spill where most is asked for."""
+    """The launch with the other chips on which it would spill where most is asked for, or, of a launch that is short of
+    registers here, plainly."""
+    forms = (demanding, plain) if launch.registers > SPARE_REGISTERS else (demanding,)
     spills = tuple(
         arch
         for arch in ARCHS
         if launch.shared_bytes <= max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == arch)
-        and demanding(launch, kind, arch, counts=False).stack
+        and any(form(launch, kind, arch, counts=False).stack for form in forms)
     )
     return replace(launch, spills_on=spills)
 
