@@ -104,7 +104,7 @@ def tasks(rows: Sequence[Row]) -> str:
         for task in machine.tasks:
             trained = machine.trainings(task, "GRU").rows
             row = trained[-1]
-            rates = ", ".join(f"{rate:g}" for rate in row["rates"])
+            rates = ", ".join(f"{rate:g}" for rate in machine.rates(task, "GRU"))
             counts = (f"{row[key]:,}" for key in ("hidden", "batch", "time", "steps"))
             found.append((task, *counts, str(len(trained)), rates))
         return table(sizes, found)
@@ -201,7 +201,7 @@ def rates(rows: Sequence[Row]) -> str:
         for task, model in product(machine.tasks, MODELS):
             taken = machine.trainings(task, model).rows[-1]["rate"]
             cells = []
-            for row in machine.of("choice", task, model):
+            for row in sorted(machine.of("choice", task, model), key=lambda row: row["rate"]):
                 error = row["errors"][TASKS[task].error]
                 text = "not finite" if error is None else f"{error:{TASKS[task].form}}"
                 cells.append(f"{row['rate']:g}: **{text}**" if row["rate"] == taken else f"{row['rate']:g}: {text}")
@@ -221,8 +221,14 @@ def _ranks(machine: Machine) -> str:
         told = f"the {first} has the smallest error on both parts"
         if first != best:
             told = f"the {first} has the smallest error on the validation part, the {best} on what is held out"
-        lines.append(f"- {task}: {told}.")
+        ends = sum(_at_an_end(machine, task, model) for model in MODELS)
+        lines.append(f"- {task}: {told}; {ends} of {len(MODELS)} models took a rate at an end of the range.")
     return "\n".join(lines)
+
+
+def _at_an_end(machine: Machine, task: str, model: str) -> bool:
+    tried = machine.rates(task, model)
+    return machine.trainings(task, model).rows[-1]["rate"] in (tried[0], tried[-1])
 
 
 def _least(errors: Iterable[Mapping[str, float | None]]) -> float:

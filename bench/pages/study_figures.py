@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 COLOURS = dict(zip(MODELS, PALETTE, strict=False))
 SHOWN = ("kind", "task", "model", "seed", "rate", "hidden", "errors", "baseline", "curve", "seconds", "samples_ms")
+ZOOM = 1.5  # a linear axis of curves goes up to so many times the smallest error at their ends
 Panel = Callable[["Axes", Machine, str], None]
 
 
@@ -48,13 +49,19 @@ def _error_axis(task: str) -> str:
     return f"{TASKS[task].title}{',' if TASKS[task].unit else ''}{TASKS[task].unit}"
 
 
-def _baseline(axes: Axes, machine: Machine, task: str) -> None:
-    value = machine.trainings(task, "GRU").rows[-1]["baseline"][TASKS[task].error]
-    axes.axhline(value, color="0.5", linestyle="--", linewidth=1, label="baseline")
+def _scale(axes: Axes, machine: Machine, task: str) -> None:
+    """The baseline as a line where the axis is logarithmic; elsewhere it would press all else together."""
+    about = TASKS[task]
+    value = machine.trainings(task, "GRU").rows[-1]["baseline"][about.error]
+    axes.set_title(f"baseline {value:{about.form}}", loc="right", fontsize=8, color="0.4")
+    axes.set_ylabel(_error_axis(task), fontsize=8)
+    if about.by_factors:
+        axes.set_yscale("log")
+        axes.axhline(value, color="0.5", linestyle="--", linewidth=1)
 
 
 def errors(axes: Axes, machine: Machine, task: str) -> None:
-    _baseline(axes, machine, task)
+    _scale(axes, machine, task)
     for place, model in enumerate(MODELS):
         trained = machine.trainings(task, model)
         own = list(trained.errors.values())
@@ -63,10 +70,7 @@ def errors(axes: Axes, machine: Machine, task: str) -> None:
         if mean:
             arms = [[mean.mean - mean.low], [mean.high - mean.mean]]
             axes.errorbar([place], [mean.mean], arms, fmt="o", color=COLOURS[model], capsize=4)
-    if TASKS[task].by_factors:
-        axes.set_yscale("log")
     axes.set_xticks(range(len(MODELS)), list(MODELS), fontsize=8)
-    axes.set_ylabel(_error_axis(task), fontsize=8)
 
 
 def points(trained: Trainings) -> Iterator[tuple[int, float, float, float]]:
@@ -78,18 +82,19 @@ def points(trained: Trainings) -> Iterator[tuple[int, float, float, float]]:
 
 
 def curves(axes: Axes, machine: Machine, task: str, over_time: bool) -> None:
-    _baseline(axes, machine, task)
+    _scale(axes, machine, task)
+    ends = []
     for model in MODELS:
         trained = machine.trainings(task, model)
         steps, means, lows, highs = zip(*points(trained), strict=True)
         scale = statistics.fmean(trained.seconds.values()) / steps[-1] if over_time else 1
         x = [scale * step for step in steps]
+        ends.append(means[-1])
         axes.plot(x, means, color=COLOURS[model], label=model)
         axes.fill_between(x, lows, highs, color=COLOURS[model], alpha=0.2, linewidth=0)
-    if TASKS[task].by_factors:
-        axes.set_yscale("log")
     axes.set_xlabel("seconds of training" if over_time else "training steps", fontsize=8)
-    axes.set_ylabel(_error_axis(task), fontsize=8)
+    if not TASKS[task].by_factors:
+        axes.set_ylim(0.95 * min(ends), ZOOM * min(ends))
     axes.legend(fontsize=7)
 
 

@@ -114,6 +114,10 @@ class Machine:
         keys = ("hidden", "batch", "time", "steps", "rate", "clip")
         return Trainings(TASKS[task], tuple(row for row in rows if all(row[key] == rows[-1][key] for key in keys)))
 
+    def rates(self, task: str, model: str) -> list[float]:
+        """Those that one was chosen from."""
+        return sorted({row["rate"] for row in self.of("choice", task, model)})
+
     @cached_property
     def tasks(self) -> list[str]:
         """Those on which every model was trained and timed."""
