@@ -93,7 +93,7 @@ class Adding:
     sequence of random numbers in [0, 1], of which one in each half is marked; the target is the sum of the two."""
 
     name = "adding"
-    setup = Setup(hidden=64, batch=64, time=50, steps=2000, seeds=5, rates=(5e-3, 1e-2, 2e-2))
+    setup = Setup(hidden=64, batch=64, time=50, steps=2000, seeds=5, rates=(5e-3, 1e-2, 2e-2, 4e-2))
     unseen = 2000  # sequences that are held out, and as many to choose by
     # No seed of a training run is as large, so none of these sequences is met in training. torch's generator keeps 32
     # bits of a seed: 2**40 would be 0.
@@ -152,7 +152,7 @@ class Characters:
     """The next character of the language reference that Python's own help() shows (bench/characters.py)."""
 
     name = "characters"
-    setup = Setup(hidden=128, batch=32, time=50, steps=800, seeds=5, rates=(2.5e-3, 5e-3, 1e-2))
+    setup = Setup(hidden=128, batch=32, time=50, steps=800, seeds=5, rates=(2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2))
 
     def __init__(self, setup: Setup, device: torch.device) -> None:
         self.setup = setup
