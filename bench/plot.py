@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import compile_times, numerics
-from bench.pages import evidence, figures, kernels, performance, performance_figures
+from bench.pages import evidence, figures, kernels, performance, performance_figures, study, study_figures, without_gpu
 from bench.pages import numerics as numerics_page
 from bench.pages.marks import Part, filled
 from bench.rows import Row
@@ -41,8 +41,17 @@ PAGES = (
         numerics_page.FIGURES,
     ),
     Page("docs/kernels.md", "kernels", RESULTS / "compile", compile_times.read, kernels.PARTS, {}),
-    Page("docs/performance.md", "performance", RESULTS, evidence.read, performance.PARTS, performance_figures.FIGURES),
+    Page(
+        "docs/performance.md",
+        "performance",
+        RESULTS,
+        evidence.read,
+        performance.PARTS | without_gpu.PARTS,
+        performance_figures.FIGURES,
+    ),
     Page("README.md", "headline", RESULTS, evidence.read, performance.HEADLINE_PARTS, {}),
+    Page("docs/models.md", "study", RESULTS / "study", study.read, study.PARTS, study_figures.FIGURES),
+    Page("README.md", "answer", RESULTS / "study", study.read, {"answer": study.answer}, {}),
 )
 
 

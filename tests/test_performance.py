@@ -7,11 +7,12 @@ import pytest
 
 from bench import ceilings, rows
 from bench.cases import Case
-from bench.pages import evidence, marks, performance, performance_figures
+from bench.pages import evidence, marks, performance, performance_figures, without_gpu
 from bench.suites import SUITES, sweep
 from bench.workloads import WORKLOADS, workload_cases
 
 ROOT = Path(__file__).parents[1]
+PARTS = performance.PARTS | without_gpu.PARTS
 WHERE = dict.fromkeys(rows.WHERE_KEYS, "here") | {"gpu": "GPU X", "commit": "abc", "date": "2026-01-01", "seed": 1}
 LIMITS = {
     name: ceilings.Ceiling(1.0, 0.0, 7, rate)
@@ -58,7 +59,7 @@ LEFT = Case(2048, 128, 512, "bf16", "train")
 
 
 def test_without_rows_every_part_says_so():
-    for name, part in performance.PARTS.items():
+    for name, part in PARTS.items():
         text = part([])
         if name in ("cases", "given_to_torch"):
             continue
@@ -72,11 +73,11 @@ def test_rows_of_a_cpu_are_no_evidence_of_a_gpu():
     case = next(w for w in WORKLOADS if w.label == "electricity").case("forward", "fp32")
     made = rows_of(case, 2.0, 2.1, "torch", WHERE | {"gpu": None, "cpu": "CPU Y"})
     assert "No row of a GPU exists yet" in performance.workloads(made)
-    assert "One thread of the CPU CPU Y" in performance.cpu(made)
-    assert "| electricity, forward | 2 | 1.05x |" in performance.cpu(made)
+    assert "One thread of the CPU CPU Y" in without_gpu.cpu(made)
+    assert "| electricity, forward | 2 | 1.05x |" in without_gpu.cpu(made)
     assert "no speed-up is claimed" in performance.headline(made)
     assert performance.unknown(made) == performance.unknown([])
-    assert "No row exists yet" in performance.cpu(rows_of(case, 2.0, 2.1)), "that GPU's machine has a CPU, too"
+    assert "No row exists yet" in without_gpu.cpu(rows_of(case, 2.0, 2.1)), "that GPU's machine has a CPU, too"
 
 
 def test_what_is_unknown_is_counted(whole):
@@ -94,7 +95,7 @@ def test_what_is_unknown_is_counted(whole):
 
 def test_the_tables_hold_ratios_floors_rivals_and_reasons(whole):
     text = performance.workloads(whole)
-    assert f"brain-to-text decoder, {performance.TRAINING} | bf16 | persistent | 8 | 6 | 0.75x |" in text
+    assert f"brain-to-text decoder, {evidence.MODES['train']} | bf16 | persistent | 8 | 6 | 0.75x |" in text
     other = workload_cases()[2]
     floors = 2.0 / ceilings.least(other, LIMITS, None)[0]
     assert f"| 2 | 6 | 3.00x | gru-qat 2.00x | {floors:.1f} | operations | 0.50x |" in text
@@ -107,7 +108,7 @@ def test_the_tables_hold_ratios_floors_rivals_and_reasons(whole):
     assert "- no time: haste: not installed (brain-to-text, speech-decoder" in others
     assert "| RNNoise, forward | 3.00x | 3.00x | 3.00x | 3.00x |" in performance.precisions(whole)
     assert "| copy | 4000 | 10^9 bytes a second, read and written |" in performance.floor(whole)
-    assert "| host-persistent-forward-whole | 55.0 | 0.10 |" in performance.calls(whole)
+    assert "| host-persistent-forward-whole | 55.0 | 0.10 |" in without_gpu.calls(whole)
     assert f"{mean:.2f}x as long as ours" in performance.headline(whole)
 
 
@@ -127,7 +128,7 @@ def test_the_growth_is_the_power_between_the_last_two_points():
     for case in sweep("time"):
         made += rows_of(case, 2.0 * case.time, 3.0)
     text = performance.scaling(made)
-    assert f"| time, {performance.TRAINING} | 65,536 | 1.00 | 0.00 |" in text
+    assert f"| time, {evidence.MODES['train']} | 65,536 | 1.00 | 0.00 |" in text
     assert "| hidden" not in text
 
 
@@ -141,7 +142,7 @@ def test_a_later_row_counts_and_each_gpu_has_its_own_table(whole):
 
 
 def test_what_the_plan_gives_to_torch_has_no_number_of_time():
-    text = performance.given_to_torch([])
+    text = without_gpu.given_to_torch([])
     assert "`h2048-b128-t512-bf16-train`" in text
     assert not MEASURED.search(text)
 

@@ -21,6 +21,10 @@ def read(folder: Path) -> list[Row]:
     return [row for row in rows_in(folder) if row["impl"] != TUNED]
 
 
+COMMAND = "python3 -m bench run"
+MODES = {"train": "training step", "forward": "forward"}
+
+
 @dataclass(frozen=True)
 class Machine:
     name: str
@@ -93,3 +97,11 @@ def exponent(points: Sequence[tuple[float, float]]) -> float | None:
         return None
     (x0, y0), (x1, y1) = points[-2:]
     return math.log(y1 / y0) / math.log(x1 / x0)
+
+
+def number(value: float | None, form: str = ".3g") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from bench import ceilings
 from bench.cases import Case
-from bench.pages.evidence import Machine, machines
+from bench.pages.evidence import MODES, Machine, machines
 from bench.pages.figures import PALETTE, canvas, digest, plain, svg
-from bench.pages.performance import HEADLINE, MODES, ROOFLINE, SCALING
+from bench.pages.performance import HEADLINE, ROOFLINE, SCALING
 from bench.pair import OURS, THEIRS
 from bench.rivals import GRAPH
 from bench.rows import Row
