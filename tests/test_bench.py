@@ -54,15 +54,6 @@ COST = model.Cost(us=1.7, exchange=1.0, l2=0.1, tensor=0.0, shared=0.0, issue=0.
 BACK_COST = dataclasses.replace(COST, us=2.6, exchange=1.2, l2=0.3)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Timing loops on more threads than there are free cores take seconds instead of milliseconds."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Spoilt(nn.GRU):
     """A GRU whose results go through `spoil` before anyone sees them."""
 

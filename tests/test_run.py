@@ -23,14 +23,6 @@ JOBS = [
 LIMITS = {ceilings.COPY: ceilings.Ceiling(1.0, 0.1, 7, 1e9), "fp32": ceilings.Ceiling(2.0, 0.1, 7, 1e9)}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # What is measured
 
 
