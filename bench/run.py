@@ -128,7 +128,7 @@ def run(seconds: float, out: Path, only: str, commit: str | None, suites: Sequen
         results = measure(todo, child, file, where, limits, budget, has_gpu)
     finally:
         child.stop()
-    if not only:
+    if not only and not any(name.startswith("host-") for name in known):
         about_a_call(file, where, has_gpu, budget)
     for text in (*reasons(results), f"Rows: {file.path}", *workload_table(results)):
         say(text)

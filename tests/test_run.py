@@ -144,12 +144,17 @@ class FakeChild:
         self.stopped = True
 
 
+def about_a_call(file, where, *_):
+    file.append(rows.shapeless("host-resident-forward", pair.OURS, where, ms=0.05, rounds=9))
+    print("About a call.")
+
+
 @pytest.fixture
 def measured(tmp_path, monkeypatch, capsys):
     """Runs a command with a fake child on a machine without a GPU; returns exit code, new rows, lines and the child."""
     monkeypatch.setattr(room, "introduced", lambda commit: (WHERE | {"gpu": None}, CPU))
     monkeypatch.setattr(room, "on_cpu", lambda suite: JOBS if suite == "workloads" else [])
-    monkeypatch.setattr(room, "about_a_call", lambda *about: print("About a call."))
+    monkeypatch.setattr(room, "about_a_call", about_a_call)
     path = tmp_path / "run-cpu-2026-01-01.jsonl"
 
     def call(*arguments, child=None, budget="100"):
@@ -193,11 +198,13 @@ def test_the_same_command_goes_on_where_the_last_one_stopped(measured):
     measured("--only", "demo0-fp32-train")
     code, found, lines, child = measured()
     assert code == 0
+    assert "About a call." in lines
     assert first not in {name for _, name, _, _ in child.asked}
     assert first not in {row["case"] for row in found}
     assert lines[0] == "To measure: 5 cases; known with commit abc1234: 1."
     _, found, lines, child = measured()
     assert child.asked == found == []
+    assert "About a call." not in lines
     assert lines[0] == "To measure: 0 cases; known with commit abc1234: 6."
 
 
