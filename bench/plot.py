@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import compile_times, numerics
+from bench import numerics
+from bench.compile import times as compile_times
 from bench.pages import evidence, figures, kernels, performance, performance_figures, study, study_figures, without_gpu
 from bench.pages import numerics as numerics_page
 from bench.pages.marks import Part, filled

@@ -121,8 +121,8 @@ def test_programs_that_wait_in_vain_say_where(monkeypatch):
 COMPILE = """
 import dataclasses, json
 from bench.floor import blocks, floor_kernel
-from bench.machine_code import compile_for
-from bench.persistent_table import candidates, dtype_of
+from bench.compile.machine_code import compile_for
+from bench.compile.persistent import candidates, dtype_of
 found = []
 for kernel, kind, units, name in (
     ("forward", "16-bit", 1024, "16x8-8w-counter"), ("forward", "16-bit", 1024, "16x8-8w-data"),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tritongru
-from bench.persistent_table import chosen
+from bench.compile.persistent import chosen
 from tritongru import candidates, model
 from tritongru import plan as planning
 from tritongru.candidates import kind_of, persistent_options

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
-from bench import compile_times
+from bench.compile import times as compile_times
 from bench.pages import kernels
 from tritongru import layer, memory
 from tritongru import warmup as warming
@@ -343,7 +343,7 @@ def test_threads_compile_all_that_calls_need(tmp_path):
 
 MEASURE = """
 import pathlib, sys
-from bench import compile_times
+from bench.compile import times as compile_times
 from bench.pages import kernels
 compile_times.ROWS, compile_times.ROUNDS, compile_times.CASES = pathlib.Path(sys.argv[1]), 1, ((32, "bfloat16"),)
 compile_times.measure()

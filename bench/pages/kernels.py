@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from bench.compile_times import STAGES
+from bench.compile.times import STAGES
 from bench.pages.marks import Part, table
 from bench.rows import Row
 

@@ -16,10 +16,10 @@ import os
 import sys
 from typing import Any
 
-from bench import compile_times, persistent_table, resident_table, stepwise_table
-from bench.machine_code import TARGETS
+from bench.compile import persistent, resident, stepwise, times
+from bench.compile.machine_code import TARGETS
 
-FAMILIES: dict[str, Any] = {"resident": resident_table, "persistent": persistent_table, "stepwise": stepwise_table}
+FAMILIES: dict[str, Any] = {"resident": resident, "persistent": persistent, "stepwise": stepwise}
 KERNELS = ("forward", "backward", *(f"{f}-{k}" for f in ("persistent", "stepwise") for k in ("forward", "backward")))
 
 
@@ -39,7 +39,7 @@ def main() -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET=1 is set, so nothing would be compiled; unset it")
     if args.command == "times":
-        compile_times.measure()
+        times.measure()
         return 0
     if args.command == "check":
         check(args.arch, args.kernel, args.all)
@@ -51,11 +51,11 @@ def main() -> int:
 def check(arch: str, kernel: str, everything: bool) -> None:
     family, _, name = kernel.rpartition("-")
     if family == "persistent":
-        persistent_table.check(arch, name, everything)
+        persistent.check(arch, name, everything)
     elif family == "stepwise":
-        stepwise_table.check(arch, name)
+        stepwise.check(arch, name)
     else:
-        resident_table.check(arch, name)
+        resident.check(arch, name)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.machine_code import Facts, compile_for
+from bench.compile.machine_code import Facts, compile_for
 from tritongru.candidates import smallest
 from tritongru.devices import GPUS
 from tritongru.launches import BLOCK_B, Launch, chunks_of, dot_precision
 from tritongru.model import BARRIER_CLOCKS, SCHEDULERS
 
-LAUNCHES = Path(__file__).parents[1] / "tritongru" / "kernels" / "resident.json"
+LAUNCHES = Path(__file__).parents[2] / "tritongru" / "kernels" / "resident.json"
 SIZES = {"16-bit": range(32, 193, 16), "tf32": range(32, 129, 16), "ieee": range(32, 97, 16)}
 # Of 255: what needs more here may spill on another chip or with another option, and with 4 warps it does.
 SPARE_REGISTERS = 248

@@ -10,12 +10,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bench.machine_code import Facts, compile_for
+from bench.compile.machine_code import Facts, compile_for
 from tritongru.candidates import persistent_options
 from tritongru.devices import GPUS
 from tritongru.launches import PersistentLaunch, bits_of, chunks_of, dot_precision, persistent_launches
 
-LAUNCHES = Path(__file__).parents[1] / "tritongru" / "kernels" / "persistent.json"
+LAUNCHES = Path(__file__).parents[2] / "tritongru" / "kernels" / "persistent.json"
 SIZES = {
     "16-bit": (256, 384, 512, 768, 1024, 1536, 2048),
     "tf32": (256, 384, 512, 768, 1024),

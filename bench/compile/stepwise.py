@@ -8,11 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bench.machine_code import Facts, compile_for
+from bench.compile.machine_code import Facts, compile_for
 from tritongru.devices import GPUS
 from tritongru.launches import StepwiseLaunch, dot_precision
 
-LAUNCHES = Path(__file__).parents[1] / "tritongru" / "kernels" / "stepwise.json"
+LAUNCHES = Path(__file__).parents[2] / "tritongru" / "kernels" / "stepwise.json"
 HIDDEN = 4096  # size of the counts; the block, not the size, decides what the compiler makes
 ARCHS = ("sm_80", "sm_86", "sm_100", "sm_120")  # besides sm_90
 SMALLEST_SHARED = min(gpu.shared_bytes for gpu in GPUS.values() if gpu.backend == "cuda")

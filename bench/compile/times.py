@@ -17,13 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import persistent_table, resident_table, stepwise_table
+from bench.compile import persistent, resident, stepwise
 from bench.rows import Row, cpu_name, facts, file_name
 from tritongru.devices import GPUS
 from tritongru.launches import Launch, PersistentLaunch
 from tritongru.plan import Pass, plan
 
-ROWS = Path(__file__).parent / "results" / "compile"
+ROWS = Path(__file__).parents[1] / "results" / "compile"
 GPU, BATCH, ROUNDS = "h200", 16, 3
 CASES = ((128, "bfloat16"), (128, "float32"), *((h, d) for h in (512, 768, 1024) for d in ("bfloat16", "float32")))
 CASES += ((4096, "bfloat16"),)
@@ -34,11 +34,11 @@ def compile_pass(kernel: str, found: Pass, hidden: int, dtype: str, arch: str) -
     """A forward that saves its gates, or a backward, as a training step with an initial state launches it."""
     launch = found.launch
     if isinstance(launch, Launch):
-        resident_table.compile_kernel(kernel, hidden, dtype, launch, arch)
+        resident.compile_kernel(kernel, hidden, dtype, launch, arch)
     elif isinstance(launch, PersistentLaunch):
-        persistent_table.compile_launch(launch, hidden, dtype, arch)
+        persistent.compile_launch(launch, hidden, dtype, arch)
     else:
-        stepwise_table.compile_launch(kernel, launch, hidden, dtype, arch)
+        stepwise.compile_launch(kernel, launch, hidden, dtype, arch)
 
 
 def timed(compile_: Callable[[], None]) -> Row:
