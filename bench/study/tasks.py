@@ -93,7 +93,7 @@ class Adding:
     sequence of random numbers in [0, 1], of which one in each half is marked; the target is the sum of the two."""
 
     name = "adding"
-    setup = Setup(hidden=64, batch=64, time=50, steps=2000, seeds=5, rates=(5e-3, 1e-2, 2e-2, 4e-2))
+    setup = Setup(hidden=64, batch=64, time=50, steps=2000, seeds=5, rates=(5e-3, 1e-2, 2e-2, 4e-2, 8e-2))
     unseen = 2000  # sequences that are held out, and as many to choose by
     # No seed of a training run is as large, so none of these sequences is met in training. torch's generator keeps 32
     # bits of a seed: 2**40 would be 0.
