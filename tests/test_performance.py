@@ -74,7 +74,7 @@ def test_rows_of_a_cpu_are_no_evidence_of_a_gpu():
     made = rows_of(case, 2.0, 2.1, "torch", WHERE | {"gpu": None, "cpu": "CPU Y"})
     assert "No row of a GPU exists yet" in performance.workloads(made)
     assert "One thread of the CPU CPU Y" in without_gpu.cpu(made)
-    assert "| electricity, forward | 2 | 1.05x |" in without_gpu.cpu(made)
+    assert "| electricity, forward | 2 | 0.01 | 1.05x |" in without_gpu.cpu(made)
     assert "no speed-up is claimed" in performance.headline(made)
     assert performance.unknown(made) == performance.unknown([])
     assert "No row exists yet" in without_gpu.cpu(rows_of(case, 2.0, 2.1)), "that GPU's machine has a CPU, too"

@@ -78,8 +78,10 @@ def _cpu(machine: Machine) -> str:
     lines = []
     for case in found:
         shares = [times(machine.over(case.name, name)) for name in names]
-        lines.append((f"{case.label}, {MODES[case.mode]}", number(machine.ms(case.name)), *shares))
-    head = ("workload", "ours, ms", *(f"{name} over ours" for name in names))
+        spread = (machine.row(case.name) or {}).get("spread")
+        cells = (number(machine.ms(case.name)), number(spread, ".2f"))
+        lines.append((f"{case.label}, {MODES[case.mode]}", *cells, *shares))
+    head = ("workload", "ours, ms", "spread", *(f"{name} over ours" for name in names))
     missing = dict.fromkeys(
         f"- {row['impl']}: {row['reason']}"
         for case in found
