@@ -107,7 +107,7 @@ def test_the_tables_hold_ratios_floors_rivals_and_reasons(whole):
     assert "- gru-qat: asked nicely" in others
     assert "- no time: haste: not installed (brain-to-text, speech-decoder" in others
     assert "| RNNoise, forward | 3.00x | 3.00x | 3.00x | 3.00x |" in performance.precisions(whole)
-    assert "| copy | 4000 | 10^9 bytes a second, read and written |" in performance.floor(whole)
+    assert "| copy | 4,000 | 10^9 bytes a second, read and written |" in performance.floor(whole)
     assert "| host-persistent-forward-whole | 55.0 | 0.10 |" in without_gpu.calls(whole)
     assert f"{mean:.2f}x as long as ours" in performance.headline(whole)
 
@@ -119,6 +119,11 @@ def test_every_case_below_one_is_listed_with_what_auto_does(whole):
     assert text.count("0.75x") == text.count("0.50x") == 1
     faster = [row for row in whole if row["case"] not in (SLOW.name, LEFT.name)]
     assert "in none of" in performance.slower(faster)
+
+
+def test_numbers_are_never_written_with_exponents():
+    found = [evidence.number(value) for value in (None, 0.0123, 12.3, 999.4, 1234.5, 45_406.3)]
+    assert found == ["-", "0.0123", "12.3", "999", "1,234", "45,406"]
 
 
 def test_the_growth_is_the_power_between_the_last_two_points():

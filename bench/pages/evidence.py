@@ -100,7 +100,8 @@ def exponent(points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def number(value: float | None, form: str = ".3g") -> str:
-    return "-" if value is None else format(value, form)
+    """Of large values all digits before the point, where the form would write an exponent."""
+    return "-" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else format(value, form)
 
 
 def times(value: float | None) -> str:
