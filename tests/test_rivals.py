@@ -110,6 +110,9 @@ def test_without_a_gpu_the_packages_say_so(monkeypatch):
     assert "no exchange" in result.missing[rivals.FLOOR]
     assert rivals.CUDNN_LSTM in result.calls
     assert set(result.hows) == set(names) == set(result.calls) | set(result.missing)
+    for name in names:
+        known = (rivals.REGISTRY | rivals.BOUNDS)[name]
+        assert result.hows[name] == f"{known.version()}: {known.how}"
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def rivals_for(
     for name, rival in known.items():
         if name not in names:
             continue
-        found.hows[name] = rival.how
+        found.hows[name] = f"{rival.version()}: {rival.how}"
         try:
             call = rival.make(case, pair, steps)
             seconds_of(call, device)  # compiles
