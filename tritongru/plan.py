@@ -233,8 +233,8 @@ def _slower(
     if any(found.family == "stepwise" for found in passes) and (1 - STEPWISE_MARGIN) * theirs < ours < theirs:
         return (
             f"hidden size {hidden} with batch {batch} takes one launch a step on {device.name}, of which too little is "
-            f"known to prefer it ({ours:.2f} us {step} expected) to torch's GRU ({theirs:.2f}); impl='triton' runs ours "
-            "regardless"
+            f"known to prefer it ({ours:.2f} us {step} expected) to torch's GRU ({theirs:.2f}); impl='triton' runs "
+            "ours regardless"
         )
     if ours > (1 - MARGIN) * theirs:
         return (
