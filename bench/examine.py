@@ -14,16 +14,16 @@ from bench.cases import Case
 from bench.ceilings import Ceilings, least, measure
 from bench.children import START_LIMIT_S, Child, Failed, TimedOut, sentence
 from bench.forced import builder
-from bench.pair import OURS, RECOMPUTED, THEIRS, build, check, take_time
+from bench.pair import OURS, RECOMPUTED, THEIRS, Timed, build, check, take_time
 from bench.report import Result
-from bench.rivals import FLOOR, OURS_GRAPH, PACKAGED, exchanges, rivals_for
+from bench.rivals import ALLOWANCES_S, FLOOR, OURS_GRAPH, exchanges, rivals_for
 from bench.rows import Row, facts, row
 from tritongru import model
 from tritongru.devices import Device, device_facts
 from tritongru.plan import Plan
 
 COMPILE_LIMIT_S = 120.0
-CASE_LIMIT_S, PACKAGED_LIMIT_S = 30.0, 300.0
+CASE_LIMIT_S = 30.0
 STEPS_A_SECOND = 500  # that a limit allows for on top: of float64 forward and backward in torch's own loop
 RESERVE_S = 8.0  # with less than this left, no case is begun
 
@@ -109,27 +109,55 @@ def compile_all(jobs: Sequence[warm.Job], impl: str, budget: Budget) -> None:
 
 
 def asking(child: Child, impl: str, rivals: Callable[[Case], tuple[str, ...]], where: Row, budget: Budget) -> Ask:
-    """Asks a child process. Where other people's packages spoil an answer, by a crash that takes the process along or
-    by the time they take, it is asked for once more without them, and then without any rival."""
+    """Asks a child process. Where other people's code spoils an answer, by a crash that takes the process along or by
+    the time that it takes, it is asked for without them, then for each of them alone; who fails alone is left out of
+    the rest of the run."""
+    broken: dict[str, str] = {}
+
+    def put(question: Question, limit_s: float) -> Any:
+        most_s = min(limit_s + sum(ALLOWANCES_S.get(name, 0.0) for name in question.rivals), budget.left())
+        return child.ask(question, limit_s=most_s, start_s=budget.to_start())
 
     def ask(what: str, result: Result, limit_s: float) -> Any:
-        question = Question(what, result.case, impl, None, rivals(result.case), where["seed"])
+        names = rivals(result.case)
+        some = tuple(name for name in names if name not in broken)
+        question = Question(what, result.case, impl, None, some, where["seed"])
         if what != "speed":
-            return child.ask(question, limit_s=limit_s, start_s=budget.to_start())
-        everybody, own = question.rivals, tuple(name for name in question.rivals if name not in PACKAGED)
-        missing: dict[str, str] = {}
-        for names in dict.fromkeys((everybody, own, ())):
-            most_s = limit_s if names == own else PACKAGED_LIMIT_S
+            return put(question, limit_s)
+        missing = {name: broken[name] for name in names if name in broken}
+        try:
+            timed: Timed = put(question, limit_s)
+        except Failed as failed:
+            if not some or budget.left() < RESERVE_S:
+                raise
+            own = tuple(name for name in some if name not in ALLOWANCES_S)
+            timed = one_by_one(question, limit_s, own, str(failed))
+        return replace(timed, missing=missing | timed.missing)
+
+    def one_by_one(question: Question, limit_s: float, own: tuple[str, ...], why: str) -> Timed:
+        try:
+            timed: Timed = put(replace(question, rivals=own), limit_s)
+        except Failed as failed:
+            if not own or budget.left() < RESERVE_S:
+                raise
+            timed = put(replace(question, rivals=()), limit_s)
+            timed.missing.update(dict.fromkeys(own, f"all at once: {failed}"))
+        for name in question.rivals:
+            if name in own:
+                continue
+            if budget.left() < RESERVE_S:
+                timed.missing[name] = f"no time to ask for it alone after: {why}"
+                continue
             try:
-                some = replace(question, rivals=names)
-                timed = child.ask(some, limit_s=min(most_s, budget.left()), start_s=budget.to_start())
-                without = {name: why for name, why in missing.items() if name not in timed.times}
-                return replace(timed, missing=without | timed.missing)
+                one: Timed = put(replace(question, rivals=(name,)), limit_s)
             except Failed as failed:
-                if not names or budget.left() < RESERVE_S:
-                    raise
-                missing |= dict.fromkeys(names, f"all at once: {failed}")
-        raise AssertionError("the last question has no rivals")
+                timed.missing[name] = broken[name] = f"left out from {question.case.name} on: {failed}"
+                continue
+            timed.times.update({name: one.times[name]} if name in one.times else {})
+            timed.parities.update(one.parities)
+            timed.missing.update(one.missing)
+            timed.hows.update(one.hows)
+        return timed
 
     return ask
 

@@ -230,25 +230,68 @@ def test_a_red_case_is_named_and_fails_the_run(measured):
     assert lines[0].startswith("To measure: 1 cases"), "what has no time is asked again"
 
 
-@pytest.mark.parametrize(("breaking", "kept"), [("haste", True), ("nn.LSTM", False)])
-def test_a_rival_that_breaks_the_child_costs_its_case_as_few_rivals_as_may_be(measured, monkeypatch, breaking, kept):
-    class Breaking(FakeChild):
-        def ask(self, question, **limits):
-            found = super().ask(question, **limits)
-            if question.what == "speed" and breaking in question.rivals:
-                raise children.Failed("the child process ended with exit code 3")
-            return found
+class Breaking(FakeChild):
+    """Whose process ends whenever one of these is among the rivals."""
 
-    jobs = [(JOBS[2][0], ("nn.LSTM", "haste"))]
+    def __init__(self, *names):
+        super().__init__()
+        self.names = names
+
+    def ask(self, question, **limits):
+        self.limit_s = limits["limit_s"]
+        found = super().ask(question, **limits)
+        if question.what == "speed" and set(question.rivals) & set(self.names):
+            raise children.Failed("exit code 3")
+        return found
+
+
+def speeds(child):
+    return [names for what, _, names, _ in child.asked if what == "speed"]
+
+
+@pytest.fixture
+def two_cases(measured, monkeypatch):
+    """Of two cases, each with two packages and an LSTM beside them."""
+    jobs = [(case, ("nn.LSTM", "haste", "TorchRL")) for case, _ in JOBS[2:4]]
     monkeypatch.setattr(room, "on_cpu", lambda suite: jobs if suite == "workloads" else [])
-    code, found, lines, child = measured(child=Breaking())
-    assert code == 0
-    asked = [names for what, _, names, _ in child.asked if what == "speed"]
-    assert asked == [("nn.LSTM", "haste"), ("nn.LSTM",), ()][: 2 if kept else 3]
-    own = {row["impl"]: row for row in found if row["case"] == jobs[0][0].name}
-    assert own["tritongru"]["ms"] == 1.0
-    reason = "all at once: the child process ended with exit code 3"
-    assert (f"No time of nn.LSTM: {reason} (1 case)" in lines) is not kept
+
+    def call(*names):
+        code, found, _, child = measured(child=Breaking(*names), budget="1000")
+        assert code == 0
+        assert all(row["ms"] for row in found if row["impl"] == "tritongru" and row["case"].startswith("demo"))
+        return {(row["case"], row["impl"]): row for row in found}, speeds(child)
+
+    return call, [case.name for case, _ in jobs]
+
+
+def test_a_package_that_breaks_is_found_and_left_out_of_the_rest(two_cases):
+    call, (first, second) = two_cases
+    found, asked = call("haste")
+    everybody = ("nn.LSTM", "haste", "TorchRL")
+    assert asked == [everybody, ("nn.LSTM",), ("haste",), ("TorchRL",), ("nn.LSTM", "TorchRL")]
+    reason = f"left out from {first} on: exit code 3"
+    assert found[first, "haste"]["reason"] == reason
+    assert found[first, "nn.LSTM"]["ms"] == found[second, "nn.LSTM"]["ms"] == 2.0
+    assert found[second, "haste"]["ms"] is None
+
+
+def test_where_even_our_own_rivals_break_ours_is_timed_alone(two_cases):
+    call, (first, _) = two_cases
+    found, asked = call("nn.LSTM")
+    everybody = ("nn.LSTM", "haste", "TorchRL")
+    assert asked == [everybody, ("nn.LSTM",), (), ("haste",), ("TorchRL",)] * 2
+    assert found[first, "nn.LSTM"]["reason"] == "all at once: exit code 3"
+
+
+def test_who_compiles_for_long_gets_more_time(measured, monkeypatch):
+    limits = []
+    for (case, _), names in zip(JOBS, ((), ("nn.LSTM",), ("TorchRL",)), strict=False):
+        jobs = [(case, names)]
+        monkeypatch.setattr(room, "on_cpu", lambda suite, jobs=jobs: jobs if suite == "workloads" else [])
+        child = Breaking()
+        measured(child=child, budget="1000")
+        limits.append(child.limit_s - examine.limit_of(case))
+    assert limits == [0, 0, rivals.ALLOWANCES_S["TorchRL"]]
 
 
 def test_without_ceilings_rows_have_no_floor(measured):

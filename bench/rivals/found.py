@@ -19,7 +19,9 @@ from bench.rivals.rival import Rival, Steps, Unavailable
 # Graphs are made last, for what a failed capture may leave behind.
 REGISTRY = {rival.name: rival for rival in (CUDNNS_LSTM, COMPILED_LOOP, *PACKAGES, FORCED_OURS, GRAPHED, GRAPHED_OURS)}
 BOUNDS = {BOUND.name: BOUND}
-PACKAGED = tuple(rival.name for rival in PACKAGES)
+# Seconds on top of a case's for what others compile or build before their first call: also the names of those whose
+# code may hang or crash.
+ALLOWANCES_S = {COMPILED: 120.0, GRU_QAT: 20.0, TORCHRL: 240.0, FLASHRNN: 240.0, HASTE: 20.0}
 GRID_RIVALS = (GRAPH, CUDNN_LSTM, FLOOR)  # of every wide case
 GATE_RIVALS = (
     GRAPH,
