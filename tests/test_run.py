@@ -242,7 +242,7 @@ class Breaking(FakeChild):
         found = super().ask(question, **limits)
         if question.what == "speed" and set(question.rivals) & set(self.names):
             raise children.Failed("exit code 3")
-        return found
+        return dataclasses.replace(found, missing={}) if question.what == "speed" else found
 
 
 def speeds(child):
@@ -291,7 +291,7 @@ def test_who_compiles_for_long_gets_more_time(measured, monkeypatch):
         child = Breaking()
         measured(child=child, budget="1000")
         limits.append(child.limit_s - examine.limit_of(case))
-    assert limits == [0, 0, rivals.ALLOWANCES_S["TorchRL"]]
+    assert limits == pytest.approx([0, 0, rivals.ALLOWANCES_S["TorchRL"]])
 
 
 def test_without_ceilings_rows_have_no_floor(measured):
