@@ -208,7 +208,7 @@ def curve_row(text: Text, setup: Setup, impl: str, seed: int, curve: Curve, fami
     precision = fp32_precision() if setup.dtype == "fp32" else None
     how = {"precision": precision, "memory": setup.memory, "rate": setup.rate, "text": text.name}
     found = {"losses": [number(loss) for loss in curve.losses], "held_out": number(curve.held_out)}
-    return {"case": "characters", **shape, **how, "impl": impl, "family": family, "seed": seed, **found, **where}
+    return {"case": "characters", **shape, **how, "impl": impl, "family": family, **found, **where, "seed": seed}
 
 
 def append(path: Path, row: Row) -> None:
