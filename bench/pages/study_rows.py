@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,11 @@ class Trainings:
     def seconds(self) -> dict[int, float]:
         return {row["seed"]: row["seconds"] for row in self.rows}
 
+    @property
+    def center(self) -> float | None:
+        found = self.mean(list(self.errors.values()))
+        return found.mean if found else None
+
     def mean(self, values: Sequence[float]) -> Interval | None:
         """None of fewer than two values, which tell no interval."""
         if len(values) < 2:
@@ -118,6 +124,13 @@ class Machine:
         """Those that one was chosen from."""
         return sorted({row["rate"] for row in self.of("choice", task, model)})
 
+    def leaders(self, task: str) -> tuple[str, str]:
+        """The models with the smallest error on the validation part, at its best rate, and on what is held out."""
+        key = TASKS[task].error
+        before = {model: least(row["errors"][key] for row in self.of("choice", task, model)) for model in MODELS}
+        after = {model: least([self.trainings(task, model).center]) for model in MODELS}
+        return min(MODELS, key=before.__getitem__), min(MODELS, key=after.__getitem__)
+
     @cached_property
     def tasks(self) -> list[str]:
         """Those on which every model was trained and timed."""
@@ -126,6 +139,11 @@ class Machine:
             return all(self.of(kind, task, model) for kind, model in product(("training", "step"), MODELS))
 
         return [task for task in TASKS if whole(task)]
+
+
+def least(errors: Iterable[float | None]) -> float:
+    """The smallest; infinity if none is a number."""
+    return min((error for error in errors if error is not None), default=math.inf)
 
 
 def listed(values: Iterable[object]) -> str:

@@ -91,4 +91,4 @@ def ratio_in_words(found: Interval, more: str = "larger", less: str = "smaller")
 
 
 def _factor(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{float(f'{value:.2g}'):,.0f}" if value >= 100 else f"{value:.3g}"
