@@ -84,17 +84,17 @@ def answer(rows: Sequence[Row]) -> str:
 
 
 def _answer(machine: Machine, task: str) -> str:
-    before, after = machine.leaders(task)
+    first, best = machine.leaders(task)
     told = (
         f"- **{task}**: against an LSTM of the same hidden size, the GRU's error: "
         f"{error_in_words(machine, task, 'LSTM')}; its training time: {time_in_words(machine, task, 'LSTM')}. "
         f"Against an LSTM with as many parameters, its error: {error_in_words(machine, task, SMALL)}; its "
         f"training time: {time_in_words(machine, task, SMALL)}."
     )
-    if before == after:
+    if first == best:
         return told
     return (
-        f"{told} On the data that chose the rates the order is another: there the {before} is ahead, here the {after}."
+        f"{told} On the data that chose the rates the order is another: there the {first} is ahead, here the {best}."
     )
 
 
