@@ -93,9 +93,7 @@ def _answer(machine: Machine, task: str) -> str:
     )
     if first == best:
         return told
-    return (
-        f"{told} On the data that chose the rates the order is another: there the {first} is ahead, here the {best}."
-    )
+    return f"{told} On the data that chose the rates the order is another: there the {first} is ahead, here the {best}."
 
 
 def tasks(rows: Sequence[Row]) -> str:
