@@ -141,6 +141,7 @@ def test_a_later_row_counts_and_each_gpu_has_its_own_table(whole):
     case = workload_cases()[2]
     later = rows_of(case, 1.0, 6.0, where=WHERE | {"commit": "def"})
     assert "| 1 | 6 | 6.00x |" in performance.workloads([*whole, *later])
+    assert "commit def; " in performance.workloads([*rows_of(case, 2.0, 6.0), *later]), "of what is shown alone"
     other = rows_of(case, 1.0, 6.0, where=WHERE | {"gpu": "GPU Z"})
     text = performance.workloads([*whole, *other])
     assert text.count("GPU X, driver") == text.count("GPU Z, driver") == 1

@@ -66,7 +66,7 @@ class Machine:
     def caption(self, cases: Iterable[Case] = ()) -> str:
         """With what the rows were made: those of the cases, or all."""
         names = {case.name for case in cases}
-        own = [row for row in self.rows if not names or row["case"] in names]
+        own = [row for row in self.found.values() if not names or row["case"] in names]
         parts = [self.name if self.has_gpu else f"One thread of the CPU {self.name}"]
         for key, title in (("driver", "driver"), ("torch", "torch"), ("triton", "Triton"), ("cudnn", "cuDNN")):
             if key in ("driver", "cudnn") and not self.has_gpu:
