@@ -74,11 +74,12 @@ def add_run(add: Add) -> None:
     )
     add_measuring(room)
     room.add_argument("--suite", action="append", choices=SUITES, help="only this one; may be given again")
+    room.add_argument("--study", action="store_true", help="then `study` as well, however long it takes")
 
     def run(given: Namespace) -> int:
         from bench.run import run
 
-        return run(given.budget, given.out, given.only, given.commit, given.suite or SUITES)
+        return run(given.budget, given.out, given.only, given.commit, given.suite or SUITES, given.study)
 
     room.set_defaults(run=run)
 

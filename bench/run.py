@@ -34,11 +34,13 @@ from bench.pair import OURS, build
 from bench.plot import RESULTS, plot
 from bench.report import Result, line, reasons, workload_table
 from bench.rows import MACHINE_KEYS, Row, RowFile, file_name
+from bench.study import command
 from bench.suites import SUITES, Job, on_cpu
 
 SAME = (*MACHINE_KEYS, "commit")  # of a row that answers what this run would ask
 TOGETHER = 16  # cases that are compiled at once
 CEILINGS_S = 60.0
+STUDY = "study"  # folder of its rows, beside those of cases
 
 
 def jobs_of(suites: Sequence[str], has_gpu: bool, only: str) -> list[Job]:
@@ -108,7 +110,7 @@ def measure(
     return results
 
 
-def run(seconds: float, out: Path, only: str, commit: str | None, suites: Sequence[str]) -> int:
+def run(seconds: float, out: Path, only: str, commit: str | None, suites: Sequence[str], studies: bool) -> int:
     budget = Budget(seconds)
     where, device = introduced(commit)
     has_gpu = device.backend != "cpu"
@@ -135,13 +137,19 @@ def run(seconds: float, out: Path, only: str, commit: str | None, suites: Sequen
     left = [result.case.name for result in results if result.left_out]
     if left:
         say(f"No time for {len(left)} cases; the same command goes on with them, given the same commit.")
+    code = 0
+    if studies:
+        (out / STUDY).mkdir(exist_ok=True)
+        code = command.study(out / STUDY, commit, "", None, None)
     for text in unknown(evidence.read(out)):
         say(f"Not known: {text}.")
+    if not any(row["gpu"] for row in command.read(out / STUDY)):
+        say("Not known: GRU, LSTM and plain RNN on a GPU: no row (`run --study`, or `study` alone).")
     if out == RESULTS:
         plot(check=False)
     red = [result.case.name for result in results if not result.green and not result.left_out]
     say(f"Red: {', '.join(red)}." if red else "No case was red.")
-    return 1 if red else 0
+    return 1 if red else code
 
 
 def about_a_call(file: RowFile, where: Row, has_gpu: bool, budget: Budget) -> None:

@@ -316,6 +316,16 @@ def test_a_run_without_cases_says_so(measured):
     )
 
 
+def test_the_study_is_run_on_demand_and_missed_otherwise(measured, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(room.command, "study", lambda *given: asked.append(given) or 2)
+    _, _, lines, _ = measured()
+    assert asked == []
+    assert "Not known: GRU, LSTM and plain RNN on a GPU: no row (`run --study`, or `study` alone)." in lines
+    code, _, _, _ = measured("--study", "--commit", "abc")
+    assert (code, asked) == (2, [(tmp_path / "study", "abc", "", None, None)])
+
+
 def test_with_a_gpu_cases_are_compiled_first_and_calls_are_measured(tmp_path, monkeypatch, capsys):
     log = []
     where = WHERE | {"gpu": "GPU X"}
