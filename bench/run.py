@@ -62,9 +62,9 @@ def known_in(folder: Path, where: Row) -> set[str]:
     }
 
 
-def ceilings_of(child: Child, file: RowFile, where: Row, seed: int, budget: Budget) -> Ceilings | None:
+def ceilings_of(child: Child, file: RowFile, where: Row, budget: Budget) -> Ceilings | None:
     """Measured by the child, and on disk; None if that failed, which leaves the rows without a floor."""
-    question = Question("ceilings", Case(1, 1, 1, "fp32", "forward"), "auto", seed=seed)
+    question = Question("ceilings", Case(1, 1, 1, "fp32", "forward"), "auto", seed=where["seed"])
     try:
         found: Ceilings = child.ask(question, limit_s=min(CEILINGS_S, budget.left()), start_s=budget.to_start())
     except Failed as failed:
@@ -121,12 +121,11 @@ def run(seconds: float, out: Path, only: str, commit: str | None, suites: Sequen
         return 2
     known = known_in(out, where)
     todo = [job for job in jobs if job[0].name not in known]
-    known_already = len(jobs) - len(todo)
-    say(f"To measure: {len(todo)} cases; known with commit {where['commit']}: {known_already}.")
+    say(f"To measure: {len(todo)} cases; known with commit {where['commit']}: {len(jobs) - len(todo)}.")
     file = RowFile(out / file_name("run" if has_gpu else "run-cpu", where["gpu"], where["date"]))
     child = Child(answer)
     try:
-        limits = ceilings_of(child, file, where, where["seed"], budget) if todo else None
+        limits = ceilings_of(child, file, where, budget) if todo else None
         results = measure(todo, child, file, where, limits, budget, has_gpu)
     finally:
         child.stop()

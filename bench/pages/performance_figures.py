@@ -21,7 +21,7 @@ SHOWN = ("case", "impl", "gpu", "ms", "floor_ms", "rate")
 
 def drawn(machine: Machine, cases: Sequence[Case]) -> str:
     names = {case.name for case in cases}
-    return digest([row for row in machine.rows if row["case"] in names or row["rate"] is not None], SHOWN)
+    return digest([row for row in machine.found.values() if row["case"] in names or row["rate"] is not None], SHOWN)
 
 
 def first_gpu(rows: Sequence[Row], cases: Sequence[Case]) -> tuple[Machine, list[Case]] | None:

@@ -20,7 +20,6 @@ from bench.study.statistics import (
 )
 from bench.study.training import MODELS, SMALL
 
-PAGE = "models.md"
 COMMAND = "python3 -m bench study"
 RIVALS = ("LSTM", SMALL, "RNN")
 
