@@ -81,11 +81,12 @@ DOORS = {
     "torch_path": ({"options"}, set()),
     "functional": ({"memory", "ops", "options", "route", "torch_path"}, set()),
     "warmup": ({"devices", "layer", "memory", "options", "plan", "route"}, {"kernels"}),
-    "module": ({"devices", "functional", "memory", "options", "plan", "torch_path", "warmup"}, set()),
+    "module": ({"functional", "memory", "options", "torch_path", "warmup"}, set()),
+    "explaining": ({"devices", "plan"}, set()),
     "env": ({"devices", "plan"}, set()),
     "demo": ({"module", "plan", ""}, {"module", "plan", ""}),
     "__main__": ({"demo", "devices", "env", "memory", "plan", ""}, set()),
-    "__init__": ({"functional", "module", "plan"}, set()),
+    "__init__": ({"explaining", "functional", "module", "plan"}, set()),
     "kernels": ({"launches", "kernels"}, set()),
 }
 

@@ -1,7 +1,8 @@
 """The GRU with its time loop inside one Triton kernel: a drop-in for torch.nn.GRU."""
 
+from tritongru.explaining import explain
 from tritongru.functional import gru
-from tritongru.module import GRU, GRUCell, explain
+from tritongru.module import GRU, GRUCell
 from tritongru.plan import Plan
 
 __version__ = "0.1.0"
