@@ -4,8 +4,11 @@ Nothing heavy is imported here, because every child process imports this file on
 """
 
 import argparse
+import errno
 import math
+import os
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +48,10 @@ def count(least: int, most: int) -> Callable[[str], int]:
 def folder(text: str) -> Path:
     path = Path(text)
     try:
+        if path.is_symlink() and not path.exists():
+            raise FileNotFoundError(errno.ENOENT, f"a link to {os.readlink(path)!r}, where nothing is")
         path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()  # before hours of measuring, not after
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no folder for rows: {error.strerror}") from None
     return path

@@ -5,6 +5,7 @@ A time counts as another only where it differs by more than the spread of the sa
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,14 +48,16 @@ def rows_of(name: str, folder: Path) -> list[Row]:
     Raises:
         Unknown: if there are none.
     """
-    path = Path(name)
-    if path.is_file():
+    if os.path.isfile(name):
         try:
-            rows = read(path)
+            rows = read(Path(name))
         except (ValueError, TypeError, OSError) as error:
             raise Unknown(f"{name!r} is no file of rows: {error}.") from None
     elif re.fullmatch(r"[0-9a-f]{4,40}(-dirty)?", name):
-        rows = [row for row in rows_in(folder) if row["commit"].startswith(name)]
+        try:
+            rows = [row for row in rows_in(folder) if row["commit"].startswith(name)]
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            raise Unknown(f"{str(folder)!r} has a file that is not of rows: {error}.") from None
     else:
         raise Unknown(
             f"{name!r} is neither a file of rows nor a commit; commits are 4 to 40 of the digits 0-9 and a-f."

@@ -1,5 +1,6 @@
 """Without a GPU the kernels run in Triton's interpreter, which must be chosen before Triton is imported."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 torch.set_num_threads(1)  # the workers of a run share the cores already
+
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import PATIENCE, ROOT, python
 from torch import nn
 
 from bench import (
@@ -42,7 +43,6 @@ from tritongru.launches import PersistentLaunch, StepwiseLaunch
 from tritongru.memory import Memory
 from tritongru.plan import Pass, Plan
 
-ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 TRAIN = Case(8, 3, 5, "fp32", "train")
 FORWARD = Case(8, 3, 5, "fp32", "forward")
@@ -108,7 +108,7 @@ def asker(build, asked=None):
     return ask
 
 
-def run(tmp_path, ask, cases=(TRAIN, FORWARD), seconds=100.0, impl="auto"):
+def run(tmp_path, ask, cases=(TRAIN, FORWARD), seconds=1e6, impl="auto"):
     """Exit code, rows and printed lines of a run."""
     file, lines = rows.RowFile(tmp_path / "rows.jsonl"), []
     blocks, prepared = [[case] for case in cases], []
@@ -324,10 +324,19 @@ def test_calls_take_turns_in_batches_of_the_least_length():
     assert log[-18:] == [("a", 10), ("b", 1)] * 9
 
 
-def test_a_slow_case_gets_fewer_rounds():
-    calls = {"a": lambda: None, "b": lambda: None}
-    samples = timing.interleaved(timing.CpuTimer(), calls, rounds=10**6, limit_s=0.05)
-    assert timing.FEWEST_ROUNDS <= len(samples["a"]) == len(samples["b"]) < 10**6
+@pytest.mark.parametrize("seconds, rounds", [(0.001, 50), (0.25, 20), (60.0, timing.FEWEST_ROUNDS)])
+def test_a_slow_case_gets_fewer_rounds(monkeypatch, seconds, rounds):
+    """Of a call that takes so long, by a clock that nothing else moves."""
+    clock = [0.0]
+
+    class Fake:
+        def ms(self, call, count):
+            clock[0] += seconds
+            return 1000 * seconds
+
+    monkeypatch.setattr(timing, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    samples = timing.interleaved(Fake(), {"a": None, "b": None}, rounds=50, limit_s=20.0)
+    assert len(samples["a"]) == len(samples["b"]) == rounds
 
 
 def test_the_cuda_timer_records_around_the_calls_and_waits_for_the_last(monkeypatch):
@@ -868,7 +877,7 @@ def test_with_a_gpu_the_gate_compiles_asks_a_child_and_names_the_file(tmp_path, 
     monkeypatch.setattr(first_call, "on_gpu", lambda file, where, limit_s: {"first-forward-h128-fp32": 9.0})
     monkeypatch.setattr(warm, "warm", lambda jobs, impl, limit_s: {f"{len(jobs)} jobs": "exit code 1"})
     monkeypatch.setattr(gate, "Child", FakeChild)
-    assert gate.gate(60.0, tmp_path, "auto", "h64-b16-", "abc1234") == 0
+    assert gate.gate(1e6, tmp_path, "auto", "h64-b16-", "abc1234") == 0
     (path,) = tmp_path.iterdir()
     assert path.name.startswith("gate-nvidia-h200-20")
     read = rows.read(path)
@@ -886,16 +895,16 @@ def test_with_a_gpu_the_gate_compiles_asks_a_child_and_names_the_file(tmp_path, 
 def handlers(tmp_path, monkeypatch):
     """A module that a child can import quickly."""
     (tmp_path / "quick_handlers.py").write_text(
-        "import os, time\n"
+        "import os, threading\n"
         "from bench.children import Failed\n"
         "def handle(what, value=0):\n"
         "    if what == 'pid': return os.getpid()\n"
-        "    if what == 'sleep': time.sleep(60)\n"
+        "    if what == 'hang': threading.Event().wait()\n"
         "    if what == 'die': os._exit(3)\n"
         "    if what == 'fail': raise Failed('this one only')\n"
         "    raise ValueError(f'no {what}\\nsecond line')\n"
-        "def job(seconds, code):\n"
-        "    time.sleep(seconds)\n"
+        "def job(code):\n"
+        "    if code is None: threading.Event().wait()\n"
         "    raise SystemExit(code)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -908,30 +917,32 @@ def handlers(tmp_path, monkeypatch):
 def test_a_child_that_hangs_dies_or_breaks_is_replaced(handlers):
     child = children.Child(handlers.handle)
     try:
-        first = child.ask("pid", limit_s=20)
+        first = child.ask("pid", limit_s=PATIENCE)
         with pytest.raises(children.Failed, match=r"^this one only$"):
-            child.ask("fail", limit_s=20)
-        assert child.ask("pid", limit_s=20) == first
+            child.ask("fail", limit_s=PATIENCE)
+        assert child.ask("pid", limit_s=PATIENCE) == first
         with pytest.raises(children.TimedOut, match=r"no answer within 0 s, killed"):
-            child.ask("sleep", limit_s=0.3)
-        second = child.ask("pid", limit_s=20)
+            child.ask("hang", limit_s=0.3)
+        second = child.ask("pid", limit_s=PATIENCE)
         with pytest.raises(children.Failed, match=r"ended with exit code 3"):
-            child.ask("die", limit_s=20)
+            child.ask("die", limit_s=PATIENCE)
         with pytest.raises(children.Failed, match=r"^ValueError: no luck \(quick_handlers.py:8\)$"):
-            child.ask("luck", limit_s=20)
-        third = child.ask("pid", limit_s=20)
+            child.ask("luck", limit_s=PATIENCE)
+        third = child.ask("pid", limit_s=PATIENCE)
         assert len({first, second, third}) == 3
     finally:
         child.stop()
     assert child.process is None
 
 
-def test_parallel_jobs_report_what_failed_and_end_in_time(handlers):
-    jobs = [("good", (0, 0)), ("bad", (0, 7)), ("fine", (0, 0))]
-    assert children.run_all(handlers.job, jobs, workers=2, limit_s=60) == {"bad": "exit code 7"}
-    jobs = [("slow", (60, 0)), ("late", (0, 0))]
+def test_parallel_jobs_report_what_failed_and_end_in_time(handlers, monkeypatch):
+    jobs = [("good", (0,)), ("bad", (7,)), ("fine", (0,))]
+    assert children.run_all(handlers.job, jobs, workers=2, limit_s=PATIENCE) == {"bad": "exit code 7"}
+    clock = iter([100.0, 100.5, 100.9, 101.1])  # at the start, before and while waiting for the first, after that
+    monkeypatch.setattr(children, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    jobs = [("hangs", (None,)), ("late", (0,))]
     assert children.run_all(handlers.job, jobs, workers=1, limit_s=1) == {
-        "slow": "not done after 1 s, killed",
+        "hangs": "not done after 1 s, killed",
         "late": "not started, no time left",
     }
 
@@ -940,10 +951,7 @@ def test_parallel_jobs_report_what_failed_and_end_in_time(handlers):
 
 
 def bench(*arguments):
-    """The command as a user has it: without the switch by which the tests run kernels on a CPU."""
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bench", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    return python("-m", "bench", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -953,6 +961,12 @@ def bench(*arguments):
         (["gate", "--budget", "-1"], "expected a positive number of seconds, got '-1'"),
         (["gate", "--budget", "nan"], "expected a positive number of seconds, got 'nan'"),
         (["gate", "--out", "README.md/rows"], "is no folder for rows"),
+        (["gate", "--out", "lost"], "'lost' is no folder for rows: a link to 'absent/rows', where nothing is"),
+        pytest.param(
+            ["gate", "--out", "/proc"],
+            "'/proc' is no folder for rows",
+            marks=pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc is a folder that nobody can fill"),
+        ),
         (["gate", "--fast"], "unrecognized arguments: --fast"),
         (["gate", "--impl", "cudnn"], "invalid choice: 'cudnn'"),
         ([], "the following arguments are required"),
@@ -962,6 +976,7 @@ def test_a_bad_value_gets_one_sentence(arguments, sentence, capsys, monkeypatch,
     from bench.__main__ import main
 
     (tmp_path / "README.md").write_text("")
+    (tmp_path / "lost").symlink_to("absent/rows")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -1016,10 +1031,64 @@ def test_without_a_gpu_the_gate_times_calls_and_imports(tmp_path):
             assert lines[1].endswith("until the call returns.")
 
 
-def test_the_host_is_timed_without_any_kernel():
-    """What is replaced would otherwise take seconds in the interpreter; and all of the way to it is walked."""
-    found = host.measured(host.HIDDEN["persistent"])
-    assert tuple(found) == HOST
-    assert all(len(us) == host.ROUNDS for us in found.values())
-    for name, limit in host.LIMITS_US.items():
-        assert 5 < min(found[name]) < min(found[f"{name}-whole"]) < 20 * limit
+WALK = """
+import json, sys
+import torch
+from triton.runtime.interpreter import GridExecutor
+from bench import host
+
+
+def counted(function):
+    def call(*args, **kwargs):
+        found["work"] += 1
+        return function(*args, **kwargs)
+
+    return call
+
+
+def launch(*args, **kwargs):
+    frame, rooms = sys._getframe(), []
+    while frame := frame.f_back:
+        rooms.append(frame.f_globals["__name__"])
+    found["ways"].append(rooms)
+    started()
+
+
+def replace():
+    found["before"] = found["work"]
+    replaced()
+
+
+found = {"work": 0, "before": None, "ways": [], "interpreted": 0}
+of_torch, of_tensor = "mm bmm addmm baddbmm matmul zeros", "__matmul__ mm bmm matmul addmm_ baddbmm_ zero_ new_zeros"
+for room, names in ((torch, of_torch), (torch.Tensor, of_tensor)):
+    for name in names.split():
+        setattr(room, name, counted(getattr(room, name)))
+GridExecutor.__call__ = lambda *args, **kwargs: found.update(interpreted=1 + found["interpreted"])
+started, host._no_launch = host._no_launch, launch
+replaced, host.without_products_and_zeros = host.without_products_and_zeros, replace
+host.ROUNDS, host.BLOCKS, host.PAUSE_S = 3, 2, 0.0
+found["us"] = host.samples(host.HIDDEN[sys.argv[1]])
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("family", host.HIDDEN)
+def test_the_host_is_timed_without_the_devices_work_but_all_of_the_way_to_it(family):
+    done = python("-c", WALK, family, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["interpreted"] == 0
+    assert found["work"] == found["before"] > 0, "products and zeros of the first call, and of no other"
+    calls = 2 * 3  # in two blocks of three
+    assert len(found["ways"]) == 1 + calls + 2 * calls  # the first; a forward each, one behind backwards
+    backward = {"tritongru.ops", "tritongru.layer", f"tritongru.kernels.{family}"}
+    forward = backward | {"tritongru.module", "tritongru.functional"}
+    *_, a_forward, a_backward = map(set, found["ways"])
+    assert forward <= a_forward
+    assert backward <= a_backward
+    assert tuple(found["us"]) == HOST
+    for name in host.LIMITS_US:
+        pairs = list(zip(found["us"][name], found["us"][f"{name}-whole"], strict=True))
+        assert len(pairs) == 3
+        assert all(0 < kernel < whole for kernel, whole in pairs)

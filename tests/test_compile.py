@@ -2,16 +2,12 @@
 
 import importlib.metadata
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from processes import python
 
 from tritongru.devices import GPUS
 
-ROOT = Path(__file__).parents[1]
 ARCHS = ["sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950"]
 TABLE_MADE_WITH = "3.7.1"  # Triton whose counts stand in the tables
 
@@ -45,12 +41,9 @@ KERNELS += [(arch, f"persistent-{name}") for arch in ARCHS[:5] for name in DIREC
 KERNELS += [("sm_90", "stepwise-forward"), ("sm_90", "stepwise-backward"), ("sm_80", "stepwise-backward")]
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("arch, kernel", KERNELS)
 def test_every_row_compiles(arch, kernel):
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bench.compile", "check", arch, kernel]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    done = python("-m", "bench.compile", "check", arch, kernel)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert {row["kind"] for row in rows} == {"16-bit", "tf32", "ieee"}

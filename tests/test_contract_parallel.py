@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from processes import PATIENCE
 from tolerance import assert_close_to_float64
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -14,7 +15,6 @@ import tritongru
 
 I, H, T, B = 3, 4, 3, 4
 PROCESSES = 2
-PATIENCE = 90  # seconds for all processes together, most of it the import of torch
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 both_impls = pytest.mark.parametrize("impl", ["auto", "triton"])
@@ -44,7 +44,7 @@ def in_two_processes(worker, *args):
     deadline = time.monotonic() + PATIENCE
     try:
         while not context.join(timeout=1):
-            assert time.monotonic() < deadline, f"{worker.__name__} did not end within {PATIENCE} seconds"
+            assert time.monotonic() < deadline, f"{worker.__name__} did not end within {PATIENCE:.0f} seconds"
     finally:
         for process in context.processes:
             if process.is_alive():

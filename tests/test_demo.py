@@ -3,6 +3,7 @@
 The training runs are small. They use torch's own GRU: under Triton's interpreter an epoch would take minutes.
 """
 
+import argparse
 import errno
 import os
 import re
@@ -18,6 +19,7 @@ import tritongru
 from tritongru import demo
 from tritongru.__main__ import main
 
+LINKS = {"lost.png": "gone.png", "astray.png": "absent/gone.png", "loop.png": "loop.png", "to-folder.png": "folder.png"}
 SMALL = ["demo", "--hidden", "16", "--epochs", "3", "--device", "cpu"]
 
 
@@ -69,7 +71,7 @@ def test_a_small_run_beats_the_naive_forecast_draws_it_and_repeats(
         assert megawatts < 0.95 * 647.7
     assert "Better than the naive forecast in both errors: GRU, LSTM, RNN.\n" in ran.stdout
     plan = tritongru.explain(tritongru.GRU(1, 16), batch=demo.BATCH, time=demo.WINDOW, device="cpu")
-    assert f"The GRU ran on torch: {plan.reason}\n" in ran.stdout
+    assert f"The GRU ran on the CPU, in float32\ntorch: {plan.reason}\n" in ran.stdout
     assert not re.search("[\x1b\r]", ran.stdout), "a progress bar went into a pipe"
     assert len(ran.stdout.splitlines()) < 25
 
@@ -97,11 +99,18 @@ def test_a_small_run_beats_the_naive_forecast_draws_it_and_repeats(
         ("--out", "demo.txt", "does not end in .png, .pdf, .svg; give a name that does"),
         ("--out", "", "does not end in .png"),
         ("--out", "folder.png", "is a folder; give the name of a file"),
-        ("--out", "absent/demo.png", "name a folder where one can"),
+        ("--out", "absent/demo.png", "name a file in a folder where one can"),
+        ("--out", "file.png/demo.png", "name a file in a folder where one can"),
+        ("--out", "n" * 300 + ".png", "name a file in a folder where one can"),
+        ("--out", "lost.png", "gone.png', where no file is; remove the link or give another name"),
+        ("--out", "astray.png", "absent/gone.png', where no file is; remove the link or give another name"),
+        ("--out", "loop.png", "where no file is; remove the link or give another name"),
+        ("--out", "to-folder.png", "is a folder; give the name of a file"),
+        ("--out", "pipe.png", "'pipe.png' is no file that can be written; give another name"),
         pytest.param(
             "--out",
             "/proc/demo.png",
-            "name a folder where one can",
+            "name a file in a folder where one can",
             marks=pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc is a folder that nobody can fill"),
         ),
     ],
@@ -116,6 +125,12 @@ def test_a_bad_value_gets_one_sentence_before_any_training(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("folder.png").mkdir()
+    Path("file.png").write_bytes(b"a picture")
+    os.mkfifo("pipe.png")
+    for link, target in LINKS.items():
+        Path(link).symlink_to(target)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(demo, "run", lambda args: pytest.fail(f"{args} was taken"))
     with pytest.raises(SystemExit) as stop:
         main(["demo", option, value])
     printed = capsys.readouterr()
@@ -127,7 +142,8 @@ def test_a_bad_value_gets_one_sentence_before_any_training(
     assert remedy in sentence
     if option != "--out":
         assert repr(value) in sentence
-    assert [path.name for path in tmp_path.rglob("*")] == ["folder.png"]
+    assert sorted(tmp_path.rglob("*")) == before
+    assert Path("file.png").read_bytes() == b"a picture"
 
 
 def test_without_the_extras_the_demo_names_the_command(tmp_path: Path) -> None:
@@ -159,6 +175,38 @@ def test_a_picture_that_cannot_be_written_leaves_nothing_behind(
         demo.draw(older, truth, forecasts, dict.fromkeys(forecasts, (1.0, 100.0)))
     assert [path.name for path in tmp_path.iterdir()] == ["demo.png"]
     assert older.read_bytes() == b"an older picture"
+
+
+def drawn(path: Path) -> None:
+    truth = torch.linspace(20_000, 30_000, demo.HELD_OUT, dtype=torch.float64)
+    forecasts = dict.fromkeys((*demo.MODELS, demo.NAIVE), truth + 100)
+    demo.draw(path, truth, forecasts, dict.fromkeys(forecasts, (1.0, 100.0)))
+
+
+@pytest.mark.parametrize("name", ["link.png", "n" * 251 + ".png"])
+def test_a_picture_is_written_through_a_link_and_under_the_longest_name(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib.figure", reason="the picture is drawn by matplotlib")
+    (tmp_path / "pictures").mkdir()
+    target, link = tmp_path / "pictures" / "older", tmp_path / name
+    target.write_bytes(b"an older picture")
+    link.symlink_to("pictures/older")
+    drawn(demo._picture(str(link)))
+    assert link.is_symlink()
+    assert link.read_bytes().startswith(b"\x89PNG")
+    assert target.read_bytes() == link.read_bytes()
+    assert sorted(tmp_path.rglob("*")) == sorted([link, target, target.parent])
+
+
+def test_a_file_that_is_not_to_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The superuser may write everything, so the answer is given here."""
+    kept = tmp_path / "kept.png"
+    kept.write_bytes(b"a picture to keep")
+    monkeypatch.setattr(os, "access", lambda path, mode: (Path(path), mode) != (kept, os.W_OK))
+    with pytest.raises(
+        argparse.ArgumentTypeError, match=r"kept.png' is no file that can be written; give another name"
+    ):
+        demo._picture(str(kept))
+    assert demo._picture(str(tmp_path / "new.png")) == tmp_path / "new.png"
 
 
 def test_the_findings_follow_the_numbers() -> None:

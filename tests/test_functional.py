@@ -40,7 +40,7 @@ def test_packed_data(impl, device):
         ({"dropout": 2}, ValueError, "dropout should be a number in range [0, 1], got 2"),
         ({"num_layers": 2}, ValueError, "weights should hold 8 tensors (4 for each of 2 layers and 1 directions"),
         ({"bias": False}, ValueError, "weights should hold 2 tensors (2 for each of 1 layers and 1 directions"),
-        ({"num_layers": 0}, ValueError, "one layer at least), got 4"),
+        ({"num_layers": 0}, ValueError, "num_layers should be at least 1, got 0"),
         ({"input": torch.zeros(3, 4)}, RuntimeError, "input must have 3 dimensions, got 2"),
         ({"input": torch.zeros(5, 3, 7)}, RuntimeError, "must be equal to input_size. Expected 4, got 7"),
         ({"input": torch.zeros(5, 3, 4).double()}, ValueError, "does not match weight dtype (torch.float32)"),
@@ -105,7 +105,8 @@ def test_from_torch_refuses_what_it_cannot_take():
 
 def test_the_way_to_the_kernels(monkeypatch):
     def way(impl, batch, steps):
-        return route.taken(impl, 8, torch.float32, torch.device("cpu"), 1, False, batch, steps)
+        way = route.route_of(impl, 8, torch.float32, torch.device("cpu"), 1, False)
+        return way if way is not None and route.takes(way, impl, batch, steps) else None
 
     found = route.Route("", "why", largest=32, shortest=8, device_bytes=1 << 30)
     monkeypatch.setattr(route, "_route", lambda *asked: found)

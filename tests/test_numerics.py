@@ -3,12 +3,10 @@
 import dataclasses
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from processes import ROOT, python
 
 import tritongru
 from bench import numerics
@@ -18,7 +16,6 @@ from bench.pages import numerics as numerics_page
 from tritongru import reference
 from tritongru.reference import Gates
 
-ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "bench" / "results" / "numerics"
 DTYPES = list(STORAGE)
 
@@ -290,8 +287,6 @@ def test_a_bad_argument_gets_one_sentence(arguments, sentence, capsys):
 
 
 def test_the_command_runs_as_a_module():
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", "numerics", "--help"], capture_output=True, text=True, cwd=ROOT, timeout=60
-    )
-    assert done.returncode == 0
+    done = python("-m", "bench", "numerics", "--help")
+    assert done.returncode == 0, done.stderr
     assert "--steps" in done.stdout

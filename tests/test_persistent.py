@@ -267,6 +267,7 @@ def test_offsets_beyond_32_bits():
         *(slots, state, counters, torch.zeros(1, dtype=torch.int64)),
         T=T,
         B=B,
+        N=T * B,
         tiles=tiles,
         limit=10**7,
         D=1,

@@ -190,6 +190,7 @@ def test_offsets_beyond_32_bits():
         *(slots, counters, torch.zeros(1, dtype=torch.int64)),
         T=T,
         B=B,
+        N=T * B,
         start=0,
         count=T,
         tiles=tiles,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from bench.compile.persistent import chosen
 from tritongru import candidates, model
 from tritongru import plan as planning
 from tritongru.candidates import kind_of, persistent_options
-from tritongru.devices import CPU, GPUS, KB
+from tritongru.devices import CPU, GPUS, KB, MOST, MOST_VALUES
 from tritongru.launches import (
     BLOCK_B,
     Measured,
@@ -427,6 +428,110 @@ def test_explain_a_module():
     assert tritongru.explain(tritongru.GRU(8, 65)).family == "torch", "on a CPU auto runs torch, interpreter or not"
     with pytest.raises(ValueError, match="batch should be at least 1, got 0"):
         tritongru.explain(gru, batch=0)
+
+
+@pytest.mark.parametrize("name", ["batch", "time"])
+@pytest.mark.parametrize(
+    "value, error, says",
+    [
+        (10**12, ValueError, "should be at most {most}, got 1000000000000"),
+        (10**30, ValueError, f"should be at most {{most}}, got {10**30}"),
+        (10**5000, ValueError, "should be at most {most}, got a number of 16610 bits"),
+        (-(10**5000), ValueError, "should be at least 1, got a number of 16610 bits"),
+        (2.0, TypeError, "should be a whole number, got 2.0 of type float"),
+        ("16", TypeError, "should be a whole number, got '16' of type str"),
+        (True, TypeError, "should be a whole number, got True of type bool"),
+        (None, TypeError, "should be a whole number, got None of type NoneType"),
+        ([1], TypeError, "should be a whole number, got [1] of type list"),
+        (torch.ones(()), TypeError, "should be a whole number, got tensor(1.) of type Tensor"),
+    ],
+    ids=lambda value: str(value)[:12] if isinstance(value, str) else type(value).__name__,
+)
+def test_explain_refuses_sizes_that_mean_nothing(name, value, error, says):
+    with pytest.raises(error) as found:
+        tritongru.explain(tritongru.GRU(8, 65), device=H200, **{name: value})
+    assert str(found.value) == f"{name} {says.format(most=MOST[name])}"
+
+
+def test_explain_refuses_what_no_gpu_holds_and_takes_the_largest_that_one_might():
+    """Counted by hand: both directions' weights, and one output."""
+    gru = tritongru.GRU(8, 1000, 2, bidirectional=True, device="meta")
+    weights = 2 * 3 * 1000 * ((8 + 1000) + (2000 + 1000))
+    most = (MOST_VALUES - weights) // (2 * 1000 * 1000)  # rows of a batch, with 1000 steps
+    assert tritongru.explain(gru, batch=most, time=1000, device=H200).family == "torch"
+    with pytest.raises(ValueError, match=r"\(hidden 1000, inputs 8, .*\) have 1.0e\+12 values, and no GPU holds more"):
+        tritongru.explain(gru, batch=most + 1, time=1000, device=H200)
+    with pytest.raises(ValueError, match="hidden should be at most 100000, got 1000000"):
+        tritongru.explain(tritongru.GRU(8, 10**6, device="meta"), device=H200)
+
+
+def test_explain_takes_any_kind_of_whole_number():
+    gru = tritongru.GRU(64, 768)
+    answer = tritongru.explain(gru, batch=torch.tensor(16), time=torch.tensor(5), device=H200)
+    assert answer == tritongru.explain(gru, batch=16, time=5, device=H200)
+    assert type(answer.time) is int
+    assert json.loads(json.dumps(answer.as_dict()))["time"] == 5
+
+
+@pytest.mark.parametrize("impl", ["auto", "torch"])
+def test_explain_knows_gpus_by_name(impl):
+    gru = tritongru.GRU(64, 768, impl=impl)
+    for name in ("h200", "H200"):
+        answer = tritongru.explain(gru, batch=16, time=5, device=name)
+        assert answer == tritongru.explain(gru, batch=16, time=5, device=H200)
+        assert str(answer).startswith("on H200, in float32")
+
+
+def test_explain_refuses_a_device_that_is_not_there(monkeypatch):
+    gru = tritongru.GRU(2, 3)
+    known = "the known GPUs are a100, rtx3090, rtx4090, h100, h200, b200, rtx5090, mi300x, mi355x"
+    for device in ("z9", "", 1.5):
+        with pytest.raises(ValueError) as found:
+            tritongru.explain(gru, device=device)
+        assert str(found.value) == f"device {device!r} is neither a known GPU nor a device of torch; {known}"
+    for count, index, here in ((0, "", "no GPU"), (1, ":1", "only 1 GPU"), (2, ":7", "only 2 GPUs")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda count=count: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        for device in (f"cuda{index}", torch.device(f"cuda{index}")):
+            with pytest.raises(ValueError) as found:
+                tritongru.explain(gru, device=device)
+            says = f"torch sees {here} here, got device 'cuda{index}'; to ask about another machine, {known}"
+            assert str(found.value) == says
+
+
+def test_explain_refuses_what_is_no_gru():
+    """The plan of an LSTM's sizes would be a GRU's."""
+    for module in (torch.nn.LSTM(2, 3), torch.nn.Linear(2, 3), tritongru.GRUCell(2, 3)):
+        with pytest.raises(TypeError, match=f"gru should be a tritongru.GRU, got {type(module).__name__}; give such a"):
+            tritongru.explain(module)
+    assert tritongru.explain(torch.nn.GRU(64, 768), batch=16, device=H200).family == "persistent"
+
+
+def test_one_known_pass_of_two_leaves_the_whole_unknown():
+    answer = plan(768, "bfloat16", H200, batch=16)
+    half = dataclasses.replace(answer, backward=dataclasses.replace(answer.backward, cost=None))
+    assert half.expected_ratio is None
+    assert half.expected_ratio_forward == answer.expected_ratio_forward
+    assert "times as fast forward, unknown forward and backward together (a model" in str(half)
+    neither = dataclasses.replace(half, forward=half.backward)
+    assert "expected ratio to torch: unknown, because the model has no figure of this kernel on H200" in str(neither)
+
+
+@given(hiddens, st.sampled_from([*DTYPES, "float64"]), devices, st.integers(1, 10**4), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_a_ratio_is_of_two_figures_or_unknown(hidden, dtype, gpu, batch, training):
+    answer = plan(hidden, dtype, GPUS[gpu], batch=batch, training=training)
+    costs = [found.us_per_step for found in answer.passes]
+    if answer.torch_us_per_step is None or None in costs or not costs:
+        assert answer.expected_ratio is None
+        assert "unknown" in str(answer)
+        assert not answer.passes or answer.torch_unknown or None in costs
+    else:
+        assert answer.expected_ratio == pytest.approx(len(costs) * answer.torch_us_per_step / sum(costs))
+        assert not answer.torch_unknown
+        assert "unknown" not in str(answer)
+    if costs and answer.torch_us_per_step is None:
+        assert hidden <= model.TORCH_SMALL_H or GPUS[gpu].backend == "hip"
 
 
 def test_explain_shows_the_parts():

@@ -2,16 +2,13 @@
 
 import re
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from processes import ROOT, python
 
 from tritongru.devices import GPUS
 from tritongru.plan import plan
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
@@ -31,7 +28,7 @@ def commands():
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_run(command):
-    done = subprocess.run([sys.executable, *shlex.split(command)[1:]], capture_output=True, text=True, timeout=120)
+    done = python(*shlex.split(command)[1:])
     assert done.returncode == 0, done.stderr
     assert done.stdout
 

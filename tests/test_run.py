@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from processes import PATIENCE
 
 from bench import ceilings, children, examine, first_call, host, pair, parity, rivals, rows, suites, targets
 from bench import run as room
@@ -157,7 +158,7 @@ def measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(room, "about_a_call", about_a_call)
     path = tmp_path / "run-cpu-2026-01-01.jsonl"
 
-    def call(*arguments, child=None, budget="100"):
+    def call(*arguments, child=None, budget="1000000"):
         child = child or FakeChild()
         monkeypatch.setattr(room, "Child", lambda handler: child)
         before = len(rows.read(path)) if path.exists() else 0
@@ -256,7 +257,7 @@ def two_cases(measured, monkeypatch):
     monkeypatch.setattr(room, "on_cpu", lambda suite: jobs if suite == "workloads" else [])
 
     def call(*names):
-        code, found, _, child = measured(child=Breaking(*names), budget="1000")
+        code, found, _, child = measured(child=Breaking(*names))
         assert code == 0
         assert all(row["ms"] for row in found if row["impl"] == "tritongru" and row["case"].startswith("demo"))
         return {(row["case"], row["impl"]): row for row in found}, speeds(child)
@@ -289,7 +290,7 @@ def test_who_compiles_for_long_gets_more_time(measured, monkeypatch):
         jobs = [(case, names)]
         monkeypatch.setattr(room, "on_cpu", lambda suite, jobs=jobs: jobs if suite == "workloads" else [])
         child = Breaking()
-        measured(child=child, budget="1000")
+        measured(child=child)
         limits.append(child.limit_s - examine.limit_of(case))
     assert limits == pytest.approx([0, 0, rivals.ALLOWANCES_S["TorchRL"]])
 
@@ -364,8 +365,8 @@ def test_a_child_on_a_cpu_answers_with_times_and_ceilings(monkeypatch):
 
 def test_a_fresh_process_answers_or_says_why_not():
     with pytest.raises(children.Failed, match=r"No module named bench\.no_such"):
-        children.json_of("bench.no_such", limit_s=60)
-    assert children.json_of("tritongru", "env", "--json", limit_s=100, FOR_IT="x")["torch"] == torch.__version__
+        children.json_of("bench.no_such", limit_s=PATIENCE)
+    assert children.json_of("tritongru", "env", "--json", limit_s=PATIENCE, FOR_IT="x")["torch"] == torch.__version__
 
 
 def test_what_a_call_costs_a_gpu_machine_becomes_rows(tmp_path, monkeypatch):
@@ -504,3 +505,16 @@ def test_what_cannot_be_compared_gets_one_sentence(tmp_path, capsys, monkeypatch
     text = capsys.readouterr().out
     assert sentence in text
     assert text.count("\n") == 1
+
+
+def test_a_folder_with_a_file_that_is_not_of_rows_and_a_name_that_no_file_can_have(tmp_path, capsys):
+    first = written(tmp_path / "a.jsonl")
+    (tmp_path / "bad").mkdir()
+    for text in ("no rows\n", "[1, 2]\n", "7\n", '{"commit": 7, "date": "2026"}\n'):
+        (tmp_path / "bad" / "b.jsonl").write_text(text)
+        assert main(["compare", first, "abcdef", "--rows", str(tmp_path / "bad")]) == 2
+        text = capsys.readouterr().out
+        assert f"{str(tmp_path / 'bad')!r} has a file that is not of rows: " in text
+        assert text.count("\n") == 1
+    assert main(["compare", first, "z" * 300]) == 2
+    assert "is neither a file of rows nor a commit" in capsys.readouterr().out

@@ -106,7 +106,7 @@ def asker(us, asked=None):
     return ask
 
 
-def run(tmp_path, ask, known=(), seconds=100.0, cases=CASES):
+def run(tmp_path, ask, known=(), seconds=1e6, cases=CASES):
     file, lines, prepared = rows.RowFile(tmp_path / "tune.jsonl"), [], []
     todo = tune.waves(cases, H200, known)
     code = tune.run(todo, prepared.append, ask, file, WHERE, examine.Budget(seconds), known, lines.append)

@@ -2,8 +2,11 @@
 
 from tritongru.explaining import explain
 from tritongru.functional import gru
-from tritongru.module import GRU, GRUCell
+from tritongru.module import GRU, GRUCell, TorchTypeGRU
 from tritongru.plan import Plan
+from tritongru.registries import register
 
 __version__ = "0.1.0"
-__all__ = ["GRU", "GRUCell", "Plan", "explain", "gru"]
+__all__ = ["GRU", "GRUCell", "Plan", "TorchTypeGRU", "explain", "gru"]
+
+register(GRU, TorchTypeGRU)

@@ -6,27 +6,26 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
-from tritongru import demo, env
-from tritongru.devices import GPUS, device_facts
+from tritongru import __version__, demo, env
+from tritongru.devices import GPUS, MOST, Device, check_sizes, device_facts, find_gpu
 from tritongru.memory import MEMORIES
 from tritongru.plan import DTYPES, PRECISIONS, fp32_precision, plan
 
 
-def positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1; give one such as 128")
-    return value
+def gpu(text: str) -> Device:
+    found = find_gpu(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no known GPU; choose from {', '.join(sorted(GPUS))}")
+    return found
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m tritongru", description="The GRU in one Triton kernel.")
+    top.add_argument("--version", action="version", version=f"tritongru {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="{demo,explain,env}")
 
     command = commands.add_parser("demo", help="train GRU, LSTM and plain RNN on real electricity demand")
@@ -34,19 +33,26 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=demo.run)
 
     command = commands.add_parser("explain", help="which kernel would run a layer, and why")
-    command.add_argument("--hidden", type=positive, required=True, help="hidden size H")
-    command.add_argument("--batch", type=positive, default=1, help="batch size B (default 1)")
-    command.add_argument("--input", type=positive, help="input size I (default: H)")
-    command.add_argument("--layers", type=positive, default=1, help="stacked layers L (default 1)")
-    command.add_argument("--time", type=positive, default=512, help="time steps T (default 512)")
+    for option, name, default, about in (
+        ("--hidden", "hidden", None, "hidden size H"),
+        ("--batch", "batch", 1, "batch size B (default 1)"),
+        ("--input", "inputs", None, "input size I (default: H)"),
+        ("--layers", "layers", 1, "stacked layers L (default 1)"),
+        ("--time", "time", 512, "time steps T (default 512)"),
+    ):
+        command.add_argument(
+            option, type=demo.count(MOST[name]), default=default, required=name == "hidden", metavar="N", help=about
+        )
     command.add_argument("--dtype", choices=(*DTYPES, "float64"), default="float32", help="default float32")
-    command.add_argument("--gpu", choices=sorted(GPUS), help="a known GPU; default: this machine's device")
+    command.add_argument(
+        "--gpu", type=gpu, metavar="GPU", help=f"{', '.join(sorted(GPUS))}; default: this machine's device"
+    )
     command.add_argument("--precision", choices=PRECISIONS, help="of fp32 products; default: torch's switch")
     command.add_argument("--bidirectional", action="store_true", help="both directions in one launch")
     command.add_argument("--memory", choices=MEMORIES, default="auto", help="what is kept for the backward")
     command.add_argument("--inference", action="store_true", help="plan without a backward pass")
     command.add_argument("--json", action="store_true", help="print JSON")
-    command.set_defaults(run=run_explain)
+    command.set_defaults(run=partial(run_explain, command))
 
     command = commands.add_parser("env", help="versions, GPU and precision switches")
     command.add_argument("--json", action="store_true", help="print JSON")
@@ -54,22 +60,28 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def run_explain(args: argparse.Namespace) -> int:
+def run_explain(command: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    directions = 2 if args.bidirectional else 1
+    sizes = {name: getattr(args, name) for name in ("hidden", "batch", "time", "layers")}
+    try:
+        sizes = check_sizes(directions, inputs=args.input or args.hidden, **sizes)
+    except ValueError as error:
+        command.error(str(error))
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     answer = plan(
-        args.hidden,
-        args.dtype,
-        GPUS[args.gpu] if args.gpu else device_facts(here),
-        batch=args.batch,
-        time=args.time,
-        directions=2 if args.bidirectional else 1,
+        dtype=args.dtype,
+        device=args.gpu or device_facts(here),
+        directions=directions,
         precision=args.precision or fp32_precision(),
         training=not args.inference,
-        inputs=args.input or args.hidden,
-        layers=args.layers,
         memory=args.memory,
+        **sizes,
     )
     print(json.dumps(answer.as_dict(), indent=2) if args.json else answer)
+    if here.type == "cpu" and args.gpu is None:
+        others = ", ".join(name for name in sorted(GPUS) if name != "h200")
+        hint = f"no GPU here: add --gpu h200 (or {others}) to ask about another machine"
+        print(hint, file=sys.stderr if args.json else sys.stdout)
     return 0
 
 

@@ -50,15 +50,17 @@ COLOURS = {"GRU": "#0072B2", "LSTM": "#E69F00", "RNN": "#009E73", NAIVE: "#99999
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the demo. Each value is checked here, so that nobody trains for a minute to meet an error."""
     add = parser.add_argument
-    add("--epochs", type=_count(1000), default=12, metavar="N", help="passes over the training weeks (%(default)s)")
-    add("--hidden", type=_count(2048), default=64, metavar="N", help="hidden size of every model (%(default)s)")
+    add("--epochs", type=count(1000), default=12, metavar="N", help="passes over the training weeks (%(default)s)")
+    add("--hidden", type=count(2048), default=64, metavar="N", help="hidden size of every model (%(default)s)")
     add("--out", type=_picture, default="demo.png", metavar="FILE", help="where the picture goes (%(default)s)")
     add("--device", type=_device, default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
 
 
-def _count(limit: int) -> Callable[[str], int]:
+def count(limit: int) -> Callable[[str], int]:
+    """The type of an option: a whole number from 1 to ``limit``."""
+
     def parse(text: str) -> int:
-        if not (text.isdecimal() and len(text) < 10 and 1 <= int(text) <= limit):
+        if not (text.isdecimal() and len(text) < 20 and 1 <= int(text) <= limit):
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {limit}; give such a number")
         return int(text)
 
@@ -69,15 +71,27 @@ def _picture(text: str) -> Path:
     path = Path(text)
     if path.suffix.lower() not in ENDINGS:
         raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(ENDINGS)}; give a name that does")
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a folder; give the name of a file")
     try:
-        tempfile.TemporaryFile(dir=path.parent).close()
+        is_link, target = path.is_symlink(), _target(path)
+        if target.is_dir():
+            raise argparse.ArgumentTypeError(f"{text!r} is a folder; give the name of a file")
+        if is_link and not target.exists():
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is a link to {str(target)!r}, where no file is; remove the link or give another name"
+            )
+        if target.exists() and not (target.is_file() and os.access(target, os.W_OK)):
+            raise argparse.ArgumentTypeError(f"{text!r} is no file that can be written; give another name")
+        tempfile.TemporaryFile(dir=target.parent).close()
     except OSError as error:
         raise argparse.ArgumentTypeError(
-            f"no file can be written into {str(path.parent)!r} ({error.strerror}); name a folder where one can"
+            f"no file can be written as {text!r} ({error.strerror}); name a file in a folder where one can"
         ) from error
     return path
+
+
+def _target(path: Path) -> Path:
+    """The file itself: what is written through a link leaves the link a link."""
+    return Path(os.path.realpath(path))
 
 
 def _device(text: str) -> torch.device:
@@ -281,7 +295,7 @@ def _findings(results: list[Result], errors: dict[str, tuple[float, float]], dev
         yield f"NOT better than the naive forecast: {', '.join(behind)}; train longer (--epochs) or wider (--hidden)."
     by_name = {result.name: result for result in results}
     plan = tritongru.explain(by_name["GRU"].model.rnn, batch=BATCH, time=WINDOW, device=device)
-    yield f"The GRU ran on {plan}"
+    yield f"The GRU ran {plan}"
     gru, lstm = (statistics.median(by_name[name].seconds) for name in ("GRU", "LSTM"))
     comparison = f"{gru / lstm:.1f} times slower" if gru > lstm else f"{lstm / gru:.1f} times faster"
     yield f"An epoch took the GRU {gru:.2f} s and the LSTM {lstm:.2f} s: here the GRU is {comparison}."
@@ -325,9 +339,10 @@ def draw(path: Path, truth: Tensor, forecasts: dict[str, Tensor], errors: dict[s
         axes.grid(axis="x", color="0.9")
         axes.set_axisbelow(True)
 
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    target = _target(path)
+    unfinished = target.with_name(f".{os.getpid()}.unfinished")  # any name that fits leaves room for this one
     try:
         figure.savefig(unfinished, format=path.suffix[1:].lower(), dpi=140)
-        os.replace(unfinished, path)
+        os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)

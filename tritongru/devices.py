@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
+import reprlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -54,6 +57,60 @@ GPUS = {
 }
 AMD_CHIPS = ("gfx942", "gfx950")
 CPU = Device("the CPU", "cpu", "", 0, 0, 0)
+
+# What `explain` answers. A plan is for one GPU, and the largest above has 288 GB: a size beyond these is a slip of the
+# hand, for which the model would print figures that mean nothing.
+MOST = {
+    "hidden": 100_000,  # W_hh then takes 60 GB in 16 bit
+    "inputs": 10_000_000,  # more than the words of any vocabulary
+    "batch": 10_000_000,  # more than two thousand programs of 16 rows for each multiprocessor
+    "time": 1_000_000_000,  # almost six hours of sound at 48 kHz
+    "layers": 1_000,
+}
+MOST_VALUES = 10**12  # weights, and the outputs of a layer, together: 2 TB in 16 bit, seven times the largest memory
+
+
+def find_gpu(name: str) -> Device | None:
+    """The known GPU of that name, in whatever case."""
+    return GPUS.get(name.lower())
+
+
+def check_sizes(directions: int, **sizes: Any) -> dict[str, int]:
+    """The sizes, named as in ``MOST``, as ints.
+
+    Raises:
+        TypeError: if one is not a whole number.
+        ValueError: if one is below 1 or above ``MOST``, or if all of them together fit no GPU.
+    """
+    found = {name: _whole(name, value) for name, value in sizes.items()}
+    H, L = found["hidden"], found["layers"]
+    first = 3 * H * (found["inputs"] + H)
+    later = 3 * H * (directions * H + H)
+    values = directions * (first + (L - 1) * later + found["time"] * found["batch"] * H)
+    if values > MOST_VALUES:
+        shown = ", ".join(f"{name} {value}" for name, value in found.items())
+        raise ValueError(
+            f"the weights and one layer's output of these sizes ({shown}) have {values:.1e} values, and no GPU holds "
+            f"more than {MOST_VALUES:.0e}; give smaller sizes"
+        )
+    return found
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool):  # an int to Python, and a mistake here
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        kind = type(value).__name__
+        raise TypeError(f"{name} should be a whole number, got {reprlib.repr(value)} of type {kind}") from None
+    # Python refuses to print very long numbers
+    shown = str(number) if number.bit_length() < 1000 else f"a number of {number.bit_length()} bits"
+    if number < 1:
+        raise ValueError(f"{name} should be at least 1, got {shown}")
+    if number > MOST[name]:
+        raise ValueError(f"{name} should be at most {MOST[name]}, got {shown}")
+    return number
 
 
 def is_served(device: Device) -> bool:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tritongru import ops
+from tritongru import ops, routed
+from tritongru.checks import (
+    check_batch_sizes,
+    check_choice,
+    check_counts,
+    check_dropout,
+    check_dtype,
+    check_features,
+    check_flags,
+    check_for_kernels,
+    check_rows,
+    check_tensors,
+    check_weights,
+)
+from tritongru.exporters import exports_to_onnx, onnx_gru
 from tritongru.memory import MEMORIES, gate_bytes, saves
-from tritongru.options import IMPLS, Options, autocast_dtype, batch_of, steps_of
-from tritongru.route import asks_for_kernels, taken
+from tritongru.options import IMPLS, Options, autocast_dtype, batch_of, is_traced, steps_of
+from tritongru.route import asks_for_kernels, log_once, route_of, takes
 from tritongru.torch_path import run_torch
 
 
@@ -56,43 +71,19 @@ def gru(
     """
     check_choice("impl", impl, IMPLS)
     check_choice("memory", memory, MEMORIES)
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"dropout should be a number in range [0, 1], got {dropout}")
+    check_dropout(dropout)
+    check_counts(num_layers=num_layers)
+    check_flags(bias=bias, batch_first=batch_first, training=training, bidirectional=bidirectional)
+    check_tensors(input=input, **({} if hx is None else {"hx": hx}))
     options = Options(num_layers, bias, batch_first, float(dropout), training, bidirectional, impl, memory)
     _check_shapes(input, hx, weights, batch_sizes, options)
     return run(input, hx, weights, batch_sizes, options)
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} should be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def check_dtype(input: Tensor, weight: Tensor) -> None:
-    if input.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
-        raise ValueError(
-            f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). Convert input: "
-            f"input.to({weight.dtype}), or convert model: model.to({input.dtype})"
-        )
-
-
-def check_features(input: Tensor, batch_sizes: Tensor | None, features: int) -> None:
-    rank = 3 if batch_sizes is None else 2
-    if input.dim() != rank:
-        raise RuntimeError(f"input must have {rank} dimensions, got {input.dim()}")
-    if input.size(-1) != features:
-        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {features}, got {input.size(-1)}")
-
-
 def _check_shapes(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
 ) -> None:
-    expected = options.num_layers * options.directions * options.tensors
-    if len(weights) != expected or expected <= 0:
-        raise ValueError(
-            f"weights should hold {expected} tensors ({options.tensors} for each of {options.num_layers} layers and "
-            f"{options.directions} directions, one layer at least), got {len(weights)}"
-        )
+    check_weights(weights, options)
     hidden, features = weights[1].shape[-1], weights[0].shape[-1]
     check_dtype(input, weights[0])
     check_features(input, batch_sizes, features)
@@ -105,44 +96,96 @@ def _check_shapes(
 def run(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor]:
-    """``gru`` behind its checks: asks the plan and takes one of the two paths."""
+    """``gru`` behind its checks: asks the plan and takes one of the paths."""
     if options.impl != "torch":
         check_choice("impl", options.impl, IMPLS)
         check_choice("memory", options.memory, MEMORIES)
+    if batch_sizes is not None:
+        batch_sizes = check_batch_sizes(batch_sizes)
+    if is_traced():
+        if options.impl != "torch":
+            log_once("torch.jit.trace, and the ONNX exporter that builds on it, record torch's own operator")
+        return run_torch(input, hx, weights, batch_sizes, options)
+    if torch.compiler.is_compiling() and batch_sizes is None:
+        return _run_compiled(input, hx, weights, options)
     if not asks_for_kernels(options.impl, input.device):
         return run_torch(input, hx, weights, batch_sizes, options)
-    _check_tensors(input, hx, weights, batch_sizes, options)
-    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, hx, *weights))
-    cast = autocast_dtype(input)
-    dtype = cast or input.dtype
+    check_for_kernels(input, hx, weights, batch_sizes, options)
+    dtype = autocast_dtype(input) or input.dtype
     batch, T = batch_of(input, batch_sizes, options), steps_of(input, batch_sizes, options)
     hidden, directions = weights[1].shape[-1], options.directions
-    route = taken(options.impl, hidden, dtype, input.device, directions, learns, batch, T)
-    if route is None:
+    learns = _learns(input, hx, weights)
+    route = route_of(options.impl, hidden, dtype, input.device, directions, learns)
+    if route is None or not takes(route, options.impl, batch, T):
         return run_torch(input, hx, weights, batch_sizes, options)
     rows = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
     size = gate_bytes(rows, hidden, directions, options.num_layers, dtype.itemsize)
     save_gates = saves(options.memory, size, route.device_bytes)
-    if cast is not None:
-        input, weights = input.to(cast), [w.to(cast) for w in weights]
-        hx = None if hx is None else hx.to(cast)
-    if batch_sizes is not None:
-        x, offsets = _packed_rows(input, batch_sizes)
-        return _run_triton(x, hx, weights, offsets, batch, options, save_gates)
-    x = (input.transpose(0, 1) if options.batch_first else input).reshape(T * batch, input.shape[-1])
-    y, h_n = _run_triton(x, hx, weights, None, batch, options, save_gates)
+    input, hx, weights = _cast(input, hx, weights, dtype)
+    if batch_sizes is None:
+        y, h_n = _run_layers(_rows(input, options), hx, weights, options, ops.gru_layer, None, batch, save_gates)
+        return _as_input(y, T, batch, options), h_n
+    x, offsets = _packed_rows(input, batch_sizes)
+    return _run_layers(x, hx, weights, options, ops.gru_layer, offsets, batch, save_gates)
+
+
+def _run_compiled(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: Options
+) -> tuple[Tensor, Tensor]:
+    """For a compiler's or an exporter's graph, in which sizes may be symbols: what depends on them is decided inside
+    the operator, so that no decision becomes a condition of the graph."""
+    check_for_kernels(input, hx, weights, None, options)
+    if exports_to_onnx():
+        return onnx_gru(input, hx, weights, options)
+    device, cast = input.device, autocast_dtype(input)
+    batch, T = batch_of(input, None, options), steps_of(input, None, options)
+    impl, learns = "torch", _learns(input, hx, weights) and not torch.compiler.is_exporting()
+    if asks_for_kernels(options.impl, device):
+        hidden, dtype = weights[1].shape[-1], cast or input.dtype
+        if route_of(options.impl, hidden, dtype, device, options.directions, learns) is not None:
+            impl = options.impl
+    if impl == "torch" and torch.compiler.is_exporting():  # a program that needs nothing but torch
+        return run_torch(input, hx, weights, None, options)
+    if cast is not None and (impl != "torch" or input.is_cuda):
+        input, hx, weights = _cast(input, hx, weights, cast)
+        cast = None
+    memory = options.memory if learns else "none"
+    rest = (batch, impl, memory, options.num_layers, cast)
+    y, h_n = _run_layers(_rows(input, options), hx, weights, options, routed.gru_layer, *rest)
+    return _as_input(y, T, batch, options), h_n
+
+
+def _learns(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, hx, *weights))
+
+
+def _cast(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None, Sequence[Tensor]]:
+    """In the dtype that autocast asks for."""
+    if input.dtype == dtype == weights[0].dtype and (hx is None or hx.dtype == dtype):
+        return input, hx, weights
+    return input.to(dtype), None if hx is None else hx.to(dtype), [w.to(dtype) for w in weights]
+
+
+def _rows(input: Tensor, options: Options) -> Tensor:
+    """(T * B, I), time-major."""
+    return (input.transpose(0, 1) if options.batch_first else input).reshape(-1, input.shape[-1])
+
+
+def _as_input(y: Tensor, T: int, batch: int, options: Options) -> Tensor:
+    """The last layer's rows in the layout of the input."""
     output = y.view(T, batch, y.shape[1])
-    return output.transpose(0, 1) if options.batch_first else output, h_n
+    return output.transpose(0, 1) if options.batch_first else output
 
 
-def _run_triton(
+def _run_layers(
     x: Tensor,  # (N, I)
     hx: Tensor | None,  # (L * D, B, H)
     weights: Sequence[Tensor],
-    offsets: Tensor | None,  # (T + 1,)
-    batch: int,
     options: Options,
-    save_gates: bool,
+    run_layer: Callable[..., tuple[Tensor, Tensor]],  # of x, w_ih, w_hh, b_ih, b_hh, h0
+    *rest: Any,  # of its arguments
 ) -> tuple[Tensor, Tensor]:  # y (N, D * H), h_n (L * D, B, H)
     layers, directions, each = options.num_layers, options.directions, options.tensors
     states = []
@@ -151,7 +194,7 @@ def _run_triton(
             x = torch.dropout(x, options.dropout, True)
         own = weights[layer * directions * each : (layer + 1) * directions * each]
         h0 = hx if hx is None or layers == 1 else hx[layer * directions : (layer + 1) * directions]
-        y, hn = ops.gru_layer(x, *layer_weights(own, each), h0, offsets, batch, save_gates)
+        y, hn = run_layer(x, *layer_weights(own, each), h0, *rest)
         x = y.view(-1, directions * y.shape[2])
         states.append(hn)
     return x, states[0] if layers == 1 else torch.cat(states)
@@ -168,59 +211,10 @@ def layer_weights(own: Sequence[Tensor], each: int) -> tuple[Tensor, Tensor, Ten
     return w_ih, w_hh, torch.cat((own[2], own[each + 2])), torch.stack((own[3], own[each + 3]))
 
 
-def _check_tensors(
-    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
-) -> None:
-    """What a kernel would not notice: it reads memory by the shapes and types that it is told."""
-    device, dtype, casts = input.device, input.dtype, autocast_dtype(input) is not None
-    if hx is not None and hx.device != device:
-        raise _elsewhere(input, "hidden", hx)
-    for weight in weights:
-        if weight.device != device:
-            raise _elsewhere(input, "parameter", weight)
-    if batch_sizes is None and steps_of(input, None, options) == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    if hx is not None and hx.dtype != dtype and not casts:
-        raise RuntimeError(
-            "Input and hidden tensors are not the same dtype, found input tensor with "
-            f"{_scalar_type(input)} and hidden tensor with {_scalar_type(hx)}"
-        )
-    hidden, directions, each = weights[1].shape[-1], options.directions, options.tensors
-    shapes = ((3 * hidden, input.shape[-1]), (3 * hidden, hidden), (3 * hidden,), (3 * hidden,))
-    for k, weight in enumerate(weights):
-        shape = shapes[k % each] if k % each or k < directions * each else (3 * hidden, directions * hidden)
-        if weight.shape != shape:
-            raise RuntimeError(f"weight {k} of the GRU should have the shape {shape}, got {tuple(weight.shape)}")
-        if weight.dtype != dtype and not casts:
-            raise RuntimeError(f"weight {k} of the GRU should have the dtype {dtype}, got {weight.dtype}")
-
-
-def _elsewhere(input: Tensor, kind: str, tensor: Tensor) -> RuntimeError:
-    return RuntimeError(
-        f"Input and {kind} tensors are not at the same device, found input tensor at {input.device} and {kind} tensor "
-        f"at {tensor.device}"
-    )
-
-
-def _scalar_type(tensor: Tensor) -> str:
-    """The dtype as torch's C++ messages spell it: Float, Double, BFloat16."""
-    return tensor.type().rpartition(".")[2].removesuffix("Tensor")
-
-
 def _packed_rows(data: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
     """The rows that batch_sizes counts, and the first row of each step, on the data's device without waiting for it."""
-    if batch_sizes.dtype != torch.int64:
-        raise RuntimeError(f"expected scalar type Long but found {_scalar_type(batch_sizes)}")
-    if (batch_sizes[1:] > batch_sizes[:-1]).any():
-        raise RuntimeError(f"batch_sizes should never grow from step to step, got {batch_sizes.tolist()}")
+    rows = check_rows(data, batch_sizes)
     offsets = torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0))
-    rows = int(offsets[-1])
-    if data.shape[0] < rows:
-        first = int(offsets[torch.searchsorted(offsets, data.shape[0], right=True) - 1])
-        raise RuntimeError(
-            f"start ({first}) + length ({int(batch_sizes[(offsets[:-1] == first).nonzero()[0, 0]])}) exceeds "
-            f"dimension size ({data.shape[0]})."
-        )
     if data.is_cuda:
         offsets = offsets.pin_memory().to(data.device, non_blocking=True)
     return data[:rows], offsets

@@ -34,7 +34,8 @@ def forward(
     y = x.new_empty((x.shape[0], D, H))
     hn = x.new_empty((D, batch, H))
     gates = x.new_empty((x.shape[0], D, H, 4) if save_gates else (0,))
-    _families()[type(launch)].forward(gx, w_hh.contiguous(), _dense(b_hh), _dense(h0), y, hn, gates, offsets, launch)
+    operands = (gx, w_hh.contiguous(), _dense(b_hh), _dense(h0))
+    _families()[type(launch)].forward(*operands, y, hn, gates, _dense(offsets), launch)
     return y, hn, gates
 
 
@@ -57,6 +58,7 @@ def backward(
     """Walks the steps in parts: first the loop over the part's steps, then the products over its rows."""
     N, D, H = y.shape
     dy, w_hh, h0 = _dense(dy), w_hh.contiguous(), _dense(h0)
+    offsets, y, gates = _dense(offsets), y.contiguous(), gates.contiguous()
     saved = gates.numel() > 0
     T = N // batch if offsets is None else offsets.shape[0] - 1
     each = T if offsets is not None else part_steps(T, batch, H, D, y.itemsize, saved)
@@ -189,7 +191,7 @@ def _states_before(y: Tensor, h0: Tensor | None, offsets: Tensor | None, batch: 
     N, H = y.shape[0], y.shape[2]
     if offsets is not None:
         first = y.new_zeros((batch, H)) if h0 is None else h0[d]
-        return torch.cat((y[:, d], first)).index_select(0, _rows_before(N, offsets, d))
+        return torch.cat((y[:, d], first)).index_select(0, _rows_before(N, offsets, batch, d))
     if d == 0 and rows.start > 0:
         return y[rows.start - batch : rows.stop - batch, d]
     if d == 1 and rows.stop < N:
@@ -200,15 +202,18 @@ def _states_before(y: Tensor, h0: Tensor | None, offsets: Tensor | None, batch: 
     return torch.cat((y[rows.start + batch :, d], first))
 
 
-def _rows_before(N: int, offsets: Tensor, d: int) -> Tensor:
-    """For each packed row that of the step before, or ``N`` and its place in the batch where there is none."""
+def _rows_before(N: int, offsets: Tensor, batch: int, d: int) -> Tensor:
+    """For each packed row that of the step before, or ``N`` and its place in the batch where there is none. Whatever
+    the offsets are, which nobody has seen on a GPU, it lies in [0, N + batch)."""
     row = torch.arange(N, device=offsets.device)
-    t = torch.bucketize(row, offsets, right=True) - 1
+    t = torch.bucketize(row, offsets[1:-1], right=True)  # of the first rows of steps 1, 2, ..: in [0, T)
     b = row - offsets[t]
     if d == 0:
-        return torch.where(t > 0, offsets[(t - 1).clamp(min=0)] + b, N + b)
-    end = torch.nn.functional.pad(offsets, (0, 1), value=N)  # a step after the last one has no rows
-    return torch.where(b < end[t + 2] - end[t + 1], end[t + 1] + b, N + b)
+        before = torch.where(t > 0, offsets[(t - 1).clamp(min=0)] + b, N + b)
+    else:
+        end = torch.nn.functional.pad(offsets, (0, 1), value=N)  # a step after the last one has no rows
+        before = torch.where(b < end[t + 2] - end[t + 1], end[t + 1] + b, N + b)
+    return before.clamp_(0, N + batch - 1)
 
 
 def _rebuilt_gates(

@@ -123,7 +123,7 @@ def torch_us(
     """A step of torch's own GRU, forward, and as much again backward; or None where nothing is known of it. Two
     directions are taken to overlap but for their work. ``tensor_cores``: whether its products may use them, which IEEE
     fp32 forbids."""
-    if hidden <= TORCH_SMALL_H or device.backend != "cuda" or not device.mma or not device.clock_mhz:
+    if torch_unknown(device, hidden):
         return None
     rate = TORCH_MMA_SHARE * device.mma * 16 / bits
     if not tensor_cores:
@@ -133,3 +133,14 @@ def torch_us(
     if weights * bits // 8 > device.l2_bytes:
         work = max(work, _reading_us(device, weights * bits // 8))
     return max(TORCH_STEP_US, TORCH_POINTWISE_US + work)
+
+
+def torch_unknown(device: Device, hidden: int) -> str:
+    """Why nothing is known of torch's own GRU there; empty where something is."""
+    if device.backend != "cuda":
+        return f"no figure of torch's GRU is known on {device.name}"
+    if not device.mma or not device.clock_mhz:
+        return f"the clock and the tensor cores' rate of {device.name} are not known"
+    if hidden <= TORCH_SMALL_H:
+        return f"up to hidden size {TORCH_SMALL_H} cuDNN has an algorithm of its own, of which no figure is known"
+    return ""

@@ -1,19 +1,26 @@
-"""``GRU`` and ``GRUCell``: torch's modules with the layer's forward replaced."""
+"""``GRU``: torch's module with the layer's forward replaced."""
 
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import GRUCell
 from torch.nn.utils.rnn import PackedSequence
 
-from tritongru.functional import check_choice, check_dtype, check_features, run
+from tritongru.adoption import adopt, arguments_of, check_class, check_parameters
+from tritongru.checks import check_choice, check_counts, check_dtype, check_features
+from tritongru.exporters import fx_leaf
+from tritongru.functional import run
 from tritongru.memory import MEMORIES
 from tritongru.options import IMPLS, Options
 from tritongru.torch_path import draws_dropout
 from tritongru.warmup import Warmup, warm
+
+__all__ = ["GRU", "GRUCell", "TorchTypeGRU"]
 
 
 def _arguments_of_gru(
@@ -56,21 +63,22 @@ class GRU(nn.RNNBase):
     and hx ``(L * D, B, H)`` or ``(L * D, H)``; it returns ``(output, h_n)`` like torch.nn.GRU. Equations and their
     source: :func:`tritongru.gru`.
 
-    What differs: ``isinstance(m, torch.nn.GRU)`` is False, because ``torch.compile`` refuses whatever it is true of;
-    TorchScript is not promised; CUDA autocast answers the dtype that was asked for.
+    What differs: ``isinstance(m, torch.nn.GRU)`` is False, because ``torch.compile`` refuses whatever it is true of
+    (:class:`TorchTypeGRU` is both); CUDA autocast answers the dtype that was asked for. ``torch.jit.trace`` and
+    ``torch.jit.script`` of a model record torch's GRU in the layer's place.
     """
 
     __signature__ = inspect.signature(_arguments_of_gru)
 
-    impl: str
-    memory: str
+    impl: str = "auto"  # also of a module that __init__ has not made: an old pickle, a changed class
+    memory: str = "auto"
 
     def __init__(self, *args: Any, impl: str = "auto", memory: str = "auto", **kwargs: Any) -> None:
         if "proj_size" in kwargs or (len(args) > 7 and isinstance(args[7], int) and args[7] != 0):
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         check_choice("impl", impl, IMPLS)
         check_choice("memory", memory, MEMORIES)
-        super().__init__("GRU", *args, **kwargs)
+        nn.RNNBase.__init__(self, "GRU", *args, **kwargs)  # super() may be torch.nn.GRU, which takes no mode
         self.impl = impl
         self.memory = memory
 
@@ -84,6 +92,8 @@ class GRU(nn.RNNBase):
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
+        if isinstance(input, torch.fx.Proxy) or isinstance(hx, torch.fx.Proxy):
+            return fx_leaf(self, input, hx)
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             if hx is not None:
@@ -178,10 +188,10 @@ class GRU(nn.RNNBase):
             the kernels, and the seconds that each took and all together.
 
         Raises:
-            ValueError: if batch or time is below 1.
+            TypeError, ValueError: if batch or time is no whole number of at least 1.
             RuntimeError: as a call does where ``impl="triton"`` has no kernel.
         """
-        _check_sizes(batch=batch, time=time)
+        check_counts(batch=batch, time=time)
         return warm(self, batch, time, packed, self.impl, self.memory)
 
     def extra_repr(self) -> str:
@@ -193,25 +203,60 @@ class GRU(nn.RNNBase):
         return text
 
     @classmethod
-    def from_torch(cls, gru: nn.GRU, *, impl: str = "auto", memory: str = "auto", copy: bool = False) -> GRU:
-        """A GRU with the parameters of ``gru``: the same Parameter objects, or copies of them."""
+    def from_torch(
+        cls,
+        gru: nn.GRU,
+        *,
+        impl: str = "auto",
+        memory: str = "auto",
+        copy: bool = False,
+        as_torch_type: bool = False,
+    ) -> GRU:
+        """A GRU with all that ``gru`` has: its parameters (the same objects, or copies of them), its hooks, further
+        attributes, and whether it trains. A handle of one of its hooks removes the hook from ``gru`` alone.
+
+        Args:
+            gru: a module of exactly the class torch.nn.GRU.
+            impl, memory: as of :class:`GRU`.
+            copy: whether to copy parameters and buffers.
+            as_torch_type: return a :class:`TorchTypeGRU`, of which ``isinstance(m, torch.nn.GRU)`` is True.
+
+        Raises:
+            TypeError: if ``gru`` is no torch.nn.GRU, or of a subclass, whose own methods would be lost.
+            ValueError: if a weight is computed, or the object has a forward of its own.
+        """
         if not isinstance(gru, nn.GRU):
             raise TypeError(f"expected a torch.nn.GRU, got {type(gru).__name__}")
-        new = cls(*_arguments(gru), impl=impl, memory=memory, device="meta")
-        _adopt(new, gru, copy)
+        check_parameters(gru)
+        check_class(gru, nn.GRU)
+        new = (TorchTypeGRU if as_torch_type else cls)(*arguments_of(gru), impl=impl, memory=memory, device="meta")
+        adopt(new, gru, copy)
         return new
 
     def to_torch(self, *, copy: bool = False) -> nn.GRU:
-        """A :class:`torch.nn.GRU` with this module's parameters: the same Parameter objects, or copies of them."""
-        new = nn.GRU(*_arguments(self), device="meta")
-        _adopt(new, self, copy)
+        """A :class:`torch.nn.GRU` with all that this module has, as by :meth:`from_torch`."""
+        check_parameters(self)
+        check_class(self, GRU, TorchTypeGRU)
+        new = nn.GRU(*arguments_of(self), device="meta")
+        adopt(new, self, copy)
         return new
 
+    def __prepare_scriptable__(self) -> nn.GRU:
+        """What ``torch.jit.script`` compiles, and leaves in the place of this layer in the model that it was given."""
+        if sys._getframe(1).f_locals.get("memo") == {}:  # torch has prepared no module around this one
+            raise RuntimeError(
+                "torch.jit.script compiles a tritongru.GRU only as a part of a model, as it does torch.nn.GRU; put it "
+                "into a module whose forward calls it"
+            )
+        return self.to_torch()
 
-def _check_sizes(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name} should be at least 1, got {value}")
+
+class TorchTypeGRU(GRU, nn.GRU):  # type: ignore[misc]  # torch's forward is declared as overloads
+    """A :class:`GRU` that is a :class:`torch.nn.GRU` too, for code that asks ``isinstance(m, torch.nn.GRU)``.
+
+    Nothing else changes, and code that asks ``type(m) is torch.nn.GRU`` wants :meth:`GRU.to_torch`. ``torch.compile``
+    refuses every torch.nn.GRU unless ``torch._dynamo.config.allow_rnn = True``; then this one compiles as others do.
+    """
 
 
 class _LayerView:
@@ -229,25 +274,3 @@ class _LayerView:
         self.bias = gru.bias
         self.batch_first = gru.batch_first
         self.bidirectional = gru.bidirectional
-
-
-def _arguments(gru: nn.RNNBase) -> tuple[Any, ...]:
-    sizes = (gru.input_size, gru.hidden_size, gru.num_layers)
-    return *sizes, gru.bias, gru.batch_first, gru.dropout, gru.bidirectional
-
-
-def _adopt(new: nn.RNNBase, source: nn.RNNBase, copy: bool) -> None:
-    for name in new._flat_weights_names:
-        weight = source._parameters.get(name)
-        if weight is None:
-            raise ValueError(
-                f"{name} is not a parameter of the module but computed; remove the parametrization or hook first"
-            )
-        new._parameters[name] = nn.Parameter(weight.detach().clone(), weight.requires_grad) if copy else weight
-    new.train(source.training)
-    new._init_flat_weights()
-
-
-class GRUCell(nn.GRUCell):
-    """One step of a GRU: torch's own cell, which has no time loop to put into a kernel. It is here so that a model's
-    imports need one package; its parameters are those of a one-layer, one-direction :class:`GRU`."""

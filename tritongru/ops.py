@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from tritongru import layer
+from tritongru.checks import Others, check_layer
+from tritongru.exporters import refuse_program
 from tritongru.launches import AnyLaunch
 from tritongru.plan import plan_on, precision_of
 
@@ -39,9 +41,10 @@ def gru_forward(
     batch: int,  # B
     save_gates: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # y (N, D, H), hn (D, B, H), gates (N, D, H, 4) or (0,)
+    check_layer(x, w_ih, w_hh, b_ih, b_hh, h0, offsets, batch)
     if batch == 0:
         return _fake_forward(x, w_ih, w_hh, b_ih, b_hh, h0, offsets, batch, save_gates)
-    launch = _launch(x, w_hh, batch, backward=False)
+    launch = launch_of(x, w_hh, batch, backward=False)
     return layer.forward(x, w_ih, w_hh, b_ih, b_hh, h0, offsets, batch, save_gates, launch)
 
 
@@ -60,14 +63,42 @@ def gru_backward(
     batch: int,
     needs: list[bool],  # of x, w_ih, w_hh, b_ih, b_hh, h0; a gradient that nobody needs is an empty tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check_backward(dy, dhn, x, w_ih, w_hh, b_ih, b_hh, h0, offsets, y, gates, batch, needs)
     if batch == 0:
         grads = _fake_backward(dy, dhn, x, w_ih, w_hh, b_ih, b_hh, h0, offsets, y, gates, batch, needs)
         return tuple(g.zero_() for g in grads)  # type: ignore[return-value]
-    launch = _launch(x, w_hh, batch, backward=True)
+    launch = launch_of(x, w_hh, batch, backward=True)
     return layer.backward(dy, dhn, x, w_ih, w_hh, b_ih, b_hh, h0, offsets, y, gates, batch, needs, launch)
 
 
-def _launch(x: Tensor, w_hh: Tensor, batch: int, backward: bool) -> AnyLaunch:
+def _check_backward(
+    dy: Tensor | None,
+    dhn: Tensor | None,
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    h0: Tensor | None,
+    offsets: Tensor | None,
+    y: Tensor,
+    gates: Tensor,
+    batch: int,
+    needs: list[bool],
+) -> None:
+    if w_hh.dim() != 3 or x.dim() != 2:
+        check_layer(x, w_ih, w_hh, b_ih, b_hh, h0, offsets, batch)
+    if len(needs) != 6:
+        raise RuntimeError(f"needs should hold 6 values, got {len(needs)}")
+    D, H = w_hh.shape[0], w_hh.shape[2]
+    shape = (x.shape[0], D, H)
+    others: Others = {"dy": (dy, shape), "dhn": (dhn, (D, batch, H)), "y": (y, shape)}
+    others["gates"] = (gates, (0,) if gates.dim() == 1 else (*shape, 4))
+    check_layer(x, w_ih, w_hh, b_ih, b_hh, h0, offsets, batch, others)
+
+
+def launch_of(x: Tensor, w_hh: Tensor, batch: int, backward: bool) -> AnyLaunch:
+    """The plan's configuration of a kernel, whatever torch's GRU would take."""
     return _launch_of(x.device, w_hh.shape[2], x.dtype, batch, w_hh.shape[0], backward, precision_of(x.dtype))
 
 
@@ -100,6 +131,7 @@ def _fake_forward(
     batch: int,
     save_gates: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    refuse_program()
     D, H = w_hh.shape[0], w_hh.shape[2]
     gates = x.new_empty((x.shape[0], D, H, 4) if save_gates else (0,))
     return x.new_empty((x.shape[0], D, H)), x.new_empty((D, batch, H)), gates
@@ -177,6 +209,13 @@ class GRULayer(torch.autograd.Function):
 GRULayer.forward.__signature__ = inspect.signature(GRULayer.forward)  # type: ignore[attr-defined]
 
 
+def refuse_second_derivative(*_: Any) -> NoReturn:
+    raise RuntimeError(
+        "the derivative for 'tritongru::gru_backward' is not implemented; to run double backwards, build the layer "
+        "with impl='torch'"
+    )
+
+
 class GRULayerBackward(torch.autograd.Function):
     """``gru_backward`` as a step of a graph that may be differentiated again, which then says that it cannot be:
     without it the second derivative would silently be taken as zero."""
@@ -192,10 +231,7 @@ class GRULayerBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        raise RuntimeError(
-            "the derivative for 'tritongru::gru_backward' is not implemented; to run double backwards, build the "
-            "layer with impl='torch'"
-        )
+        refuse_second_derivative()
 
 
 def gru_layer(

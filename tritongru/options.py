@@ -34,7 +34,8 @@ class Options(NamedTuple):
 
 def batch_of(input: Tensor, batch_sizes: Tensor | None, options: Options) -> int:
     if batch_sizes is not None:
-        return int(batch_sizes[0])
+        first = batch_sizes[0]
+        return first if is_traced() else int(first)  # type: ignore[return-value]  # a tensor stays that of any call
     return input.shape[0 if options.batch_first else 1]
 
 
@@ -42,6 +43,11 @@ def steps_of(input: Tensor, batch_sizes: Tensor | None, options: Options) -> int
     if batch_sizes is not None:
         return batch_sizes.shape[0]
     return input.shape[1 if options.batch_first else 0]
+
+
+def is_traced() -> bool:
+    """Whether ``torch.jit.trace`` records the call."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def autocast_dtype(input: Tensor) -> torch.dtype | None:

@@ -20,6 +20,7 @@ from tritongru.candidates import kind_of
 from tritongru.devices import AMD_CHIPS, KB, Device, device_facts, is_served
 from tritongru.launches import BLOCK_B, AnyLaunch, Launch, PersistentLaunch, Shape, launches, measured, shape_of
 from tritongru.memory import Memory, memory_of
+from tritongru.plan_text import MODEL, words
 
 PRECISIONS = ("tf32", "ieee")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -43,28 +44,12 @@ class Pass:
     def us_per_step(self) -> float | None:
         return None if self.cost is None else self.cost.us
 
-    def lines(self, name: str, time: int | None) -> list[str]:
-        launch = self.launch
-        units = sum(launch.chunks) if isinstance(launch, Launch) else launch.block_h
-        found = [
-            f"  {name}: {self.family}, programs {self.programs} of {launch.block_b} rows x {units} hidden units, "
-            f"{launch.num_warps} warps, {launch.shared_bytes} bytes of shared memory each"
-        ]
-        if isinstance(launch, PersistentLaunch):
-            served = f"{self.turns} batch tile{'s' if self.turns != 1 else ''}"
-            found.append(f"    exchange by {launch.exchange}; each program serves {served}")
-        if self.cost is not None:
-            us = self.cost.us
-            whole = "" if time is None else f", {us * time / 1000:.3f} ms for {time} step{'s' if time != 1 else ''}"
-            found.append(f"    predicted: {us:.2f} us a step{whole} (a model, not a measurement)")
-            found.append(f"    {_parts(self.cost)}")
-        return found
-
 
 @dataclass(frozen=True)
 class Plan:
     """The decision for one layer. ``forward`` and ``backward`` are None where torch runs it; what the plan would have
-    taken is then in ``considered``. ``torch_us_per_step`` is of the forward pass, and backward as much again."""
+    taken is then in ``considered``. ``torch_us_per_step`` is of the forward pass, and backward as much again; where
+    it is None though a kernel of ours would run, ``torch_unknown`` says why."""
 
     family: str
     reason: str
@@ -76,41 +61,48 @@ class Plan:
     backward: Pass | None = None
     considered: tuple[Pass, ...] = ()
     torch_us_per_step: float | None = None
+    torch_unknown: str = ""
     memory: Memory | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"us_per_step": self.us_per_step}
+        return asdict(self) | {
+            "us_per_step": self.us_per_step,
+            "expected_ratio_forward": self.expected_ratio_forward,
+            "expected_ratio": self.expected_ratio,
+            "note": f"us_per_step, torch_us_per_step and the expected ratios are {MODEL}",
+        }
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """What ours runs or, where torch runs, would have run: forward first."""
+        return tuple(found for found in (self.forward, self.backward) if found) or self.considered
 
     @property
     def us_per_step(self) -> float | None:
         """Of forward and, if there is one, backward together."""
         return _us(tuple(found for found in (self.forward, self.backward) if found))
 
+    @property
+    def expected_ratio(self) -> float | None:
+        """Torch's time over ours in ``passes`` together, of the time loops alone: a model, not a measurement, and None
+        where the model has no figure of one of the two."""
+        return self._ratio(self.passes)
+
+    @property
+    def expected_ratio_forward(self) -> float | None:
+        return self._ratio(self.passes[:1])
+
+    def _ratio(self, passes: tuple[Pass, ...]) -> float | None:
+        ours, theirs = _us(passes), self.torch_us_per_step
+        return None if ours is None or theirs is None else len(passes) * theirs / ours
+
     def __str__(self) -> str:
-        arithmetic = f"{self.dtype}, products in {self.precision}" if self.precision else self.dtype
-        lines = [f"{self.family}: {self.reason}"]
-        for name, found in (("forward", self.forward), ("backward", self.backward)):
-            if found is not None:
-                lines += found.lines(name, self.time)
-        if self.forward is not None:
-            lines.append(f"  {arithmetic}")
-        if self.torch_us_per_step is not None:
-            us, passes = self.torch_us_per_step, " and as much backward" if self.backward else ""
-            lines.append(f"  predicted for torch: {us:.2f} us a step forward{passes} (a model, not a measurement)")
-        if self.memory is not None:
-            lines += self.memory.lines()
-        return "\n".join(lines)
+        return words(self)
 
 
 def _us(passes: tuple[Pass, ...]) -> float | None:
     times = [found.us_per_step for found in passes]
     return None if not times or None in times else sum(us for us in times if us is not None)
-
-
-def _parts(cost: model.Cost) -> str:
-    names = ("exchange", "l2", "tensor", "shared", "issue", "barriers")
-    shown = [f"{name} {getattr(cost, name):.2f}" for name in names if getattr(cost, name) > 0]
-    return ", ".join(shown) + " (us; tensor, shared and issue overlap)" if cost.exchange else ", ".join(shown)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -162,7 +154,7 @@ def plan(
     bits = 32 if dtype == "float32" else 16
     theirs = model.torch_us(device, hidden, bits, batch, directions, tensor_cores=kind != "ieee")
     passes = (forward,) if backward is None else (forward, backward)
-    answer = replace(answer, torch_us_per_step=theirs)
+    answer = replace(answer, torch_us_per_step=theirs, torch_unknown=model.torch_unknown(device, hidden))
     if impl == "auto" and any(found.family != "resident" for found in passes):
         refusal = _slower(device, kind, hidden, batch, time, directions, passes, theirs)
         if refusal is not None:

@@ -29,44 +29,47 @@ class Route(NamedTuple):
 
 
 def asks_for_kernels(impl: str, device: torch.device) -> bool:
-    return impl == "triton" or (impl == "auto" and device.type == "cuda")
+    """Whether the plan is asked at all; if not, and not because torch was asked for, the reason is logged once."""
+    if impl == "torch":
+        return False
+    if impl == "triton" or device.type == "cuda":
+        return True
+    on_cpu = "the tensors are on the CPU, and the kernels need a GPU"
+    log_once(on_cpu if device.type == "cpu" else _missing(device, False))
+    return False
 
 
-def taken(
-    impl: str,
-    hidden: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    directions: int,
-    training: bool,
-    batch: int,
-    T: int,
+def route_of(
+    impl: str, hidden: int, dtype: torch.dtype, device: torch.device, directions: int, training: bool
 ) -> Route | None:
-    """The way to the kernels, or None for torch's GRU.
+    """The way to the kernels, or None where torch's GRU runs whatever the batch and the number of steps.
 
     Raises:
         RuntimeError: for ``impl="triton"`` where no kernel can run the layer.
     """
     route = _route(hidden, dtype, device, directions, training)
-    if route.refusal and impl == "triton":
+    if not route.refusal:
+        return route
+    if impl == "triton":
         raise RuntimeError(f"impl='triton' cannot run this layer: {route.refusal} (impl='auto' runs torch's GRU here)")
-    if route.refusal:
-        return None
+    log_once(route.refusal, warn=device.type == "cuda" and not _installed("triton"))
+    return None
+
+
+def takes(route: Route, impl: str, batch: int, T: int) -> bool:
+    """Whether a call of this size goes that way: always with ``impl="triton"``."""
     if impl == "auto" and batch > route.largest:
-        if not torch.compiler.is_compiling():
-            _log_once(f"from a batch of {route.largest + 1} on: {route.beyond}")
-        return None
-    return None if impl == "auto" and route.shortest > T else route
+        log_once(f"from a batch of {route.largest + 1} on: {route.beyond}")
+        return False
+    if impl == "auto" and route.shortest > T:
+        log_once(f"with fewer than {route.shortest} steps: launches around the time loop cost more than the loop saves")
+        return False
+    return True
 
 
 def _route(hidden: int, dtype: torch.dtype, device: torch.device, directions: int, training: bool) -> Route:
-    """Each reason for torch is logged once."""
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     return _route_under(hidden, dtype, device, directions, training, precision_of(dtype), interpreted)
-
-
-# What torch.compiler.assume_constant_result sets; the decorator itself would import the compiler, which takes seconds.
-_route._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -79,26 +82,33 @@ def _route_under(
     precision: str,  # as `precision_of` reads it
     interpreted: bool,
 ) -> Route:
+    refusal = _missing(device, interpreted)
+    if refusal:
+        return Route(refusal)
+    facts = device_facts(device)
+    answer = plan_on(facts, hidden, dtype, directions=directions, training=training, impl="triton")
+    if answer.family == "torch":
+        return Route(answer.reason)
+    limits = limits_on(facts, hidden, dtype, directions=directions, training=training)
+    return Route("", limits.reason, limits.largest, limits.shortest, facts.memory_bytes)
+
+
+def _missing(device: torch.device, interpreted: bool) -> str:
+    """Why no kernel can run on the device as things are, or an empty string."""
     if device.type == "cpu" and not interpreted:
-        return Route(
+        return (
             "the tensors are on the CPU; move module and input to a GPU, or set TRITON_INTERPRET=1 before the first "
             "call to run the kernels in Triton's interpreter"
         )
     if device.type not in ("cpu", "cuda"):
-        return Route(f"the tensors are on the device {device}, and the kernels run on CUDA and ROCm devices")
+        return f"the tensors are on the device {device}, and the kernels run on CUDA and ROCm devices"
     if not _installed("triton"):
-        return Route("the package triton is not installed; install it with: pip install triton")
+        return "the package triton is not installed; install it with: pip install triton"
     numpy = _installed("numpy")
     if device.type == "cpu" and _installed("triton") < (3, 7) and numpy >= (2, 4):
         found = ".".join(map(str, numpy))
-        return Route(f"the interpreter of Triton 3.6 needs NumPy below 2.4, got {found}; run: pip install 'numpy<2.4'")
-    facts = device_facts(device)
-    answer = plan_on(facts, hidden, dtype, directions=directions, training=training, impl="triton")
-    if answer.family == "torch":
-        _log_once(answer.reason)
-        return Route(answer.reason)
-    limits = limits_on(facts, hidden, dtype, directions=directions, training=training)
-    return Route("", limits.reason, limits.largest, limits.shortest, facts.memory_bytes)
+        return f"the interpreter of Triton 3.6 needs NumPy below 2.4, got {found}; run: pip install 'numpy<2.4'"
+    return ""
 
 
 @functools.cache
@@ -110,6 +120,17 @@ def _installed(package: str) -> tuple[int, ...]:
         return ()
 
 
+def log_once(reason: str, warn: bool = False) -> None:
+    """Each reason for torch's GRU is logged once in a process."""
+    _log(reason, logging.WARNING if warn else logging.INFO)
+
+
+# What torch.compiler.assume_constant_result sets: a compiler runs them while it traces. The decorator itself would
+# import the compiler, which takes seconds.
+_route._dynamo_marked_constant = True  # type: ignore[attr-defined]
+log_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @functools.cache
-def _log_once(reason: str) -> None:
-    logger.info("torch's own GRU runs: %s", reason)
+def _log(reason: str, level: int) -> None:
+    logger.log(level, "torch's own GRU runs: %s", reason)

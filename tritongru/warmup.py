@@ -21,7 +21,7 @@ from tritongru.devices import device_facts
 from tritongru.memory import gate_bytes, saves
 from tritongru.options import autocast_dtype
 from tritongru.plan import Pass, plan_on
-from tritongru.route import asks_for_kernels, taken
+from tritongru.route import asks_for_kernels, route_of, takes
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def warm(gru: nn.RNNBase, batch: int, time: int, packed: bool, impl: str, memory
     passes = []
     if asks_for_kernels(impl, device):
         of_call = [False, True] if learns else [False]
-        passes = [training for training in of_call if taken(impl, H, dtype, device, D, training, batch, time)]
+        routes = {training: route_of(impl, H, dtype, device, D, training) for training in of_call}
+        passes = [training for training, route in routes.items() if route and takes(route, impl, batch, time)]
     if not passes:
         return Warmup(clock.perf_counter() - start, ())
     size = gate_bytes(time * batch, H, D, gru.num_layers, dtype.itemsize)

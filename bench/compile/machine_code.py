@@ -19,7 +19,7 @@ TARGETS = {
     "gfx950": ("hip", "gfx950", 64),
 }
 ELEMENT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-INTEGERS = ("T", "B", "s", "start", "count", "tiles", "limit")  # arguments that are no pointers
+INTEGERS = ("T", "B", "N", "s", "start", "count", "tiles", "limit")  # arguments that are no pointers
 # Those that do not have the storage dtype.
 POINTERS = {"dh": "*fp32", "offsets": "*i64", "trouble": "*i64", "counters": "*i32", "state": "*fp32"}
 

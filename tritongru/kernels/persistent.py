@@ -69,7 +69,7 @@ def bias_of(b_hh, i_d, GATE: tl.constexpr, o_h, H: tl.constexpr, USE: tl.constex
     return tl.zeros_like(o_h).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["T", "B", "tiles", "limit"])
+@triton.jit(do_not_specialize=["T", "B", "N", "tiles", "limit"])
 def persistent_forward_kernel(
     gx,  # (N, D, 3H) input projections with b_ih; N rows in time-major order
     w_hh,  # (D, 3H, H)
@@ -85,6 +85,7 @@ def persistent_forward_kernel(
     trouble,  # (1,) int64 that the host can read: where a program gave up waiting
     T,
     B,
+    N,
     tiles,
     limit,
     D: tl.constexpr,
@@ -149,7 +150,7 @@ def persistent_forward_kernel(
             i_t = (i_d * tiles + i_b).to(tl.int64)
             counter = counters + i_t * 32
             slot = slots + i_t * (SLOTS * SLOT)
-            row, n_b = tile_at(t, i_b, T, B, offsets, BB, PACKED)
+            row, n_b = tile_at(t, i_b, T, B, N, offsets, BB, PACKED)
             row = row * D + i_d
             m = m_h & (o_b < n_b)
             p_x = gx + row * (3 * H) + (o_b * (D * 3 * H) + o_h)
@@ -212,7 +213,7 @@ def saved(p_g, p_y, p_h0, p_dy, m, m_prev, USE_H0: tl.constexpr, USE_DY: tl.cons
     return b_r.to(tl.float32), b_z.to(tl.float32), b_n.to(tl.float32), b_a.to(tl.float32), b_hp, b_dy
 
 
-@triton.jit(do_not_specialize=["T", "B", "start", "count", "tiles", "limit"])
+@triton.jit(do_not_specialize=["T", "B", "N", "start", "count", "tiles", "limit"])
 def persistent_backward_kernel(
     dy,  # (N, D, H) if USE_DY
     dh,  # (D, B, H) fp32: of the states after these steps, replaced by that of the states before them
@@ -228,6 +229,7 @@ def persistent_backward_kernel(
     trouble,  # (1,) int64
     T,
     B,
+    N,
     start,
     count,
     tiles,
@@ -275,8 +277,8 @@ def persistent_backward_kernel(
             i_t = (i_d * tiles + i_b).to(tl.int64)
             counter = counters + i_t * 32
             slot = slots + i_t * (SLOTS * SLOT)
-            row, n_b = tile_at(t, i_b, T, B, offsets, BB, PACKED)
-            row_prev, n_prev = tile_at(t - 1 + 2 * i_d, i_b, T, B, offsets, BB, PACKED)
+            row, n_b = tile_at(t, i_b, T, B, N, offsets, BB, PACKED)
+            row_prev, n_prev = tile_at(t - 1 + 2 * i_d, i_b, T, B, N, offsets, BB, PACKED)
             part = (row - before) * D + i_d
             row, row_prev = row * D + i_d, row_prev * D + i_d
             m = m_h & (o_b < tl.where(s < count, n_b, 0))
@@ -349,6 +351,7 @@ def forward(
         *(gx, w_hh, b_hh, h0, y, hn, gates, offsets, slots, state, counters),
         T=steps(y, B, offsets),
         B=B,
+        N=y.shape[0],
         tiles=tiles,
         limit=limit,
         D=D,
@@ -394,6 +397,7 @@ def backward(
         *(dy, dh, w_hh, h0, y, gates, dgx, da, offsets, slots, counters),
         T=T,
         B=B,
+        N=y.shape[0],
         start=start,
         count=T - start if count is None else count,
         tiles=tiles,

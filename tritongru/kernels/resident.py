@@ -29,7 +29,7 @@ from tritongru.kernels.rows import tile_at
 from tritongru.launches import Launch
 
 
-@triton.jit(do_not_specialize=["T", "B"])
+@triton.jit(do_not_specialize=["T", "B", "N"])
 def resident_forward_kernel(
     gx,  # (N, D, 3H) input projections with b_ih; N rows in time-major order
     w_hh,  # (D, 3H, H)
@@ -41,6 +41,7 @@ def resident_forward_kernel(
     offsets,  # (T + 1,) first row of each step, if PACKED
     T,
     B,
+    N,
     D: tl.constexpr,
     H: tl.constexpr,
     USE_BIAS: tl.constexpr,
@@ -53,7 +54,6 @@ def resident_forward_kernel(
     BB: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    N: tl.constexpr = len(CHUNKS)
     DT: tl.constexpr = y.dtype.element_ty
     SERIES: tl.constexpr = DT == tl.float32
     REFINE: tl.constexpr = SERIES and PRECISION != "tf32"
@@ -66,13 +66,13 @@ def resident_forward_kernel(
     b_h = load_state(h0, row_state, n_tile, BB, H, CHUNKS, USE_H0)
     for s in tl.range(T, num_stages=STAGES):
         t = s + i_d * (T - 1 - 2 * s)  # direction 1 walks from the last step to the first
-        row, n_b = tile_at(t, i_b, T, B, offsets, BB, PACKED)
+        row, n_b = tile_at(t, i_b, T, B, N, offsets, BB, PACKED)
         row = row * D + i_d
         m_b = o_b < n_b
         b_k, b_next = (), ()
-        for i in tl.static_range(N):
+        for i in tl.static_range(len(CHUNKS)):
             b_k += (b_h[i].to(DT).to(tl.float32) if UPCAST else b_h[i].to(DT),)
-        for j in tl.static_range(N):
+        for j in tl.static_range(len(CHUNKS)):
             o_h = units(CHUNKS, j)[None, :]
             m = m_b & (o_h < H)
             p_x = gx + row * (3 * H) + (o_b * (D * 3 * H) + o_h)
@@ -94,7 +94,7 @@ def resident_forward_kernel(
     store_state(hn, b_h, row_state, n_tile, BB, H, CHUNKS)
 
 
-@triton.jit(do_not_specialize=["T", "B", "start", "count"])
+@triton.jit(do_not_specialize=["T", "B", "N", "start", "count"])
 def resident_backward_kernel(
     dy,  # (N, D, H) if USE_DY
     dh,  # (D, B, H) fp32: of the states after these steps, replaced by that of the states before them
@@ -107,6 +107,7 @@ def resident_backward_kernel(
     offsets,  # (T + 1,) if PACKED
     T,
     B,
+    N,
     start,
     count,
     D: tl.constexpr,
@@ -120,7 +121,6 @@ def resident_backward_kernel(
     BB: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    N: tl.constexpr = len(CHUNKS)
     DT: tl.constexpr = y.dtype.element_ty
     i_b, i_d = tl.program_id(0), tl.program_id(1)
     o_b = tl.arange(0, BB)[:, None]
@@ -132,13 +132,13 @@ def resident_backward_kernel(
     before = ((1 - i_d) * (T - start - count) + i_d * start).to(tl.int64) * B  # rows ahead of those of these steps
     for s in tl.range(start, start + count, num_stages=STAGES):
         t = T - 1 - s - i_d * (T - 1 - 2 * s)
-        row, n_b = tile_at(t, i_b, T, B, offsets, BB, PACKED)
-        row_prev, n_prev = tile_at(t - 1 + 2 * i_d, i_b, T, B, offsets, BB, PACKED)
+        row, n_b = tile_at(t, i_b, T, B, N, offsets, BB, PACKED)
+        row_prev, n_prev = tile_at(t - 1 + 2 * i_d, i_b, T, B, N, offsets, BB, PACKED)
         part = (row - before) * D + i_d
         row, row_prev = row * D + i_d, row_prev * D + i_d
         m_b, m_prev = o_b < n_b, o_b < n_prev
         b_dg, b_direct, b_next = (), (), ()
-        for i in tl.static_range(N):
+        for i in tl.static_range(len(CHUNKS)):
             o_h = units(CHUNKS, i)[None, :]
             m = m_b & (o_h < H)
             o_y = o_b * (D * H) + o_h
@@ -166,7 +166,7 @@ def resident_backward_kernel(
             else:
                 b_dg += (b_dr, b_dz, b_da)
             b_direct += (tl.where(m_b, b_dhp, b_dh[i]) if PACKED else b_dhp,)
-        for j in tl.static_range(N):
+        for j in tl.static_range(len(CHUNKS)):
             b_next += (products_backward(b_dg, b_w, b_direct[j], j, CHUNKS, PRECISION),)
         b_dh = b_next
     store_state(dh, b_dh, row_state, n_tile, BB, H, CHUNKS)
@@ -196,6 +196,7 @@ def forward(
             offsets,
             T=steps(y, B, offsets),
             B=B,
+            N=y.shape[0],
             D=D,
             H=H,
             USE_BIAS=b_hh is not None,
@@ -237,6 +238,7 @@ def backward(
             offsets,
             T=T,
             B=B,
+            N=y.shape[0],
             start=start,
             count=T - start if count is None else count,
             D=D,

@@ -5,12 +5,18 @@ import triton.language as tl
 
 
 @triton.jit
-def tile_at(t, i_b, T, B, offsets, BB: tl.constexpr, PACKED: tl.constexpr):
-    """First row of batch tile i_b at step t and how many rows are left from there: none outside [0, T)."""
+def tile_at(t, i_b, T, B, N, offsets, BB: tl.constexpr, PACKED: tl.constexpr):
+    """First row of batch tile i_b at step t and how many rows are left from there: none outside [0, T).
+
+    On a GPU nobody has seen what ``offsets`` hold. Whatever it is, a step has at most B rows, all among the N."""
     inside = (t >= 0) & (t < T)
     if PACKED:
-        first = tl.load(offsets + t, mask=inside, other=0)
-        count = tl.load(offsets + t + 1, mask=inside, other=0) - first
+        # Read without a sign, a negative value lies behind all rows: one minimum sets both bounds, and 32 bits hold it.
+        last = N.to(tl.uint64)
+        start = tl.minimum(tl.load(offsets + t, mask=inside, other=0).to(tl.uint64), last).to(N.dtype)
+        after = tl.minimum(tl.load(offsets + t + 1, mask=inside, other=0).to(tl.uint64), last).to(N.dtype)
+        count = tl.minimum(tl.maximum(after - start, 0), B)
+        first = start.to(tl.int64)
     else:
         first = t.to(tl.int64) * B
         count = tl.where(inside, B, 0)

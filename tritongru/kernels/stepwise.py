@@ -96,7 +96,7 @@ def bias_of(b_hh, i_d, GATE: tl.constexpr, o_h, H: tl.constexpr, USE: tl.constex
     return b
 
 
-@triton.jit(do_not_specialize=["s", "T", "B"])
+@triton.jit(do_not_specialize=["s", "T", "B", "N"])
 def stepwise_forward_kernel(
     gx,  # (N, D, 3H) input projections with b_ih; N rows in time-major order
     w_hh,  # (D, 3H, H)
@@ -109,6 +109,7 @@ def stepwise_forward_kernel(
     s,
     T,
     B,
+    N,
     D: tl.constexpr,
     H: tl.constexpr,
     USE_BIAS: tl.constexpr,
@@ -128,8 +129,8 @@ def stepwise_forward_kernel(
     AHEAD: tl.constexpr = BB <= 32  # a wide tile has no registers to keep its inputs in
     i_b, i_h, i_d = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     t = s + i_d * (T - 1 - 2 * s)  # direction 1 walks from the last step to the first
-    row, n_b = tile_at(t, i_b, T, B, offsets, BB, PACKED)
-    row_prev, n_prev = tile_at(t - 1 + 2 * i_d, i_b, T, B, offsets, BB, PACKED)
+    row, n_b = tile_at(t, i_b, T, B, N, offsets, BB, PACKED)
+    row_prev, n_prev = tile_at(t - 1 + 2 * i_d, i_b, T, B, N, offsets, BB, PACKED)
     row, row_prev = row * D + i_d, row_prev * D + i_d
     row_state = i_d.to(tl.int64) * B + i_b * BB
     if n_b > 0:
@@ -162,7 +163,7 @@ def stepwise_forward_kernel(
             tl.store(p_g, tl.reshape(b_g, (BB, 4 * BH)), mask=(o_b < n_b) & (o_g < 4 * H))
 
 
-@triton.jit(do_not_specialize=["s", "T", "B", "start", "count"])
+@triton.jit(do_not_specialize=["s", "T", "B", "N", "start", "count"])
 def stepwise_backward_kernel(
     dy,  # (N, D, H) if USE_DY
     w_hh,  # (D, 3H, H)
@@ -176,6 +177,7 @@ def stepwise_backward_kernel(
     s,  # the step of the walk: in direction 0 it begins at the last step
     T,
     B,
+    N,
     start,  # this part of the walk: steps start .. start + count - 1
     count,
     D: tl.constexpr,
@@ -195,9 +197,9 @@ def stepwise_backward_kernel(
     last = start + count
     i_b, i_h, i_d = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     t = T - 1 - s - i_d * (T - 1 - 2 * s)
-    row, n_b = tile_at(t, i_b, T, B, offsets, BB, PACKED)
-    row_next, n_next = tile_at(t + 1 - 2 * i_d, i_b, T, B, offsets, BB, PACKED)
-    row_prev, n_prev = tile_at(t - 1 + 2 * i_d, i_b, T, B, offsets, BB, PACKED)
+    row, n_b = tile_at(t, i_b, T, B, N, offsets, BB, PACKED)
+    row_next, n_next = tile_at(t + 1 - 2 * i_d, i_b, T, B, N, offsets, BB, PACKED)
+    row_prev, n_prev = tile_at(t - 1 + 2 * i_d, i_b, T, B, N, offsets, BB, PACKED)
     row, row_next, row_prev = row * D + i_d, row_next * D + i_d, row_prev * D + i_d
     row_part = (T - last + i_d * (start + last - T)).to(tl.int64) * B * D  # where the part's own tensors begin
     row_state = i_d.to(tl.int64) * B + i_b * BB
@@ -270,6 +272,7 @@ def forward(
             offsets,
             T=T,
             B=B,
+            N=y.shape[0],
             D=D,
             H=H,
             USE_BIAS=b_hh is not None,
@@ -317,6 +320,7 @@ def backward(
             offsets,
             T=T,
             B=B,
+            N=y.shape[0],
             start=start,
             count=count,
             D=D,

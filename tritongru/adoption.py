@@ -1,0 +1,79 @@
+"""One module takes the place of another, of torch's class or of ours: its parameters, hooks, attributes and mode."""
+
+from __future__ import annotations
+
+import copy as copying
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import _WrappedHook
+
+# What a module keeps of its weights, and of its own options: made anew or chosen anew.
+OWN = {"_flat_weights", "_flat_weights_names", "_flat_weight_refs", "_all_weights", "impl", "memory"}
+
+
+def arguments_of(gru: nn.RNNBase) -> tuple[Any, ...]:
+    sizes = (gru.input_size, gru.hidden_size, gru.num_layers)
+    return *sizes, gru.bias, gru.batch_first, gru.dropout, gru.bidirectional
+
+
+def adopt(new: nn.RNNBase, source: nn.RNNBase, copy: bool) -> None:
+    """Gives ``new``, of the same sizes, all that ``source`` has besides its class: parameters (the same objects, or
+    copies), buffers, hooks, further attributes, and whether it trains.
+
+    Raises:
+        ValueError: if a weight is computed, or something belongs to ``source`` so that it cannot be taken along.
+    """
+    for name, value in source.__dict__.items():
+        if name not in OWN:
+            _refuse_bound(name, value, source)
+            new.__dict__[name] = _own(value, new)
+    if copy:
+        parameters = ((name, p) for name, p in source._parameters.items() if p is not None)
+        new._parameters.update({n: nn.Parameter(p.detach().clone(), p.requires_grad) for n, p in parameters})
+        new._buffers.update({n: None if b is None else b.detach().clone() for n, b in source._buffers.items()})
+        new._modules.update({n: copying.deepcopy(m) for n, m in source._modules.items()})
+    new._init_flat_weights()
+
+
+def check_parameters(gru: nn.RNNBase) -> None:
+    for name in gru._flat_weights_names:
+        if gru._parameters.get(name) is None:
+            raise ValueError(
+                f"{name} is not a parameter of the module but computed; remove the parametrization or hook first"
+            )
+
+
+def check_class(gru: nn.RNNBase, *classes: type) -> None:
+    """Another class, or a forward set on the object, may compute something else, which would be lost in silence."""
+    found = type(gru)
+    if found not in classes:
+        raise TypeError(
+            f"expected a {_name(classes[0])} itself, got its subclass {_name(found)}, whose own methods would be lost; "
+            f"give its attributes and parameters to a {_name(classes[0])} first"
+        )
+    if "forward" in gru.__dict__:
+        raise ValueError(f"the {found.__name__} has a forward set on the object, which would be lost; delete it first")
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__.removesuffix('.modules.rnn').removesuffix('.module')}.{kind.__qualname__}"
+
+
+def _refuse_bound(name: str, value: Any, source: nn.Module) -> None:
+    values = list(value.values()) if isinstance(value, dict) else [value]
+    for one in values:
+        if name == "_compiled_call_impl" or getattr(getattr(one, "hook", one), "__self__", None) is source:
+            what = "compile() was called on it" if name == "_compiled_call_impl" else f"{name} holds a method of it"
+            raise ValueError(f"the {type(source).__name__} cannot be taken over: {what}; do that on the new module")
+
+
+def _own(value: Any, new: nn.Module) -> Any:
+    """A container of hooks, parameters or names becomes one of the new module's own; its contents stay the same."""
+    if isinstance(value, dict):
+        kept = {
+            key: _WrappedHook(one.hook, new) if isinstance(one, _WrappedHook) and one.with_module else one
+            for key, one in value.items()
+        }
+        return type(value)(kept)
+    return set(value) if type(value) is set else value

@@ -1,0 +1,106 @@
+"""Where tools look up layers and operators: torch's flop counter, and its dynamic quantisation."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+COUNTER = "torch.utils.flop_counter"
+MAPPINGS = "torch.ao.quantization.quantization_mappings"
+
+
+def forward_flops(x: Tensor, w_ih: Tensor, w_hh: Tensor) -> int:
+    """As torch counts nn.GRU: two for each multiply-add of its products, nothing for the gates."""
+    rows, inputs = x.shape
+    directions, gates, hidden = w_hh.shape
+    return 2 * rows * directions * gates * (inputs + hidden)
+
+
+def backward_flops(x: Tensor, w_hh: Tensor, batch: int, offsets: Tensor | None, needs: Sequence[bool]) -> int:
+    """Those that nn.GRU's backward makes: for each gradient that is needed its product over all rows, and for the
+    states before one over the rows whose state before is not h0; over the others too if h0 needs a gradient."""
+    need_x, need_w_ih, need_w_hh, _, _, need_h0 = needs
+    rows, inputs = x.shape
+    directions, gates, hidden = w_hh.shape
+    products = rows * directions * (inputs * (need_x + need_w_ih) + hidden * need_w_hh)
+    states = rows * directions
+    if not need_h0:
+        states -= batch + (directions - 1) * _last_rows(batch, offsets)
+    return 2 * gates * (products + hidden * states)
+
+
+def _last_rows(batch: int, offsets: Tensor | None) -> int:
+    """Rows of the last step, with which the reverse direction starts; on a GPU nobody waits to read them."""
+    if offsets is None or type(offsets) is not Tensor or offsets.device.type != "cpu":
+        return batch
+    return int(offsets[-1] - offsets[-2])
+
+
+def _count_forward(x: Tensor, w_ih: Tensor, w_hh: Tensor, *_: Any, **__: Any) -> int:
+    return forward_flops(x, w_ih, w_hh)
+
+
+def _count_backward(*args: Any, **_: Any) -> int:
+    x, w_hh, offsets, batch, needs = args[2], args[4], args[8], args[11], args[12]
+    return backward_flops(x, w_hh, batch, offsets, needs)
+
+
+def _count_routed_backward(*args: Any, **_: Any) -> int:
+    x, w_hh, batch, needs = args[2], args[4], args[11], args[14]
+    return backward_flops(x, w_hh, batch, None, needs)
+
+
+def _add_formulas(counter: Any) -> None:
+    for name, formula in (
+        ("gru_forward", _count_forward),
+        ("gru_backward", _count_backward),
+        ("gru_routed_forward", _count_forward),
+        ("gru_routed_backward", _count_routed_backward),
+    ):
+        counter.register_flop_formula(getattr(torch.ops.tritongru, name), get_raw=True)(formula)
+
+
+class _WhenImported:
+    """Lets the flop counter, whose import takes longer than all of ours, be loaded when somebody wants it, and adds the
+    formulas then."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        loader: Any = spec and spec.loader
+        if loader is not None:
+            load = loader.exec_module
+
+            def load_and_add(module: Any) -> None:
+                load(module)
+                _add_formulas(module)
+
+            loader.exec_module = load_and_add
+        return spec
+
+
+class _DynamicallyQuantised:
+    """What ``torch.ao.quantization.quantize_dynamic`` makes of ours: what it makes of torch's GRU."""
+
+    @staticmethod
+    def from_float(gru: Any, use_precomputed_fake_quant: bool = False) -> nn.Module:
+        maker: Any = torch.ao.nn.quantized.dynamic.GRU
+        return maker.from_float(gru.to_torch())  # type: ignore[no-any-return]
+
+
+def register(*classes: type) -> None:
+    """Makes our layers and operators known to torch's tools, none of which is imported for it."""
+    if COUNTER in sys.modules:
+        _add_formulas(sys.modules[COUNTER])
+    else:
+        sys.meta_path.insert(0, _WhenImported())
+    mappings = getattr(sys.modules.get(MAPPINGS), "DEFAULT_DYNAMIC_QUANT_MODULE_MAPPINGS", None)
+    if mappings is not None:
+        mappings.update(dict.fromkeys(classes, _DynamicallyQuantised))
