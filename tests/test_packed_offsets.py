@@ -51,7 +51,7 @@ HOSTILE = {
     "far away": ([2**40, -(2**40), 2**33, 2**32 + 1], set(), set()),
     "differences that wrap": ([MOST, LEAST, LEAST + 5, MOST - 3], set(), set()),
 }
-CASES = [(1, True, hostile) for hostile in HOSTILE] + [(2, False, hostile) for hostile in [*HOSTILE][:3]]
+CASES = [(1, True, hostile) for hostile in HOSTILE] + [(2, False, hostile) for hostile in [*HOSTILE][:4]]
 
 
 class Windows:
@@ -194,6 +194,7 @@ def test_rows_before_exist(d, values):
     assert found.max() < N + B
 
 
+@pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # in rows that no step has
 @pytest.mark.parametrize("hostile", ["behind the last row", "differences that wrap"])
 def test_a_layer_with_rebuilt_gates(hostile):
     """Both passes of a whole layer end."""

@@ -21,13 +21,11 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} should be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_counts(**values: object) -> None:
-    """Each has to be a whole number of at least 1."""
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
-        if value < 1:
-            raise ValueError(f"{name} should be at least 1, got {value}")
+def check_layers(num_layers: object) -> None:
+    if not isinstance(num_layers, int) or isinstance(num_layers, bool):
+        raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
+    if num_layers < 1:
+        raise ValueError(f"num_layers should be at least 1, got {num_layers}")
 
 
 def check_flags(**values: object) -> None:
@@ -45,6 +43,13 @@ def check_tensors(**values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} should be a Tensor, got {type(value).__name__}")
+
+
+def check_given(**values: Tensor | None) -> None:
+    """torch hands an operator None where its schema says Tensor."""
+    for name, value in values.items():
+        if value is None:
+            raise TypeError(f"{name} should be a Tensor, got NoneType")
 
 
 def check_dtype(input: Tensor, weight: Tensor) -> None:
@@ -126,6 +131,27 @@ def check_for_kernels(
             raise RuntimeError(f"weight {k} of the GRU should have the dtype {dtype}, got {weight.dtype}")
 
 
+def check_for_torch(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
+) -> None:
+    """What torch's own GRU would not notice: it reads what a storage no longer holds, and without biases it takes the
+    gates of a ``w_ih`` that has too few rows for them from anywhere in memory."""
+    check_storages(input=input, hx=hx, batch_sizes=batch_sizes)
+    for k, weight in enumerate(weights):
+        check_storages(**{f"weight {k} of the GRU": weight})
+        if not options.bias and weight.dim() == 2 and weight.shape[0] < 3:
+            raise RuntimeError(
+                f"weight {k} of the GRU should have a row for each of three gates at least, got {weight.shape[0]}"
+            )
+
+
+def check_storages(**tensors: Tensor | None) -> None:
+    """Of tensors that torch will read; those that a transform or a compiler stands for have none."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.layout is torch.strided and torch._C._has_storage(tensor):
+            _check_memory(name, tensor)
+
+
 def _elsewhere(input: Tensor, kind: str, tensor: Tensor) -> RuntimeError:
     return RuntimeError(
         f"Input and {kind} tensors are not at the same device, found input tensor at {input.device} and {kind} tensor "
@@ -151,14 +177,20 @@ def check_layer(
     casts: bool = False,  # whether the dtypes may differ
 ) -> None:
     """What an operator is given, by whomever: a kernel reads memory by the sizes and types that it is told."""
-    if x.dim() != 2 or w_hh.dim() != 3:
-        raise RuntimeError(f"x should have 2 dimensions and w_hh 3, got {x.dim()} and {w_hh.dim()}")
-    (N, I), (D, _, H) = x.shape, w_hh.shape
+    if x is None or w_ih is None or w_hh is None:
+        check_given(x=x, w_ih=w_ih, w_hh=w_hh)
+    rows, weights = x.shape, w_hh.shape
+    if len(rows) != 2 or len(weights) != 3:
+        raise RuntimeError(f"x should have 2 dimensions and w_hh 3, got {len(rows)} and {len(weights)}")
+    (N, I), (D, _, H) = rows, weights
     if D not in (1, 2) or H < 1 or batch < 0:
         raise RuntimeError(
             f"there should be 1 or 2 directions, 1 hidden unit at least and no negative batch, got {D} directions, "
             f"hidden size {H} and batch {batch}"
         )
+    if (b_ih is None) != (b_hh is None):
+        raise RuntimeError(f"b_ih and b_hh go together, got {'b_hh' if b_ih is None else 'b_ih'} alone")
+    device, dtype, size, strided = x.device, None if casts else x.dtype, x.itemsize, torch.strided
     given: Others = {
         "x": (x, (N, I)),
         "w_ih": (w_ih, (D * 3 * H, I)),
@@ -166,12 +198,20 @@ def check_layer(
         "b_ih": (b_ih, (D * 3 * H,)),
         "b_hh": (b_hh, (D, 3 * H)),
         "h0": (h0, (D, batch, H)),
-        **(others or {}),
     }
-    device, dtype = x.device, None if casts else x.dtype
+    if others is not None:
+        given |= others
     for name, (tensor, shape) in given.items():
-        if tensor is not None:
-            _check_tensor(name, tensor, shape, dtype, device)
+        if tensor is None or (
+            tensor.dtype is dtype
+            and tensor.shape == shape
+            and tensor.device == device
+            and tensor.layout is strided
+            and tensor.is_contiguous()
+            and tensor.storage_offset() * size + tensor.nbytes <= tensor.untyped_storage().nbytes()
+        ):
+            continue  # all is as it should be, found out in less time than _check_tensor takes
+        _check_tensor(name, tensor, shape, dtype, device)
     if offsets is not None:
         _check_offsets(offsets, N, batch, device)
     elif batch == 0 and N > 0:
@@ -180,6 +220,16 @@ def check_layer(
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     elif batch > 0 and N % batch > 0:
         raise RuntimeError(f"x should have as many rows for each step as the batch, {batch}, got {N} rows")
+
+
+def check_devices(**tensors: Tensor | None) -> None:
+    """What the fakes of the operators look at: torch asks them too where one tensor of many is on the device meta, and
+    then takes what they return, memory that nobody has written, for the result."""
+    first = next(iter(tensors))
+    device: Any = getattr(tensors[first], "device", None)
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != device:
+            raise RuntimeError(f"{name} should be on the device of {first}, {device}, got {tensor.device}")
 
 
 def _check_tensor(

@@ -82,7 +82,7 @@ def check_sizes(directions: int, **sizes: Any) -> dict[str, int]:
         TypeError: if one is not a whole number.
         ValueError: if one is below 1 or above ``MOST``, or if all of them together fit no GPU.
     """
-    found = {name: _whole(name, value) for name, value in sizes.items()}
+    found = {name: check_size(name, value) for name, value in sizes.items()}
     H, L = found["hidden"], found["layers"]
     first = 3 * H * (found["inputs"] + H)
     later = 3 * H * (directions * H + H)
@@ -96,7 +96,8 @@ def check_sizes(directions: int, **sizes: Any) -> dict[str, int]:
     return found
 
 
-def _whole(name: str, value: Any) -> int:
+def check_size(name: str, value: Any) -> int:
+    """One of the sizes of ``MOST``, as an int; errors as of :func:`check_sizes`."""
     try:
         if isinstance(value, bool):  # an int to Python, and a mistake here
             raise TypeError

@@ -12,12 +12,12 @@ from tritongru import ops, routed
 from tritongru.checks import (
     check_batch_sizes,
     check_choice,
-    check_counts,
     check_dropout,
     check_dtype,
     check_features,
     check_flags,
     check_for_kernels,
+    check_layers,
     check_rows,
     check_tensors,
     check_weights,
@@ -72,7 +72,7 @@ def gru(
     check_choice("impl", impl, IMPLS)
     check_choice("memory", memory, MEMORIES)
     check_dropout(dropout)
-    check_counts(num_layers=num_layers)
+    check_layers(num_layers)
     check_flags(bias=bias, batch_first=batch_first, training=training, bidirectional=bidirectional)
     check_tensors(input=input, **({} if hx is None else {"hx": hx}))
     options = Options(num_layers, bias, batch_first, float(dropout), training, bidirectional, impl, memory)

@@ -12,7 +12,8 @@ from torch.nn import GRUCell
 from torch.nn.utils.rnn import PackedSequence
 
 from tritongru.adoption import adopt, arguments_of, check_class, check_parameters
-from tritongru.checks import check_choice, check_counts, check_dtype, check_features
+from tritongru.checks import check_choice, check_dtype, check_features
+from tritongru.devices import check_size
 from tritongru.exporters import fx_leaf
 from tritongru.functional import run
 from tritongru.memory import MEMORIES
@@ -188,10 +189,10 @@ class GRU(nn.RNNBase):
             the kernels, and the seconds that each took and all together.
 
         Raises:
-            TypeError, ValueError: if batch or time is no whole number of at least 1.
+            TypeError, ValueError: if batch or time is no whole number of at least 1, or absurdly large.
             RuntimeError: as a call does where ``impl="triton"`` has no kernel.
         """
-        check_counts(batch=batch, time=time)
+        batch, time = check_size("batch", batch), check_size("time", time)
         return warm(self, batch, time, packed, self.impl, self.memory)
 
     def extra_repr(self) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tritongru import layer
-from tritongru.checks import Others, check_layer
+from tritongru.checks import Others, check_devices, check_given, check_layer
 from tritongru.exporters import refuse_program
 from tritongru.launches import AnyLaunch
 from tritongru.plan import plan_on, precision_of
@@ -86,6 +86,7 @@ def _check_backward(
     batch: int,
     needs: list[bool],
 ) -> None:
+    check_given(x=x, w_hh=w_hh, y=y, gates=gates)
     if w_hh.dim() != 3 or x.dim() != 2:
         check_layer(x, w_ih, w_hh, b_ih, b_hh, h0, offsets, batch)
     if len(needs) != 6:
@@ -132,6 +133,7 @@ def _fake_forward(
     save_gates: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     refuse_program()
+    check_devices(x=x, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, h0=h0, offsets=offsets)
     D, H = w_hh.shape[0], w_hh.shape[2]
     gates = x.new_empty((x.shape[0], D, H, 4) if save_gates else (0,))
     return x.new_empty((x.shape[0], D, H)), x.new_empty((D, batch, H)), gates
@@ -152,6 +154,8 @@ def _fake_backward(
     batch: int,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    others = {"b_ih": b_ih, "b_hh": b_hh, "h0": h0, "offsets": offsets, "y": y, "gates": gates, "dy": dy, "dhn": dhn}
+    check_devices(x=x, w_ih=w_ih, w_hh=w_hh, **others)
     D, H = w_hh.shape[0], w_hh.shape[2]
     shapes = (x.shape, w_ih.shape, w_hh.shape, (D * 3 * H,), (D, 3 * H), (D, batch, H))
     grads = [x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True)]

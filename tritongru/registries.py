@@ -51,7 +51,7 @@ def _count_backward(*args: Any, **_: Any) -> int:
 
 
 def _count_routed_backward(*args: Any, **_: Any) -> int:
-    x, w_hh, batch, needs = args[2], args[4], args[11], args[14]
+    x, w_hh, batch, needs = args[2], args[4], args[10], args[13]
     return backward_flops(x, w_hh, batch, None, needs)
 
 

@@ -69,7 +69,7 @@ def bias_of(b_hh, i_d, GATE: tl.constexpr, o_h, H: tl.constexpr, USE: tl.constex
     return tl.zeros_like(o_h).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["T", "B", "N", "tiles", "limit"])
+@triton.jit(do_not_specialize=["T", "B", "tiles", "limit", "N"])
 def persistent_forward_kernel(
     gx,  # (N, D, 3H) input projections with b_ih; N rows in time-major order
     w_hh,  # (D, 3H, H)
@@ -85,9 +85,9 @@ def persistent_forward_kernel(
     trouble,  # (1,) int64 that the host can read: where a program gave up waiting
     T,
     B,
-    N,
     tiles,
     limit,
+    N,  # rows, if PACKED
     D: tl.constexpr,
     H: tl.constexpr,
     USE_BIAS: tl.constexpr,
@@ -213,7 +213,7 @@ def saved(p_g, p_y, p_h0, p_dy, m, m_prev, USE_H0: tl.constexpr, USE_DY: tl.cons
     return b_r.to(tl.float32), b_z.to(tl.float32), b_n.to(tl.float32), b_a.to(tl.float32), b_hp, b_dy
 
 
-@triton.jit(do_not_specialize=["T", "B", "N", "start", "count", "tiles", "limit"])
+@triton.jit(do_not_specialize=["T", "B", "start", "count", "tiles", "limit", "N"])
 def persistent_backward_kernel(
     dy,  # (N, D, H) if USE_DY
     dh,  # (D, B, H) fp32: of the states after these steps, replaced by that of the states before them
@@ -229,11 +229,11 @@ def persistent_backward_kernel(
     trouble,  # (1,) int64
     T,
     B,
-    N,
     start,
     count,
     tiles,
     limit,
+    N,  # rows, if PACKED
     D: tl.constexpr,
     H: tl.constexpr,
     USE_H0: tl.constexpr,

@@ -41,7 +41,7 @@ def resident_forward_kernel(
     offsets,  # (T + 1,) first row of each step, if PACKED
     T,
     B,
-    N,
+    N,  # rows, if PACKED
     D: tl.constexpr,
     H: tl.constexpr,
     USE_BIAS: tl.constexpr,
@@ -94,7 +94,7 @@ def resident_forward_kernel(
     store_state(hn, b_h, row_state, n_tile, BB, H, CHUNKS)
 
 
-@triton.jit(do_not_specialize=["T", "B", "N", "start", "count"])
+@triton.jit(do_not_specialize=["T", "B", "start", "count", "N"])
 def resident_backward_kernel(
     dy,  # (N, D, H) if USE_DY
     dh,  # (D, B, H) fp32: of the states after these steps, replaced by that of the states before them
@@ -107,9 +107,9 @@ def resident_backward_kernel(
     offsets,  # (T + 1,) if PACKED
     T,
     B,
-    N,
     start,
     count,
+    N,  # rows, if PACKED
     D: tl.constexpr,
     H: tl.constexpr,
     USE_H0: tl.constexpr,

@@ -109,7 +109,7 @@ def stepwise_forward_kernel(
     s,
     T,
     B,
-    N,
+    N,  # rows, if PACKED
     D: tl.constexpr,
     H: tl.constexpr,
     USE_BIAS: tl.constexpr,
@@ -163,7 +163,7 @@ def stepwise_forward_kernel(
             tl.store(p_g, tl.reshape(b_g, (BB, 4 * BH)), mask=(o_b < n_b) & (o_g < 4 * H))
 
 
-@triton.jit(do_not_specialize=["s", "T", "B", "N", "start", "count"])
+@triton.jit(do_not_specialize=["s", "T", "B", "start", "count", "N"])
 def stepwise_backward_kernel(
     dy,  # (N, D, H) if USE_DY
     w_hh,  # (D, 3H, H)
@@ -177,9 +177,9 @@ def stepwise_backward_kernel(
     s,  # the step of the walk: in direction 0 it begins at the last step
     T,
     B,
-    N,
     start,  # this part of the walk: steps start .. start + count - 1
     count,
+    N,  # rows, if PACKED
     D: tl.constexpr,
     H: tl.constexpr,
     USE_H0: tl.constexpr,
