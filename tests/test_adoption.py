@@ -131,14 +131,15 @@ def test_a_class_of_both_kinds():
         tritongru.TorchTypeGRU(3, 4, proj_size=2)
 
 
-def test_a_class_of_both_kinds_compiles_where_dynamo_is_told(monkeypatch):
+def test_a_class_of_both_kinds_compiles_where_dynamo_is_told():
     both = tritongru.GRU.from_torch(nn.GRU(3, 4), as_torch_type=True)
     compiled = torch.compile(both, fullgraph=True, backend="eager")
     with pytest.raises(Exception, match="RNN"):
         compiled(X)
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "allow_rnn", True)
-    torch.testing.assert_close(compiled(X)[0], both(X)[0])
+    with torch._dynamo.config.patch(allow_rnn=True):
+        torch.testing.assert_close(compiled(X)[0], both(X)[0])
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("missing", [("impl",), ("memory",), ("impl", "memory")])

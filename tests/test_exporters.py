@@ -191,7 +191,8 @@ def onnx_model(model, example, dynamo, dynamic):
         shapes = tuple({k: torch.export.Dim.DYNAMIC for k in own if own[k]} for own in axes)
         options = {"dynamo": True, "dynamic_shapes": shapes}
     else:
-        options = {"dynamo": False, "dynamic_axes": dict(zip(names, ({k: n for k, n in a.items() if n} for a in axes)))}
+        named = [{k: name for k, name in own.items() if name} for own in axes]
+        options = {"dynamo": False, "dynamic_axes": dict(zip(names, named, strict=True))}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(model, example, file, input_names=names, verbose=False, **options)

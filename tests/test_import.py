@@ -191,7 +191,10 @@ DOORS = {
     "exporters": ({"options"}, set()),
     "ops": ({"checks", "exporters", "launches", "layer", "plan"}, set()),
     "torch_layer": (set(), set()),
-    "routed": ({"checks", "devices", "exporters", "layer", "memory", "ops", "route", "torch_layer"}, set()),
+    "routed": (
+        {"checks", "devices", "exporters", "layer", "memory", "ops", "options", "route", "torch_layer"},
+        set(),
+    ),
     "route": ({"devices", "plan"}, set()),
     "torch_path": ({"options"}, set()),
     "functional": ({"checks", "exporters", "memory", "ops", "options", "route", "routed", "torch_path"}, set()),

@@ -1,6 +1,7 @@
 """Whatever a caller passes is refused in a sentence or computed as torch computes it; nothing outside a tensor is
-touched, and no process dies. Calls are made by a child (``wrong_arguments.py``), which is started anew where it dies."""
+touched, and no process dies. A child makes the calls (``wrong_arguments.py``) and is started anew where it dies."""
 
+import itertools
 import json
 import os
 import re
@@ -16,8 +17,8 @@ import torch
 
 pytest.importorskip("hypothesis")
 
-from hypothesis import Phase, given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 CHILD = Path(__file__).with_name("wrong_arguments.py")
 SECONDS = 120.0  # for one call, on a crowded machine
@@ -26,10 +27,24 @@ SIZES = [0, 1, 2, 5, 2**31, 2**62]  # from 10 on of one value in memory
 DTYPES = ["float16", "bfloat16", "float32", "float64", "int64", "int32", "bool", "complex64", "uint8"]
 LAYOUTS = ["sparse", "csr", "mkldnn", "quantized", "nested", "jagged"]
 OBJECTS = [None, "text", [1.0, 2.0], 3, 1.5, True, {}]
-ROWS = [[2, 2, 1], [2, -1], [1, 2, 2], [0, 0, 0], [0], [], [3, 1, 1], [2, 2, 1, 1], [2, 1], [5, 0], [2**62] * 3]
-ROWS += [[2**63 - 1, 2], [-(2**63)], [2, 2, 2**40], [-1], [2, 2, 1, -5, 5], [2, 2, 1, 0, 0], [1] * 5]
-OFFSETS = [[0, 2, 4, 5], [0, 2, 4], [0], [], [0, 5], [5, 4, 2, 0], [0, 1, 3, 5], [1, 2, 4, 5], [0, 2, 4, 9]]
-OFFSETS += [[-1, 2, 4, 5], [0, 2, 2**62, 5], [2**63 - 1, -(2**63), 0, 5], [0, 3, 4, 5], [0, 2, 1, 5], [0, 2, 4, 5, 5]]
+ROWS = [
+    [2, 1],
+    [2, -1],
+    [1, 2],
+    [0, 0, 0],
+    [0],
+    [],
+    [3],
+    [2, 1, 1],
+    [2],
+    [2, 2],
+    [3, 0],
+    [2**62] * 3,
+    [2**62, -(2**62)],
+]
+ROWS += [[2**63 - 1, 2], [-(2**63)], [2, 2**40], [-1], [2, 1, -5, 5], [2, 1, 0, 0], [1] * 3, [2**63 - 1, 2**63 - 1, 5]]
+OFFSETS = [[0, 2, 3], [0, 2], [0], [], [0, 3], [3, 2, 0], [0, 1, 3], [1, 2, 3], [0, 2, 9], [-1, 2, 3], [0, 2, 2**62, 3]]
+OFFSETS += [[2**63 - 1, -(2**63), 0, 3], [0, 2, 1, 3], [0, 2, 3, 3], [0, 1, 2, 3], [0, 2**40, 3]]
 INDICES = [[1, 0], [0, 1], [0, 0], [1], [], [2, 1], [0, -1], [1, 0, 1], [2**62, 0], [0, 1, 2]]
 INTS = [-1, 0, 1, 2, 3, 5, 2**31, 2**40, 2**62, 2**63, True, 1.5, "2", None, [2]]
 FLAGS = [True, False, None, 1, 0, "yes", [], 2.0]
@@ -37,47 +52,65 @@ FLOATS = [float("nan"), 2, -0.5, "0.5", None, True, 0.5, 1, float("inf"), []]
 CHOICES = ["torch", "triton", "auto", "save", "recompute", "none", "", "Triton", None, 3, ["auto"]]
 NEEDS = [[True] * 5, [True] * 7, [], None, "abcdef", [1] * 6, [False] * 6, [True, False] * 3, [None] * 6]
 
-TENSOR = st.one_of(
-    st.tuples(st.just("size"), st.integers(-3, 2), st.sampled_from(SIZES)),
-    st.tuples(st.just("rank"), st.sampled_from(["more", "last", "less", "flat", "none", "five"])),
-    st.tuples(st.just("dtype"), st.sampled_from(DTYPES)),
-    st.tuples(
-        st.just("strides"), st.sampled_from(["transposed", "step", "offset", "swapped", "negated", "0", "1", "-1"])
-    ),
-    st.sampled_from([("meta",), ("freed",), ("cut",), ("grad",)]),
-    st.tuples(st.just("layout"), st.sampled_from(LAYOUTS)),
-    st.tuples(st.just("value"), st.sampled_from(OBJECTS)),
-)
+
+def each(kind, *choices):
+    return [[kind, *choice] for choice in itertools.product(*choices)]
 
 
-def values(some):
-    return st.tuples(st.just("value"), st.sampled_from(some))
-
-
-def rows(some):
-    return st.one_of(st.tuples(st.just("int64"), st.sampled_from(some)), TENSOR)
-
-
+TENSOR = [
+    *each("size", [0, 1, -1], SIZES),
+    *each("rank", ["more", "last", "less", "flat", "none", "five"]),
+    *each("dtype", DTYPES),
+    *each("strides", ["transposed", "step", "offset", "swapped", "negated", "0", "1", "-1"]),
+    *[["meta"], ["freed"], ["cut"], ["grad"]] * 3,
+    *each("layout", LAYOUTS),
+    *each("value", OBJECTS),
+]
+ELSEWHERE = each("strides", ["step", "0", "offset"])
 KINDS = {
     "tensor": TENSOR,
-    "weights": st.one_of(
-        st.tuples(st.just("count"), st.sampled_from([-4, -2, -1, 0, 1, 2, 4])),
-        st.tuples(st.just("holder"), st.sampled_from(["tuple", "set", "iterator", "first"])),
-        values(OBJECTS),
-    ),
-    "rows": rows(ROWS),
-    "offsets": rows(OFFSETS),
-    "indices": rows(INDICES),
-    "int": values(INTS),
-    "layers": values([n for n in INTS if n not in (2**31, 2**40, 2**62, 2**63)]),  # torch would begin to make them
-    "flag": values(FLAGS),
-    "float": values(FLOATS),
-    "choice": values(CHOICES),
-    "needs": values(NEEDS),
+    "weights": [
+        *each("count", [-4, -2, -1, 0, 1, 2, 4]),
+        *each("holder", ["tuple", "set", "iterator", "first"]),
+        *each("value", OBJECTS),
+    ],
+    "rows": each("int64", ROWS) * 2 + ELSEWHERE * 4 + TENSOR,
+    "offsets": each("int64", OFFSETS) * 2 + ELSEWHERE * 4 + TENSOR,
+    "indices": each("int64", INDICES) * 2 + ELSEWHERE * 4 + TENSOR,
+    "int": each("value", INTS),
+    "layers": each(
+        "value", [n for n in INTS if n not in (2**31, 2**40, 2**62, 2**63)]
+    ),  # torch would begin to make them
+    "flag": each("value", FLAGS),
+    "float": each("value", FLOATS),
+    "choice": each("value", CHOICES),
+    "needs": each("value", NEEDS),
+}
+# Those that are made of every tensor by itself.
+FEW = [
+    *each("size", [0, -1], [0, 1, 2, 5, 2**31]),
+    *each("rank", ["more", "less", "none"]),
+    *each("dtype", ["bfloat16", "float64", "int64", "complex64"]),
+    *each("strides", ["step", "offset", "0"]),
+    *[["meta"], ["freed"], ["cut"], ["layout", "sparse"], ["value", None], ["value", "text"]],
+]
+EACH = {
+    "tensor": FEW,
+    "rows": each("int64", ROWS) + FEW,
+    "offsets": each("int64", OFFSETS) + FEW,
+    "indices": each("int64", INDICES) + FEW,
 }
 OPERATORS = ("gru_forward", "gru_backward", "gru_routed_forward", "gru_routed_backward")
-# How many calls of each: as many as find every check that is taken out (see the end of this file's story in the brief).
-EXAMPLES = {"gru": 400, "GRU": 300, "GRUCell": 100, "warmup": 60} | dict.fromkeys(OPERATORS, 200)
+# How many calls of each with up to three changes.
+EXAMPLES = {"gru": 200, "GRU": 200, "GRUCell": 60, "warmup": 40} | dict.fromkeys(OPERATORS, 80)
+PLAIN = {"layers": 1, "directions": 1, "batch_first": False, "bias": True, "hx": True, "dropout": 0.0}
+PLAIN |= {"dtype": "float32", "memory": "save", "grad": False, "front": False}
+# The valid calls of which every argument is changed by itself.
+BASES = [{"target": "gru", "impl": impl, "packed": packed} for impl in ("triton", "torch") for packed in (False, True)]
+BASES += [{"target": "gru", "impl": "torch", "packed": False, "bias": False}]
+BASES += [{"target": "GRU", "impl": impl, "packed": True} for impl in ("triton", "torch")]
+BASES += [{"target": target, "impl": "triton", "packed": True} for target in ("GRUCell", "warmup", *OPERATORS)]
+BASES += [{"target": target, "impl": "torch", "packed": False} for target in OPERATORS[2:]]
 
 
 def kinds_of(base):
@@ -123,7 +156,7 @@ def calls(draw, target):
     of_gru = target in ("gru", "GRU", "warmup")
     base = {
         "target": target,
-        "impl": draw(st.sampled_from(["triton", "torch", "auto"])),
+        "impl": draw(st.sampled_from(["triton", "torch", *([] if target in OPERATORS else ["triton", "auto"])])),
         "layers": draw(st.integers(1, 2)) if of_gru else 1,
         "directions": draw(st.integers(1, 2)),
         "packed": draw(st.booleans()),
@@ -131,19 +164,22 @@ def calls(draw, target):
         "bias": draw(st.booleans()),
         "hx": draw(st.booleans()),
         "dropout": draw(st.sampled_from([0.0, 0.0, 0.5])) if of_gru else 0.0,
-        "dtype": draw(st.sampled_from(["float32", "float32", "float64", "bfloat16"])),
         "memory": draw(st.sampled_from(["save", "recompute"])),
         "grad": draw(st.booleans()),
         "front": draw(st.booleans()),  # whether tensors lie behind the page that may not be touched, or before it
     }
+    kernels = base["impl"] == "triton" or target in OPERATORS
+    base["dtype"] = draw(st.sampled_from(["float32", "bfloat16" if kernels else "float64"]))
     kinds = kinds_of(base)
     groups = {}
     for name in kinds:
         groups.setdefault(re.sub(r"\d.*", "", name), []).append(name)  # the weights of a kind are one choice
+    often = [names for names in groups.values() if kinds[names[0]] in ("tensor", "rows", "offsets", "weights")]
+    choices = [*groups.values(), *often, *often]
     changes = []
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
-        name = draw(st.sampled_from(draw(st.sampled_from([*groups.values()]))))
-        changes.append([name, *draw(KINDS[kinds[name]])])
+        name = draw(st.sampled_from(draw(st.sampled_from(choices))))
+        changes.append([name, *draw(st.sampled_from(KINDS[kinds[name]]))])
     return base | {"changes": changes}
 
 
@@ -157,7 +193,11 @@ class Child:
     def start(self):
         self.errors.truncate(0)
         self.errors.seek(0)
-        environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {
+            "TRITON_INTERPRET": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(CHILD.parents[1]),
+        }
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         self.process = subprocess.Popen([sys.executable, CHILD], text=True, env=environment, **pipes)
 
@@ -203,7 +243,24 @@ def child():
     child.errors.close()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the child's kernels run in the interpreter")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the child's kernels run in the interpreter")
+
+
+def failure(child, call):
+    text = json.dumps(call)
+    end, wrong = child.ask(text)
+    return wrong and f"{end}\n{wrong}\nagain: TRITON_INTERPRET=1 python tests/wrong_arguments.py '{text}'"
+
+
+@pytest.mark.parametrize("base", BASES, ids=lambda base: "-".join(map(str, base.values())))
+def test_one_wrong_argument(base, child):
+    base = PLAIN | base
+    kinds = kinds_of(base)
+    changes = [[name, *how] for name, kind in kinds.items() for how in EACH.get(kind, KINDS[kind])]
+    failures = [wrong for change in changes if (wrong := failure(child, base | {"changes": [change]}))]
+    assert not failures, f"{len(failures)} of {len(changes)} calls:\n" + "\n\n".join(failures[:5])
+
+
 @pytest.mark.parametrize("target", EXAMPLES)
 def test_wrong_arguments(target, child):
     @settings(
@@ -215,8 +272,7 @@ def test_wrong_arguments(target, child):
     )
     @given(calls(target))
     def check(call):
-        text = json.dumps(call)
-        end, wrong = child.ask(text)
-        assert not wrong, f"{end}\n{wrong}\nagain: TRITON_INTERPRET=1 python tests/wrong_arguments.py '{text}'"
+        wrong = failure(child, call)
+        assert not wrong, wrong
 
     check()

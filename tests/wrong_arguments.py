@@ -1,8 +1,8 @@
 """Calls with wrong arguments, made by a process that may die of them: reads descriptions, a JSON line each, and answers
 each with what was wrong about the call's end, or nothing. ``python tests/wrong_arguments.py 'JSON'`` makes one call.
 
-A description holds a valid call and a list of changes ``[argument, kind, *parameters]``. Every dense tensor of the call,
-and every one that ``Tensor.new_empty`` makes meanwhile, lies against a page that may not be touched, so that one
+A description holds a valid call and a list of changes ``[argument, kind, *parameters]``. Every dense tensor of it, and
+every one that ``Tensor.new_empty`` makes meanwhile, lies against a page that may not be touched, so that one
 element too far ends the process, and the rest of its own page is looked at afterwards.
 """
 
@@ -20,7 +20,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,8 +30,8 @@ import tritongru
 from tritongru.memory import MEMORIES
 from tritongru.options import IMPLS
 
-T, B, I, H = 3, 2, 3, 4
-ROWS = [2, 2, 1]  # of each step of a packed sequence
+T, B, I, H = 2, 2, 3, 4
+ROWS = [2, 1]  # of each step of a packed sequence
 MEMORY_BYTES = 8 * 2**30  # of addresses, of which torch and Triton take some themselves
 PATTERN = b"\xa5"
 NEW_EMPTY = Tensor.new_empty
@@ -246,7 +245,9 @@ class Function:
         self.grad = grad
         shapes = []
         for layer in range(layers):
-            shapes += D * [(3 * H, I if layer == 0 else D * H), (3 * H, H), (3 * H,), (3 * H,)][: 4 if call["bias"] else 2]
+            shapes += (
+                D * [(3 * H, I if layer == 0 else D * H), (3 * H, H), (3 * H,), (3 * H,)][: 4 if call["bias"] else 2]
+            )
         first = (B, T) if call["batch_first"] else (T, B)
         self.arguments = Arguments(
             input=random(*((sum(ROWS),) if packed else first), I, dtype=dtype),
@@ -273,7 +274,9 @@ class Function:
 
     def shapes(self) -> list[tuple[int, ...]]:
         a = self.arguments
-        return shapes_of_gru(a["input"], a["batch_sizes"], a["weights"][1], a["num_layers"], a["bidirectional"], a["batch_first"])
+        return shapes_of_gru(
+            a["input"], a["batch_sizes"], a["weights"][1], a["num_layers"], a["bidirectional"], a["batch_first"]
+        )
 
 
 def torch_gru(
@@ -291,7 +294,9 @@ def torch_gru(
     rest = (bias, num_layers, float(dropout), training, bidirectional)
     if hx is None:
         batch = input.shape[0 if batch_first else 1] if batch_sizes is None else int(batch_sizes[0])
-        hx = torch.zeros(num_layers * (1 + bidirectional), batch, weights[1].shape[-1], dtype=input.dtype, device=input.device)
+        hx = torch.zeros(
+            num_layers * (1 + bidirectional), batch, weights[1].shape[-1], dtype=input.dtype, device=input.device
+        )
     if batch_sizes is None:
         return torch.gru(input, hx, weights, *rest, batch_first)
     return torch.gru(input, batch_sizes.contiguous(), hx, weights, *rest)
@@ -398,7 +403,9 @@ class Module:
         if not self.packed:
             return theirs(a["input"], a["hx"])
         sizes = a["batch_sizes"].contiguous()
-        output, h_n = theirs(PackedSequence._make((a["input"], sizes, a["sorted_indices"], a["unsorted_indices"])), a["hx"])
+        output, h_n = theirs(
+            PackedSequence._make((a["input"], sizes, a["sorted_indices"], a["unsorted_indices"])), a["hx"]
+        )
         return output.data, h_n
 
     def shapes(self) -> list[tuple[int, ...]]:
@@ -410,7 +417,9 @@ class Module:
         found = shapes_of_gru(input, sizes, m.weight_hh_l0, m.num_layers, bool(m.bidirectional), m.batch_first)
         if sizes is not None and a["unsorted_indices"] is not None:
             found[1] = (found[1][0], len(a["unsorted_indices"]), found[1][2])
-        return [(input.shape[0 if not m.batch_first else 1], found[0][2]), (found[1][0], found[1][2])] if single else found
+        return (
+            [(input.shape[0 if not m.batch_first else 1], found[0][2]), (found[1][0], found[1][2])] if single else found
+        )
 
 
 class Cell(Module):
@@ -494,10 +503,7 @@ class Operator:
         if packed:
             found["offsets"] = nn.functional.pad(found["offsets"], (1, 0))
         if "backward" in self.name:
-            forward = torch.ops.tritongru.gru_routed_forward if "routed" in self.name else torch.ops.tritongru.gru_forward
-            names = [argument.name for argument in forward.default._schema.arguments]
-            y, hn, kept = forward(*(found[name] for name in names))
-            found |= {"dy": torch.ones_like(y), "dhn": torch.ones_like(hn), "y": y, "gates": kept, "kept": kept}
+            found |= saved(self, found, (self.name, D, packed, bias, call["hx"], dtype, call["impl"]))
         self.arguments = Arguments({a.name: found[a.name] for a in self.operator._schema.arguments})
         self.changes = call["changes"]
         for one in call["changes"]:
@@ -529,13 +535,38 @@ class Operator:
         a = self.arguments
         (N, features), (D, _, hidden), batch = a["x"].shape, a["w_hh"].shape, a["batch"]
         if "backward" in self.name:
-            every = [(N, features), (D * 3 * hidden, features), (D, 3 * hidden, hidden), (D * 3 * hidden,), (D, 3 * hidden), (D, batch, hidden)]
+            every = [
+                (N, features),
+                (D * 3 * hidden, features),
+                (D, 3 * hidden, hidden),
+                (D * 3 * hidden,),
+                (D, 3 * hidden),
+                (D, batch, hidden),
+            ]
             given = [True] * 6 if "routed" not in self.name else [a[name] is not None for name in OPERANDS]
             return [shape if need and g else (0,) for shape, need, g in zip(every, a["needs"], given, strict=True)]
         found = [(N, D, hidden), (D, batch, hidden)]
         if "routed" in self.name:
             return [*found, (0,)]
         return [*found, (N, D, hidden, 4) if a["save_gates"] else (0,)]
+
+
+def saved(operator: Operator, found: dict[str, Any], key: tuple[Any, ...]) -> dict[str, Tensor]:
+    """What a backward takes besides the layer's operands, kept by key: kernels take a tenth of a second."""
+    if key in SAVED:
+        return SAVED[key]
+    if found["impl"] == "torch":
+        y, hn = torch_layer(*(found[name] for name in (*OPERANDS, "offsets", "batch")))
+        kept = y.new_empty(0, dtype=torch.uint8 if "routed" in operator.name else y.dtype)
+    else:
+        forward = getattr(torch.ops.tritongru, operator.name.replace("backward", "forward")).default
+        found = found | {"save_gates": True, "memory": "save"}
+        y, hn, kept = forward(*(found[argument.name] for argument in forward._schema.arguments))
+    SAVED[key] = {"dy": torch.ones_like(y), "dhn": torch.ones_like(hn), "y": y, "gates": kept, "kept": kept}
+    return SAVED[key]
+
+
+SAVED: dict[tuple[Any, ...], dict[str, Tensor]] = {}
 
 
 def torch_layer(
@@ -623,7 +654,8 @@ def verdict(call: dict[str, Any]) -> tuple[str, str]:
     if error is not None:
         wrong = wrong_refusal(error, call)
         return how, wrong or (drawn and call["dropout"] == 0 and "used random numbers and refused") or ""
-    if lacking and not isinstance(subject, Warmup):  # which reads no more than it needs
+    # A warm-up reads no more than it needs, and GRUCell is torch.nn's own, which reads whatever it is given.
+    if lacking and not isinstance(subject, (Cell, Warmup)):
         return how, "took a tensor whose storage is too short"
     return how, wrong_results(subject, results, random_before)
 
@@ -643,7 +675,7 @@ def wrong_refusal(error: Exception, call: dict[str, Any]) -> str:
         return "refused by a kernel, too late"
     own = "/tritongru/" in frames[-1].filename and not (frames[-1].line or "").startswith("raise")
     broken = any(name.startswith("self.") and "_l" not in name for name, *_ in call["changes"])  # a module's attribute
-    if own and TRIPPED.search(str(error)) and not broken:
+    if own and TRIPPED.search(str(error)) and not broken and not str(error).startswith("gru() received"):
         return "not checked: " + "".join(traceback.format_tb(error.__traceback__)[-2:])
     return ""
 
@@ -674,7 +706,7 @@ def wrong_results(subject: Any, results: tuple[Any, ...], random_before: Tensor)
 
 def wrong_gradients(subject: Any, results: tuple[Any, ...], expected: tuple[Any, ...]) -> str:
     leaves = [t for t in subject.arguments.tensors() if t.requires_grad and t.is_leaf]
-    if not leaves:
+    if not leaves or any(v.is_meta for v in (*results, *leaves)):
         return ""
     both = []
     for found in (results, expected):
@@ -713,5 +745,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     main()

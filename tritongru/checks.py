@@ -134,10 +134,15 @@ def check_for_kernels(
 def check_for_torch(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
 ) -> None:
-    """What torch's own GRU would not notice: it reads what a storage no longer holds, and without biases it takes the
-    gates of a ``w_ih`` that has too few rows for them from anywhere in memory."""
+    """What torch's own GRU would not notice: it reads what a storage no longer holds, with a bias on the device meta it
+    returns memory that nobody wrote, and without biases it takes the gates of a ``w_ih`` that has too few rows for them
+    from anywhere in memory."""
     check_storages(input=input, hx=hx, batch_sizes=batch_sizes)
+    if hx is not None and hx.device != input.device:
+        raise _elsewhere(input, "hidden", hx)
     for k, weight in enumerate(weights):
+        if weight.device != input.device:
+            raise _elsewhere(input, "parameter", weight)
         check_storages(**{f"weight {k} of the GRU": weight})
         if not options.bias and weight.dim() == 2 and weight.shape[0] < 3:
             raise RuntimeError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tritongru.options import Options, autocast_dtype, batch_of, steps_of
+from tritongru.options import Options, batch_of, steps_of
 
 
 def exports_to_onnx() -> bool:
@@ -26,10 +26,6 @@ def onnx_gru(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], option
 
     ONNX orders the gates z, r, h; ``linear_before_reset`` is torch's formula (https://onnx.ai/onnx/operators/onnx__GRU.html).
     """
-    cast = autocast_dtype(input)
-    if cast is not None:
-        input, weights = input.to(cast), [w.to(cast) for w in weights]
-        hx = None if hx is None else hx.to(cast)
     T, B = steps_of(input, None, options), batch_of(input, None, options)
     D, H, each = options.directions, weights[1].shape[-1], options.tensors
     x = input.transpose(0, 1) if options.batch_first else input

@@ -17,6 +17,7 @@ from tritongru.checks import (
     check_features,
     check_flags,
     check_for_kernels,
+    check_for_torch,
     check_layers,
     check_rows,
     check_tensors,
@@ -109,19 +110,22 @@ def run(
     if torch.compiler.is_compiling() and batch_sizes is None:
         return _run_compiled(input, hx, weights, options)
     if not asks_for_kernels(options.impl, input.device):
+        check_for_torch(input, hx, weights, batch_sizes, options)
         return run_torch(input, hx, weights, batch_sizes, options)
     check_for_kernels(input, hx, weights, batch_sizes, options)
-    dtype = autocast_dtype(input) or input.dtype
+    cast = autocast_dtype(input)
+    dtype = cast or input.dtype
     batch, T = batch_of(input, batch_sizes, options), steps_of(input, batch_sizes, options)
     hidden, directions = weights[1].shape[-1], options.directions
     learns = _learns(input, hx, weights)
     route = route_of(options.impl, hidden, dtype, input.device, directions, learns)
     if route is None or not takes(route, options.impl, batch, T):
+        check_for_torch(input, hx, weights, batch_sizes, options)
         return run_torch(input, hx, weights, batch_sizes, options)
     rows = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
     size = gate_bytes(rows, hidden, directions, options.num_layers, dtype.itemsize)
     save_gates = saves(options.memory, size, route.device_bytes)
-    input, hx, weights = _cast(input, hx, weights, dtype)
+    input, hx, weights = _cast(input, hx, weights, cast)
     if batch_sizes is None:
         y, h_n = _run_layers(_rows(input, options), hx, weights, options, ops.gru_layer, None, batch, save_gates)
         return _as_input(y, T, batch, options), h_n
@@ -135,9 +139,9 @@ def _run_compiled(
     """For a compiler's or an exporter's graph, in which sizes may be symbols: what depends on them is decided inside
     the operator, so that no decision becomes a condition of the graph."""
     check_for_kernels(input, hx, weights, None, options)
-    if exports_to_onnx():
-        return onnx_gru(input, hx, weights, options)
     device, cast = input.device, autocast_dtype(input)
+    if exports_to_onnx():
+        return onnx_gru(*_cast(input, hx, weights, cast), options)
     batch, T = batch_of(input, None, options), steps_of(input, None, options)
     impl, learns = "torch", _learns(input, hx, weights) and not torch.compiler.is_exporting()
     if asks_for_kernels(options.impl, device):
@@ -160,10 +164,10 @@ def _learns(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool
 
 
 def _cast(
-    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], dtype: torch.dtype
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor | None, Sequence[Tensor]]:
-    """In the dtype that autocast asks for."""
-    if input.dtype == dtype == weights[0].dtype and (hx is None or hx.dtype == dtype):
+    """In the dtype that autocast asks for, if it asks for one."""
+    if dtype is None:
         return input, hx, weights
     return input.to(dtype), None if hx is None else hx.to(dtype), [w.to(dtype) for w in weights]
 
