@@ -108,6 +108,10 @@ def check_for_kernels(
 ) -> None:
     """What a kernel would not notice: it reads memory by the shapes and types that it is told."""
     check_weights(weights, options)
+    if not torch.compiler.is_compiling():
+        check_storages(input=input, hx=hx)  # torch's products and copies on the way read them, too
+        for k, weight in enumerate(weights):
+            check_storages(**{f"weight {k} of the GRU": weight})
     device, dtype, casts = input.device, input.dtype, autocast_dtype(input) is not None
     if hx is not None and hx.device != device:
         raise _elsewhere(input, "hidden", hx)
@@ -148,6 +152,16 @@ def check_for_torch(
             raise RuntimeError(
                 f"weight {k} of the GRU should have a row for each of three gates at least, got {weight.shape[0]}"
             )
+
+
+def check_order(data: Tensor, hx: Tensor | None, *indices: Tensor | None) -> None:
+    """Of packed rows: torch puts states into another order by indices that it does not look at."""
+    for name, order in zip(("sorted_indices", "unsorted_indices"), indices, strict=True):
+        if order is not None:
+            check_tensors(**{name: order})
+            if order.device != data.device:
+                raise RuntimeError(f"{name} should be on the device of the data, {data.device}, got {order.device}")
+            check_storages(hx=hx, **{name: order})
 
 
 def check_storages(**tensors: Tensor | None) -> None:

@@ -12,7 +12,7 @@ from torch.nn import GRUCell
 from torch.nn.utils.rnn import PackedSequence
 
 from tritongru.adoption import adopt, arguments_of, check_class, check_parameters
-from tritongru.checks import check_choice, check_dtype, check_features
+from tritongru.checks import check_choice, check_dtype, check_features, check_order
 from tritongru.devices import check_size
 from tritongru.exporters import fx_leaf
 from tritongru.functional import run
@@ -97,6 +97,7 @@ class GRU(nn.RNNBase):
             return fx_leaf(self, input, hx)
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
+            check_order(data, hx, sorted_indices, unsorted_indices)
             if hx is not None:
                 hx = self.permute_hidden(hx, sorted_indices)
             output, h_n = self._run(data, hx, batch_sizes)
