@@ -107,7 +107,8 @@ PLAIN = {"layers": 1, "directions": 1, "batch_first": False, "bias": True, "hx":
 PLAIN |= {"dtype": "float32", "memory": "save", "grad": False, "front": False}
 # The valid calls of which every argument is changed by itself.
 BASES = [{"target": "gru", "impl": impl, "packed": packed} for impl in ("triton", "torch") for packed in (False, True)]
-BASES += [{"target": "gru", "impl": "torch", "packed": False, "bias": False}]
+BASES += [{"target": "gru", "impl": "torch", "packed": True, "bias": False, "hx": False}]
+BASES += [{"target": "gru", "impl": "triton", "packed": True, "hx": False}]
 BASES += [{"target": "GRU", "impl": impl, "packed": True} for impl in ("triton", "torch")]
 BASES += [{"target": target, "impl": "triton", "packed": True} for target in ("GRUCell", "warmup", *OPERATORS)]
 BASES += [{"target": target, "impl": "torch", "packed": False} for target in OPERATORS[2:]]

@@ -398,7 +398,8 @@ class Module:
         theirs._flat_weights = self.weights()
         theirs._flat_weight_refs = [None] * len(theirs._flat_weights)
         theirs.hidden_size = m.weight_hh_l0.shape[1]  # ours reads it off the weights,
-        theirs.bidirectional = bool(m.bidirectional)  # asks whether this is true,
+        for flag in ("bias", "batch_first", "bidirectional"):
+            setattr(theirs, flag, bool(getattr(m, flag)))  # asks whether these are true,
         theirs.dropout = 0.0 if m.num_layers == 1 else m.dropout  # and does not look at what it does not use
         if not self.packed:
             return theirs(a["input"], a["hx"])

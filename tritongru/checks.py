@@ -109,9 +109,7 @@ def check_for_kernels(
     """What a kernel would not notice: it reads memory by the shapes and types that it is told."""
     check_weights(weights, options)
     if not torch.compiler.is_compiling():
-        check_storages(input=input, hx=hx)  # torch's products and copies on the way read them, too
-        for k, weight in enumerate(weights):
-            check_storages(**{f"weight {k} of the GRU": weight})
+        _check_storages((input, hx), weights)  # torch's products and copies on the way read them, too
     device, dtype, casts = input.device, input.dtype, autocast_dtype(input) is not None
     if hx is not None and hx.device != device:
         raise _elsewhere(input, "hidden", hx)
@@ -141,13 +139,12 @@ def check_for_torch(
     """What torch's own GRU would not notice: it reads what a storage no longer holds, with a bias on the device meta it
     returns memory that nobody wrote, and without biases it takes the gates of a ``w_ih`` that has too few rows for them
     from anywhere in memory."""
-    check_storages(input=input, hx=hx, batch_sizes=batch_sizes)
+    _check_storages((input, hx, batch_sizes), weights)
     if hx is not None and hx.device != input.device:
         raise _elsewhere(input, "hidden", hx)
     for k, weight in enumerate(weights):
         if weight.device != input.device:
             raise _elsewhere(input, "parameter", weight)
-        check_storages(**{f"weight {k} of the GRU": weight})
         if not options.bias and weight.dim() == 2 and weight.shape[0] < 3:
             raise RuntimeError(
                 f"weight {k} of the GRU should have a row for each of three gates at least, got {weight.shape[0]}"
@@ -156,19 +153,31 @@ def check_for_torch(
 
 def check_order(data: Tensor, hx: Tensor | None, *indices: Tensor | None) -> None:
     """Of packed rows: torch puts states into another order by indices that it does not look at."""
+    if torch.compiler.is_compiling():
+        return
     for name, order in zip(("sorted_indices", "unsorted_indices"), indices, strict=True):
         if order is not None:
             check_tensors(**{name: order})
             if order.device != data.device:
                 raise RuntimeError(f"{name} should be on the device of the data, {data.device}, got {order.device}")
-            check_storages(hx=hx, **{name: order})
+            _check_storage(name, order)
+    if isinstance(hx, Tensor):
+        _check_storage("hx", hx)
 
 
-def check_storages(**tensors: Tensor | None) -> None:
-    """Of tensors that torch will read; those that a transform or a compiler stands for have none."""
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.layout is torch.strided and torch._C._has_storage(tensor):
-            _check_memory(name, tensor)
+def _check_storages(own: Sequence[Tensor | None], weights: Sequence[Tensor]) -> None:
+    """Of input, hx and batch_sizes, and of the weights."""
+    for name, tensor in zip(("input", "hx", "batch_sizes"), own, strict=False):
+        if tensor is not None:
+            _check_storage(name, tensor)
+    for k, weight in enumerate(weights):
+        _check_storage(k, weight)
+
+
+def _check_storage(name: str | int, tensor: Tensor) -> None:
+    """Of a tensor, or the weight of that number; those that a transform or a compiler stands for have none."""
+    if tensor.layout is torch.strided and torch._C._has_storage(tensor):
+        _check_memory(name, tensor)
 
 
 def _elsewhere(input: Tensor, kind: str, tensor: Tensor) -> RuntimeError:
@@ -263,19 +272,20 @@ def _check_tensor(
     _check_memory(name, tensor)
 
 
-def _check_memory(name: str, tensor: Tensor) -> None:
+def _check_memory(name: str | int, tensor: Tensor) -> None:
     """A storage may be smaller than its tensor: FSDP, for one, frees that of parameters which are not in use."""
     if tensor.layout is not torch.strided:
         raise RuntimeError(f"{name} should be a dense tensor, got layout {tensor.layout}")
-    count = tensor.numel()
-    if count and not tensor.is_contiguous():
-        count = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    needed = (tensor.storage_offset() + count) * tensor.itemsize if count else 0
-    if tensor.untyped_storage().nbytes() < needed:
-        raise RuntimeError(
-            f"{name} needs {needed} bytes of memory, and its storage holds {tensor.untyped_storage().nbytes()}: it was "
-            "freed or made smaller"
-        )
+    needed = int(tensor.nbytes)
+    if needed and not tensor.is_contiguous():
+        steps = ((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+        needed = int(1 + sum(steps)) * tensor.itemsize
+    if needed:
+        needed += int(tensor.storage_offset()) * tensor.itemsize
+    held = tensor.untyped_storage().nbytes()
+    if held < needed:
+        what = f"weight {name} of the GRU" if isinstance(name, int) else name
+        raise RuntimeError(f"{what} needs {needed} bytes of memory, and its storage, freed or cut, holds {held}")
 
 
 def _check_offsets(offsets: Tensor, rows: int, batch: int, device: torch.device) -> None:

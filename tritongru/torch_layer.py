@@ -106,7 +106,7 @@ def _per_direction(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor
 
 
 def _steps(x: Tensor, batch: int) -> Tensor:
-    return x.reshape(-1, batch, x.shape[1])
+    return x.contiguous().view(-1, batch, x.shape[1])
 
 
 def _first(x: Tensor, w_hh: Tensor, h0: Tensor | None, batch: int) -> Tensor:
@@ -151,7 +151,7 @@ def _cudnn_backward(
     each = len(own) // D
     T = y.shape[0] // batch
     dx, dh0, _, dws = torch.ops.aten._cudnn_rnn_backward.default(
-        *(_steps(x, batch).contiguous(), own, each, _flat(own, x, w_hh), _first(x, w_hh, h0, batch), None),
+        *(_steps(x, batch), own, each, _flat(own, x, w_hh), _first(x, w_hh, h0, batch), None),
         *(y.reshape(T, batch, D * H), None if dy is None else dy.reshape(T, batch, D * H), dhn, None),
         *_sizes(w_hh),
         reserve,
