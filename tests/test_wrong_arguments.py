@@ -96,13 +96,14 @@ FEW = [
 ]
 EACH = {
     "tensor": FEW,
+    "flag": each("value", [None, 1, "yes"]),
     "rows": each("int64", ROWS) + FEW,
     "offsets": each("int64", OFFSETS) + FEW,
     "indices": each("int64", INDICES) + FEW,
 }
 OPERATORS = ("gru_forward", "gru_backward", "gru_routed_forward", "gru_routed_backward")
 # How many calls of each with up to three changes.
-EXAMPLES = {"gru": 200, "GRU": 200, "GRUCell": 60, "warmup": 40} | dict.fromkeys(OPERATORS, 80)
+EXAMPLES = {"gru": 120, "GRU": 150, "GRUCell": 50, "warmup": 20} | dict.fromkeys(OPERATORS, 60)
 PLAIN = {"layers": 1, "directions": 1, "batch_first": False, "bias": True, "hx": True, "dropout": 0.0}
 PLAIN |= {"dtype": "float32", "memory": "save", "grad": False, "front": False}
 # The valid calls of which every argument is changed by itself.
@@ -110,7 +111,7 @@ BASES = [{"target": "gru", "impl": impl, "packed": packed} for impl in ("triton"
 BASES += [{"target": "gru", "impl": "torch", "packed": True, "bias": False, "hx": False}]
 BASES += [{"target": "gru", "impl": "triton", "packed": True, "hx": False}]
 BASES += [{"target": "GRU", "impl": impl, "packed": True} for impl in ("triton", "torch")]
-BASES += [{"target": target, "impl": "triton", "packed": True} for target in ("GRUCell", "warmup", *OPERATORS)]
+BASES += [{"target": target, "impl": "triton", "packed": True} for target in ("GRUCell", "warmup", *OPERATORS[:2])]
 BASES += [{"target": target, "impl": "torch", "packed": False} for target in OPERATORS[2:]]
 
 
@@ -258,9 +259,7 @@ def test_one_wrong_argument(base, child):
     base = PLAIN | base
     kinds = kinds_of(base)
     if base["target"] in ("GRU", "warmup"):  # attributes are left to the other test
-        kinds = {name: kind for name, kind in kinds.items() if "." not in name or kind == "tensor"}
-    if base["target"] == "warmup":
-        kinds = {name: kind for name, kind in kinds.items() if kind != "tensor"}
+        kinds = {name: kind for name, kind in kinds.items() if "." not in name}
     changes = [[name, *how] for name, kind in kinds.items() for how in EACH.get(kind, KINDS[kind])]
     failures = [wrong for change in changes if (wrong := failure(child, base | {"changes": [change]}))]
     assert not failures, f"{len(failures)} of {len(changes)} calls:\n" + "\n\n".join(failures[:5])
