@@ -306,7 +306,7 @@ rooms, trouble_word = (persistent, rebuild, resident, stepwise), torch.zeros(1, 
 for room in (persistent, resident, stepwise):
     room.kernel_options = options
 persistent.launch_together, trouble.trouble_of = together, lambda device: None
-functional.taken = warmup.taken = lambda *asked: route.Route("", "", 1 << 40, 1, 1 << 40)
+functional.route_of = warmup.route_of = lambda *asked: route.Route("", "", 1 << 40, 1, 1 << 40)
 for room in (plan, warmup):
     room.device_facts = lambda device: GPUS["h200"]
 torch.cuda.device = torch.cuda.stream = lambda which: contextlib.nullcontext()
