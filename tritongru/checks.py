@@ -108,8 +108,6 @@ def check_for_kernels(
 ) -> None:
     """What a kernel would not notice: it reads memory by the shapes and types that it is told."""
     check_weights(weights, options)
-    if not torch.compiler.is_compiling():
-        _check_storages((input, hx), weights)  # torch's products and copies on the way read them, too
     device, dtype, casts = input.device, input.dtype, autocast_dtype(input) is not None
     if hx is not None and hx.device != device:
         raise _elsewhere(input, "hidden", hx)
@@ -124,6 +122,9 @@ def check_for_kernels(
             f"{scalar_type(input)} and hidden tensor with {scalar_type(hx)}"
         )
     hidden, directions, each = weights[1].shape[-1], options.directions, options.tensors
+    # What is copied on the way is read before the operators look at it; they look at everything.
+    if (casts or directions == 2 or options.batch_first) and not torch.compiler.is_compiling():
+        _check_storages((input, hx), weights)
     shapes = ((3 * hidden, input.shape[-1]), (3 * hidden, hidden), (3 * hidden,), (3 * hidden,))
     for k, weight in enumerate(weights):
         shape = shapes[k % each] if k % each or k < directions * each else (3 * hidden, directions * hidden)
@@ -139,11 +140,12 @@ def check_for_torch(
     """What torch's own GRU would not notice: it reads what a storage no longer holds, with a bias on the device meta it
     returns memory that nobody wrote, and without biases it takes the gates of a ``w_ih`` that has too few rows for them
     from anywhere in memory."""
-    _check_storages((input, hx, batch_sizes), weights)
-    if hx is not None and hx.device != input.device:
+    _check_storages((input, None, batch_sizes), weights if input.is_cuda else ())  # of views torch looks itself
+    device = input.device
+    if hx is not None and hx.device != device:
         raise _elsewhere(input, "hidden", hx)
     for k, weight in enumerate(weights):
-        if weight.device != input.device:
+        if weight.device != device:
             raise _elsewhere(input, "parameter", weight)
         if not options.bias and weight.dim() == 2 and weight.shape[0] < 3:
             raise RuntimeError(
