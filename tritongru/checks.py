@@ -40,16 +40,10 @@ def check_dropout(dropout: object) -> None:
 
 
 def check_tensors(**values: object) -> None:
+    """Of an operator, too: torch hands it None where its schema says Tensor."""
     for name, value in values.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} should be a Tensor, got {type(value).__name__}")
-
-
-def check_given(**values: Tensor | None) -> None:
-    """torch hands an operator None where its schema says Tensor."""
-    for name, value in values.items():
-        if value is None:
-            raise TypeError(f"{name} should be a Tensor, got NoneType")
 
 
 def check_dtype(input: Tensor, weight: Tensor) -> None:
@@ -108,12 +102,8 @@ def check_for_kernels(
 ) -> None:
     """What a kernel would not notice: it reads memory by the shapes and types that it is told."""
     check_weights(weights, options)
-    device, dtype, casts = input.device, input.dtype, autocast_dtype(input) is not None
-    if hx is not None and hx.device != device:
-        raise _elsewhere(input, "hidden", hx)
-    for weight in weights:
-        if weight.device != device:
-            raise _elsewhere(input, "parameter", weight)
+    dtype, casts = input.dtype, autocast_dtype(input) is not None
+    _check_same_device(input, hx, weights)
     if batch_sizes is None and steps_of(input, None, options) == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     if hx is not None and hx.dtype != dtype and not casts:
@@ -141,13 +131,11 @@ def check_for_torch(
     returns memory that nobody wrote, and without biases it takes the gates of a ``w_ih`` that has too few rows for them
     from anywhere in memory."""
     _check_storages((input, None, batch_sizes), weights if input.is_cuda else ())  # of views torch looks itself
-    device = input.device
-    if hx is not None and hx.device != device:
-        raise _elsewhere(input, "hidden", hx)
+    _check_same_device(input, hx, weights)
+    if options.bias:
+        return
     for k, weight in enumerate(weights):
-        if weight.device != device:
-            raise _elsewhere(input, "parameter", weight)
-        if not options.bias and weight.dim() == 2 and weight.shape[0] < 3:
+        if weight.dim() == 2 and weight.shape[0] < 3:
             raise RuntimeError(
                 f"weight {k} of the GRU should have a row for each of three gates at least, got {weight.shape[0]}"
             )
@@ -182,6 +170,15 @@ def _check_storage(name: str | int, tensor: Tensor) -> None:
         _check_memory(name, tensor)
 
 
+def _check_same_device(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> None:
+    device = input.device
+    if hx is not None and hx.device != device:
+        raise _elsewhere(input, "hidden", hx)
+    for weight in weights:
+        if weight.device != device:
+            raise _elsewhere(input, "parameter", weight)
+
+
 def _elsewhere(input: Tensor, kind: str, tensor: Tensor) -> RuntimeError:
     return RuntimeError(
         f"Input and {kind} tensors are not at the same device, found input tensor at {input.device} and {kind} tensor "
@@ -192,6 +189,12 @@ def _elsewhere(input: Tensor, kind: str, tensor: Tensor) -> RuntimeError:
 def scalar_type(tensor: Tensor) -> str:
     """The dtype as torch's C++ messages spell it: Float, Double, BFloat16."""
     return tensor.type().rpartition(".")[2].removesuffix("Tensor")
+
+
+def check_ranks(x: Tensor, w_hh: Tensor) -> None:
+    """Of the two tensors whose sizes those of the others follow."""
+    if x.dim() != 2 or w_hh.dim() != 3:
+        raise RuntimeError(f"x should have 2 dimensions and w_hh 3, got {x.dim()} and {w_hh.dim()}")
 
 
 def check_layer(
@@ -208,11 +211,9 @@ def check_layer(
 ) -> None:
     """What an operator is given, by whomever: a kernel reads memory by the sizes and types that it is told."""
     if x is None or w_ih is None or w_hh is None:
-        check_given(x=x, w_ih=w_ih, w_hh=w_hh)
-    rows, weights = x.shape, w_hh.shape
-    if len(rows) != 2 or len(weights) != 3:
-        raise RuntimeError(f"x should have 2 dimensions and w_hh 3, got {len(rows)} and {len(weights)}")
-    (N, I), (D, _, H) = rows, weights
+        check_tensors(x=x, w_ih=w_ih, w_hh=w_hh)
+    check_ranks(x, w_hh)
+    (N, I), (D, _, H) = x.shape, w_hh.shape
     if D not in (1, 2) or H < 1 or batch < 0:
         raise RuntimeError(
             f"there should be 1 or 2 directions, 1 hidden unit at least and no negative batch, got {D} directions, "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tritongru import layer
-from tritongru.checks import Others, check_devices, check_given, check_layer
+from tritongru.checks import Others, check_devices, check_layer, check_ranks, check_tensors
 from tritongru.exporters import refuse_program
 from tritongru.launches import AnyLaunch
 from tritongru.plan import plan_on, precision_of
@@ -86,9 +86,8 @@ def _check_backward(
     batch: int,
     needs: list[bool],
 ) -> None:
-    check_given(x=x, w_hh=w_hh, y=y, gates=gates)
-    if w_hh.dim() != 3 or x.dim() != 2:
-        check_layer(x, w_ih, w_hh, b_ih, b_hh, h0, offsets, batch)
+    check_tensors(x=x, w_hh=w_hh, y=y, gates=gates)
+    check_ranks(x, w_hh)
     if len(needs) != 6:
         raise RuntimeError(f"needs should hold 6 values, got {len(needs)}")
     D, H = w_hh.shape[0], w_hh.shape[2]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tritongru import layer, torch_layer
-from tritongru.checks import Others, check_choice, check_devices, check_given, check_layer
+from tritongru.checks import Others, check_choice, check_devices, check_layer, check_ranks, check_tensors
 from tritongru.devices import device_facts
 from tritongru.exporters import refuse_program
 from tritongru.memory import MEMORIES, gate_bytes, saves
@@ -105,9 +105,8 @@ def gru_routed_backward(
 
 
 def _check_kept(x: Tensor, w_hh: Tensor, y: Tensor, kept: Tensor, impl: str, needs: list[bool]) -> None:
-    check_given(x=x, w_hh=w_hh, y=y, kept=kept)
-    if x.dim() != 2 or w_hh.dim() != 3:
-        raise RuntimeError(f"x should have 2 dimensions and w_hh 3, got {x.dim()} and {w_hh.dim()}")
+    check_tensors(x=x, w_hh=w_hh, y=y, kept=kept)
+    check_ranks(x, w_hh)
     check_choice("impl", impl, IMPLS)
     if len(needs) != 6:
         raise RuntimeError(f"needs should hold 6 values, got {len(needs)}")
