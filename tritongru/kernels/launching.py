@@ -18,15 +18,21 @@ def steps(y: Tensor, batch: int, offsets: Tensor | None) -> int:
     return y.shape[0] // batch if offsets is None else offsets.shape[0] - 1
 
 
+def device_of(y: Tensor) -> torch.device:
+    """Where kernels for y run; asked here alone, so that a test can let CPU tensors stand in for a GPU's."""
+    return y.device
+
+
 def on_device_of(y: Tensor) -> AbstractContextManager[Any]:
-    if not y.is_cuda or y.device.index == torch.cuda.current_device():
+    device = device_of(y)
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
         return nullcontext()
-    return torch.cuda.device(y.device)
+    return torch.cuda.device(device)
 
 
 def kernel_options(y: Tensor, num_warps: int) -> dict[str, Any]:
     """``UPCAST`` and the compiler's options for tensors like y."""
-    if y.is_cuda:
+    if device_of(y).type == "cuda":
         return _options(num_warps, False)
     if not isinstance(tile_at, InterpretedFunction):
         raise RuntimeError("TRITON_INTERPRET=1 was set after the kernels were loaded; set it before the first call")
@@ -56,12 +62,13 @@ def launch_together(kernel: Any, grid: together.Place, like: Tensor, *args: Any,
     Raises:
         RuntimeError: if an earlier launch on this device gave up waiting.
     """
-    trouble = trouble_of(like.device)
+    device = device_of(like)
+    trouble = trouble_of(device)
     raise_trouble(trouble)
     with on_device_of(like):
         run = functools.partial(together.launch, kernel, grid)
-        if like.is_cuda:
+        if device.type == "cuda":
             run = functools.partial(kernel[grid], launch_cooperative_grid=True)
         run(*args, trouble.tensor, **kwargs)
-    if like.is_cpu:
+    if device.type == "cpu":
         raise_trouble(trouble)
