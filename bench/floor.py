@@ -87,17 +87,16 @@ def floor_kernel(
             counter = counters + i_t * 32
             slot = words_of + i_t * (SLOTS * SLOT)
             p_slot = slot + s % SLOTS * SLOT
-            there = wait_for_slot(counter, s, programs, limit, SLOTS, DATA)
+            left = wait_for_slot(counter, s, programs, limit, SLOTS, DATA)
             b = tl.zeros((KS, BB // 16, 8, 4), tl.uint32)
             for i in tl.static_range(len(CHUNKS)):
                 if DATA:
-                    b_words, seen = collect_words(p_slot, i, limit, BB, KS, CHUNKS, 1)
-                    there = there & seen
+                    b_words, left = collect_words(p_slot, i, left, BB, KS, CHUNKS, 1)
                     b_k = operand_of(b_words, 0, tl.uint32, BB, KS, CHUNKS[i], 1)
                 else:
                     b_k = collect_counted(p_slot, i, BB, KS, CHUNKS, 1)
                 b ^= folded(b_k, BB, KS, CHUNKS[i])
-            limit = patience(trouble, limit, there, s, i_b, i_h, i_d)
+            limit = patience(trouble, counter, limit, left, s, 0, i_b, i_h, i_d)
             if DATA:
                 empty_half(slot, counter, s, o_word, m_own, SLOT, SLOTS, GATES, 1)
             p_new = slot + (s + 1) % SLOTS * SLOT

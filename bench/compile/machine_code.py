@@ -20,6 +20,7 @@ TARGETS = {
 }
 ELEMENT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 INTEGERS = ("T", "B", "N", "s", "start", "count", "tiles", "limit")  # arguments that are no pointers
+TENSOR_CORE = r"\b[HIDQ]G?MMA\b|\bUT\w*MMA\b"  # and not HFMA2.MMA, by which a constant comes into a register
 # Those that do not have the storage dtype.
 POINTERS = {"dh": "*fp32", "offsets": "*i64", "trouble": "*i64", "counters": "*i32", "state": "*fp32"}
 
@@ -87,7 +88,7 @@ def _read_sass(cubin: bytes, shared_bytes: int, counts: bool) -> Facts:
     if not counts:
         return Facts(shared_bytes, int(found[2]), int(found[1]))
     loop = _longest_loop(re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", sass))
-    count = [sum(bool(re.search(pattern, line)) for line in loop) for pattern in (r"\bBAR\.", "MMA", r"\bLDG")]
+    count = [sum(bool(re.search(pattern, line)) for line in loop) for pattern in (r"\bBAR\.", TENSOR_CORE, r"\bLDG")]
     return Facts(shared_bytes, int(found[2]), int(found[1]), len(loop), *count)
 
 

@@ -10,6 +10,10 @@ counter  Two slots. A program stores its units and adds one to the tile's counte
 data     The words are their own flags: a ring of slots starts EMPTY, and a program reads a tile again until no word is.
          One trip through L2 instead of two, for more words read. A slot is emptied once everybody has read it, and
          written again only after a round of the counter, one in half a ring, has told everyone that it was empty.
+
+A wait makes a limited number of looks. What it hands on is how many of them are left for the rest of the step, or
+IN_VAIN. Who has waited in vain sets the counter far ahead, so that its own arrivals stand in for nobody's.
+Counts may wrap around: only their distance from what is waited for is looked at.
 """
 
 import triton
@@ -17,6 +21,8 @@ import triton.language as tl
 
 # All bits set: a NaN of either type. `words` changes the one state that would look like it.
 EMPTY = tl.constexpr(0xFFFFFFFF)
+IN_VAIN = tl.constexpr(-1)
+FAR = tl.constexpr(1 << 30)
 
 
 @triton.constexpr_function
@@ -82,25 +88,32 @@ def arrive(counter):
 
 @triton.jit
 def wait(counter, target, limit):
-    """Whether ``target`` programs have arrived; looks once, and at most ``limit`` times more."""
-    count = target - 1
+    """Until ``target`` programs have arrived: looks once, and at most ``limit`` times more, of which it returns what is
+    left, or IN_VAIN if they did not arrive or one of them gave up. With IN_VAIN for a limit it does not look at all."""
+    ahead = tl.full((), -1, tl.int32)
     looks = limit + 1
-    while (count < target) & (looks > 0):
-        count = tl.atomic_add(counter, 0, sem="acquire")
+    while (ahead < 0) & (looks > 0):
+        ahead = tl.atomic_add(counter, 0, sem="acquire") - target
         looks -= 1
-    return count >= target
+    return tl.where((ahead >= 0) & (ahead < FAR // 2), looks, IN_VAIN)
+
+
+@triton.jit
+def give_up(counter, s, programs):
+    """Whoever waits for step s or a later one will have waited in vain."""
+    tl.atomic_xchg(counter, programs * s + FAR, sem="relaxed")
 
 
 @triton.jit
 def wait_for_slot(counter, s, programs, limit, SLOTS: tl.constexpr, DATA: tl.constexpr):
-    """Whether everybody's part of step s is there or, of words, may be waited for."""
-    ok = True
+    """`wait` until everybody's part of step s is there or, of words, may be waited for."""
+    left = limit
     if DATA:
         if s % (SLOTS // 2) == 0:
-            ok = wait(counter, programs * tl.maximum(s // (SLOTS // 2), 1), limit)
+            left = wait(counter, programs * tl.maximum(s // (SLOTS // 2), 1), limit)
     else:
-        ok = wait(counter, programs * (s + 1), limit)
-    return ok
+        left = wait(counter, programs * (s + 1), limit)
+    return left
 
 
 @triton.jit
@@ -136,16 +149,16 @@ def collect_counted(slot, i: tl.constexpr, BB: tl.constexpr, KS: tl.constexpr, C
 def collect_words(
     slot, i: tl.constexpr, limit, BB: tl.constexpr, KS: tl.constexpr, CHUNKS: tl.constexpr, E: tl.constexpr
 ):
-    """The words of chunk i, and whether none is EMPTY; reads them once, and at most ``limit`` times more."""
+    """The words of chunk i, and what is left of the limit when none of them is EMPTY, as of `wait`."""
     p = slot.to(tl.pointer_type(tl.uint32)) + first_unit(CHUNKS, KS, i) * BB // E + _pieces(BB, KS, CHUNKS[i], E, 4)
     b = tl.full(p.shape, EMPTY, tl.uint32)
-    missing = limit >= 0
+    missing = limit >= IN_VAIN
     looks = limit + 1
     while missing & (looks > 0):
         b = tl.load(p, volatile=True)
         missing = tl.max(tl.ravel(b)) == EMPTY
         looks -= 1
-    return b, missing == 0
+    return b, tl.where(missing, IN_VAIN, looks)
 
 
 @triton.jit

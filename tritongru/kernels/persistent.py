@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tritongru.kernels.exchange import (
+    IN_VAIN,
     arrive,
     clear,
     empty_half,
@@ -156,18 +157,18 @@ def persistent_forward_kernel(
             p_x = gx + row * (3 * H) + (o_b * (D * 3 * H) + o_h)
             if KS > 1:  # ahead of the wait, which hides their way; a wide tile has no registers to keep them in
                 b_r, b_z, b_x = inputs(p_x, m, H)
-            there = wait_for_slot(counter, s, programs, limit, SLOTS, DATA)
-            b_acc, b_acc_n, whole = collect_products(
-                *(slot + s % SLOTS * SLOT, b_w, b_w_n, limit),
+            left = wait_for_slot(counter, s, programs, limit, SLOTS, DATA)
+            b_acc, b_acc_n, left = collect_products(
+                *(slot + s % SLOTS * SLOT, b_w, b_w_n, left),
                 *(GATES * BH, BH, not PAD, BB, KS, CHUNKS, E, DATA, UPCAST, PRECISION),
             )
-            limit = patience(trouble, limit, there & whole, s, i_b, i_h, i_d)
+            limit = patience(trouble, counter, limit, left, s, 0, i_b, i_h, i_d)
             if DATA:
                 empty_half(slot, counter, s, o_word, m_word, SLOT, SLOTS, 1, E)
             if KS == 1:
                 b_r, b_z, b_x = inputs(p_x, m, H)
             p_h = state + i_t * (programs * BB * BH) + o_state
-            b_h = tl.load(p_h, mask=m_own, other=0.0) + tl.where(limit > 0, 0.0, float("nan"))
+            b_h = tl.load(p_h, mask=m_own, other=0.0) + tl.where(limit == IN_VAIN, float("nan"), 0.0)
             b_gr, b_gz, b_ga = gates_of(b_acc, b_acc_n, BB, BH, OWN, KS, PAD)
             b_a = b_ga + b_bias_a
             b_r, b_z, b_n, b_new = gru_step(
@@ -294,19 +295,19 @@ def persistent_backward_kernel(
             m_prev = m & (o_b < n_prev)
             if KS > 1:
                 b_r, b_z, b_n, b_a, b_hp, b_dy = saved(p_g, p_y, p_h0, p_dy, m, m_prev, USE_H0, USE_DY)
-            there = wait_for_slot(counter, s, programs, limit, SLOTS, DATA)
-            b_acc, _, whole = collect_products(
-                *(slot + s % SLOTS * SLOT, b_w, b_w, limit),
+            left = wait_for_slot(counter, s, programs, limit, SLOTS, DATA)
+            b_acc, _, left = collect_products(
+                *(slot + s % SLOTS * SLOT, b_w, b_w, left),
                 *(BH, BH, False, BB, KS, CHUNKS, E, DATA, UPCAST, PRECISION),
             )
-            limit = patience(trouble, limit, there & whole, start + s, i_b, i_h, i_d)
+            limit = patience(trouble, counter, limit, left, s, start, i_b, i_h, i_d)
             if DATA:
                 empty_half(slot, counter, s, o_word, m_word, SLOT, SLOTS, 3, E)
             if KS == 1:
                 b_r, b_z, b_n, b_a, b_hp, b_dy = saved(p_g, p_y, p_h0, p_dy, m, m_prev, USE_H0, USE_DY)
             m_state = m_h & (o_b < B - i_b * BB)
             p_dh = dh + row_state + o_state
-            b_dh = tl.load(p_dh, mask=m_state, other=0.0) + tl.where(limit > 0, 0.0, float("nan"))
+            b_dh = tl.load(p_dh, mask=m_state, other=0.0) + tl.where(limit == IN_VAIN, float("nan"), 0.0)
             b_dh += tl.reshape(results(b_acc, 1, BB, BH, OWN, KS), (OWN,))
             b_dr, b_dz, b_dn, b_da, b_dhp = gru_step_backward(b_dh + b_dy, b_r, b_z, b_n, b_a, b_hp)
             b_dr, b_dz, b_da = b_dr.to(DT), b_dz.to(DT), b_da.to(DT)

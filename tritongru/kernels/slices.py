@@ -140,7 +140,7 @@ def collect_products(
     slot,
     b_w,
     b_w_n,  # of the second product, if TWO
-    limit,
+    left,  # of the looks of this step
     N: tl.constexpr,
     N_N: tl.constexpr,
     TWO: tl.constexpr,
@@ -153,15 +153,13 @@ def collect_products(
     PRECISION: tl.constexpr,
 ):
     """The tile in a slot, chunk by chunk, times the program's slice of W_hh (and a second one): sums over N and N_N
-    columns, and whether all words of the tile came."""
+    columns, and what is left of the looks when all words of the tile have come."""
     PARTS: tl.constexpr = parts(DATA, E)
     b_acc = nothing(BB, N, KS)
     b_acc_n = nothing(BB, N_N, KS)
-    ok = True
     for i in tl.static_range(len(CHUNKS)):
         if DATA:
-            b_words, seen = collect_words(slot, i, limit, BB, KS, CHUNKS, E)
-            ok = ok & seen
+            b_words, left = collect_words(slot, i, left, BB, KS, CHUNKS, E)
         for part in tl.static_range(PARTS):
             if DATA:
                 b_k = operand_of(b_words, part, slot.dtype.element_ty, BB, KS, CHUNKS[i], E)
@@ -170,7 +168,7 @@ def collect_products(
             b_acc = product(b_k, b_w[i * PARTS + part], b_acc, KS, UPCAST, PRECISION)
             if TWO:
                 b_acc_n = product(b_k, b_w_n[i * PARTS + part], b_acc_n, KS, UPCAST, PRECISION)
-    return b_acc, b_acc_n, ok
+    return b_acc, b_acc_n, left
 
 
 @triton.jit

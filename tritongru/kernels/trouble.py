@@ -13,8 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Looks at a counter or a tile before a program gives up. A look takes the better part of a microsecond, so this is
-# about two seconds; looks are counted, not time, so that a kernel that is paused (debugger, time slices) is not hurt.
+from tritongru.kernels.exchange import IN_VAIN, give_up
+
+# Looks that a program makes in one step, at a counter and at all chunks of words together, before it gives up. A look
+# is a trip to L2 and back, at a chunk one for all of its words: 0.65 us and more (published, H100), so this is two
+# seconds at least and a few on a busy chip. Looks are counted, not time, so that a kernel that is paused (debugger, time
+# slices) is not hurt.
 LIMIT = 3_000_000
 
 
@@ -26,12 +30,14 @@ def report(s, i_b, i_h, i_d):
 
 
 @triton.jit
-def patience(trouble, limit, ok, s, i_b, i_h, i_d):
-    """The limit for the next wait: none, and a word for the host, once a wait was in vain."""
-    if limit > 0:
-        if not ok:
-            tl.store(trouble, report(s, i_b, i_h, i_d))
-            limit = 0
+def patience(trouble, counter, limit, left, s, start, i_b, i_h, i_d):
+    """The limit for the next wait, at step s of the launch. Once a wait was in vain there is none any more: the host
+    gets a word, with the step from the ``start`` of the sequence, and at each of its tiles the program gives up."""
+    if left == IN_VAIN:
+        if limit != IN_VAIN:
+            tl.store(trouble, report(start + s, i_b, i_h, i_d))
+        give_up(counter, s, tl.num_programs(0))
+        limit = IN_VAIN
     return limit
 
 
@@ -45,7 +51,7 @@ class Trouble(NamedTuple):
 @functools.cache
 def trouble_of(device: torch.device) -> Trouble:
     with torch.inference_mode(False):  # the first launch may be under inference mode, the next change outside
-        tensor = torch.zeros(1, dtype=torch.int64, pin_memory=device.type == "cuda")
+        tensor = torch.zeros(1, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
     return Trouble(tensor, ctypes.c_int64.from_address(tensor.data_ptr()))
 
 
