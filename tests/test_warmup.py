@@ -268,51 +268,23 @@ def test_triton_without_a_kernel_raises_as_a_call_does(dtype, interprets, monkey
 
 
 WITHOUT_GPU = """
-import contextlib, os, sys, threading, types
-import torch, triton
-from triton.backends.compiler import GPUTarget
+import itertools, os, sys, threading, time
+sys.path.insert(0, "tests")
+import torch
+import stand_in
 import tritongru
-from tritongru import functional, plan, route, warmup
-from tritongru.devices import GPUS
-from tritongru.kernels import launching, persistent, rebuild, resident, stepwise, trouble
+from stand_in import forms
+from tritongru import warmup
 
 
-class Driver:  # compiles for sm_90 and launches nothing
-    utils = types.SimpleNamespace(
-        load_binary=lambda name, kernel, shared, device: (1, 1, 0, 0, 1024),
-        get_device_properties=lambda device: {"max_shared_mem": GPUS["h200"].shared_bytes},
-    )
-    launcher_cls = staticmethod(lambda source, metadata: lambda *args: None)
-    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
-    get_current_device = staticmethod(lambda: 0)
-    get_current_stream = staticmethod(lambda device: 0)
+def slow(table):  # of two that threads make at once, the later one counts
+    turns = itertools.count(1)
+    return lambda: (time.sleep(next(turns) / 10), table())[1]
 
 
-def options(y, num_warps):
-    return {"UPCAST": False, "num_warps": num_warps, **launching.compiler_options("cuda", num_warps)}
-
-
-def together(kernel, grid, like, *args, **kwargs):
-    kernel[grid](*args, trouble_word, launch_cooperative_grid=True, **kwargs)
-
-
-def forms():
-    kernels = [value for room in rooms for name, value in vars(room).items() if name.endswith("_kernel")]
-    return sum(len(cache[0]) for kernel in kernels for cache in kernel.device_caches.values())
-
-
-triton.runtime.driver.set_active(Driver())
-rooms, trouble_word = (persistent, rebuild, resident, stepwise), torch.zeros(1, dtype=torch.int64)
-for room in (persistent, resident, stepwise):
-    room.kernel_options = options
-persistent.launch_together, trouble.trouble_of = together, lambda device: None
-functional.route_of = warmup.route_of = lambda *asked: route.Route("", "", 1 << 40, 1, 1 << 40)
-for room in (plan, warmup):
-    room.device_facts = lambda device: GPUS["h200"]
-torch.cuda.device = torch.cuda.stream = lambda which: contextlib.nullcontext()
-torch.cuda.current_stream = lambda device: types.SimpleNamespace(synchronize=lambda: None)
-run = warmup._run
-warmup._run = lambda works, device: run(works, types.SimpleNamespace(type="cuda", index=0))
+for kernel in stand_in.kernels():
+    kernel.device_caches.default_factory = slow(kernel.device_caches.default_factory)
+stand_in.install()
 alone, meeting, os.cpu_count = warmup._seconds, threading.Barrier(7, timeout=float(sys.argv[1])), lambda: 7
 warmup._seconds = lambda work: (meeting.wait(), alone(work))[1]  # none is compiled before all are under way
 
