@@ -61,13 +61,34 @@ def add_rows(room: argparse.ArgumentParser, own: Path) -> None:
     """Where rows go and what they say of the code."""
     shown = own.relative_to(RESULTS.parents[1])
     room.add_argument("--out", type=folder, default=str(own), metavar="DIR", help=f"for the rows (default {shown})")
-    room.add_argument("--commit", default=None, help="recorded in the rows (default: what git says)")
+    room.add_argument(
+        "--commit",
+        metavar="NAME",
+        help="of the code, for the rows (default: what git says; needed without git)",
+    )
 
 
 def add_measuring(room: argparse.ArgumentParser) -> None:
     room.add_argument("--budget", type=seconds, default=450.0, metavar="SECONDS", help="time in all (default 450)")
     room.add_argument("--only", default="", metavar="TEXT", help="only cases with TEXT in their name, e.g. h768-b16")
     add_rows(room, RESULTS)
+
+
+def add_smoke(add: Add) -> None:
+    room = add(
+        "smoke",
+        help="does each kind of launch run at all, and agree with torch? two minutes at most; no rows",
+        description="Runs each kind of launch once, in a child process with a time limit of its own: a line for each. "
+        "Exit 0 only if all that this device can run agree with torch; 2 without a GPU, unless TRITON_INTERPRET=1.",
+    )
+    room.add_argument("--only", default="", metavar="TEXT", help="only steps with TEXT in their name, e.g. stepwise")
+
+    def run(given: Namespace) -> int:
+        from bench.smoke import smoke
+
+        return smoke(given.only)
+
+    room.set_defaults(run=run)
 
 
 def add_run(add: Add) -> None:
@@ -94,8 +115,10 @@ def add_gate(add: Add) -> None:
     room = add(
         "gate",
         help="parity, then speed, against torch.nn.GRU and the rivals; one verdict",
-        description="Parity with torch.nn.GRU first, then the speed of both; exit 0 only if no case is red or slower "
-        "and no target is missed.",
+        description="What a call costs the host, then parity with torch.nn.GRU and the speed of both; exit 0 only if "
+        "no case is red, slower or without an answer and no target is missed. The first block of cases fits in the "
+        "default budget, whatever hangs. The same command goes on where the last one stopped: what rows of this "
+        "machine and commit know counts in the verdict and is not measured again, unless it was red.",
     )
     add_measuring(room)
     room.add_argument("--impl", choices=("auto", "triton"), default="auto", help="which path of ours (default auto)")
@@ -233,7 +256,7 @@ def add_study(add: Add) -> None:
     room.set_defaults(run=run)
 
 
-COMMANDS = (add_run, add_gate, add_tune, add_compare, add_plot, add_characters, add_numerics, add_study)
+COMMANDS = (add_smoke, add_run, add_gate, add_tune, add_compare, add_plot, add_characters, add_numerics, add_study)
 
 
 def parser() -> Parser:
@@ -245,7 +268,14 @@ def parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    given = parser().parse_args(argv)
+    top = parser()
+    given = top.parse_args(argv)
+    if "commit" in given and not given.commit and not getattr(given, "table", False):
+        from bench.rows import commit_here
+
+        given.commit = commit_here()
+        if not given.commit:
+            top.error("git says nothing of this code, and rows have to name it: give --commit NAME")
     code: int = given.run(given)
     return code
 

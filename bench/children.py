@@ -19,6 +19,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 SPAWN = multiprocessing.get_context("spawn")
 START_LIMIT_S = 120.0  # imports, the CUDA context and library handles, from a cold disk
+ASKED_S, KILLED_S = 0.5, 2.0  # that a process has to end in: by itself, then killed
+STOP_S = ASKED_S + KILLED_S
 
 
 class Failed(Exception):
@@ -66,12 +68,14 @@ class Child:
     def ask(self, *question: object, limit_s: float, start_s: float = START_LIMIT_S) -> Any:
         """The handler's answer; raises `Failed` when it raised, died, or took longer than `limit_s`.
 
-        A fresh process, for the first question and after a failure, may take `start_s` more to start.
+        A fresh process, for the first question and after a failure, may take `start_s` to start; the start and the
+        answer take no longer together than the longer of the two limits.
         """
+        most_s, started = max(limit_s, start_s), time.monotonic()
         pipe = self.pipe or self.start(start_s)
         try:
             pipe.send(question)
-            return self.receive(pipe, limit_s)
+            return self.receive(pipe, max(0.0, min(limit_s, most_s - (time.monotonic() - started))))
         except (BrokenPipeError, ConnectionResetError):
             raise Failed(self.stop()) from None
 
@@ -105,9 +109,9 @@ class Child:
         if process is None or pipe is None:
             return "the child process is gone"
         pipe.close()
-        process.join(0.5)
+        process.join(ASKED_S)
         process.kill()
-        process.join(10)
+        process.join(KILLED_S)
         return f"the child process ended with exit code {process.exitcode}"
 
 
@@ -147,8 +151,9 @@ def run_all(
             process.join()
             if process.exitcode != 0:
                 failures[name] = f"exit code {process.exitcode}"
-    for name, process in running.values():
+    for _, process in running.values():
         process.kill()
-        process.join(10)
+    wait(list(running), timeout=KILLED_S)
+    for name, _ in running.values():
         failures[name] = f"not done after {limit_s:.0f} s, killed"
     return failures | {name: "not started, no time left" for name, _ in waiting}

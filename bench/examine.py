@@ -1,9 +1,11 @@
 """One case: the questions that a child process answers about it, what the answers mean, and its rows."""
 
 import functools
+import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +28,7 @@ COMPILE_LIMIT_S = 120.0
 CASE_LIMIT_S = 30.0
 STEPS_A_SECOND = 500  # that a limit allows for on top: of float64 forward and backward in torch's own loop
 RESERVE_S = 8.0  # with less than this left, no case is begun
+AGAIN_S = 20.0  # is left for ours where other people's code hangs: another process starts, and is asked without them
 
 
 class Budget:
@@ -36,6 +39,15 @@ class Budget:
 
     def left(self) -> float:
         return self.end - time.monotonic()
+
+    @contextmanager
+    def at_most(self, seconds: float) -> Iterator[None]:
+        """Inside, no more is left than this, whatever is left of the whole."""
+        before, self.end = self.end, min(self.end, time.monotonic() + seconds)
+        try:
+            yield
+        finally:
+            self.end = before
 
     def to_start(self) -> float:
         """What a child process may take to start."""
@@ -99,10 +111,10 @@ def introduced(commit: str | None) -> tuple[Row, Device]:
     return where, device
 
 
-def compile_all(jobs: Sequence[warm.Job], impl: str, budget: Budget) -> None:
+def compile_all(jobs: Sequence[warm.Job], impl: str, budget: Budget, most_s: float = COMPILE_LIMIT_S) -> None:
     """Compile at once for all jobs, and say what does not compile."""
     started = time.monotonic()
-    failures = warm.warm(jobs, impl, min(COMPILE_LIMIT_S, budget.left() / 2))
+    failures = warm.warm(jobs, impl, min(most_s, budget.left() / 2))
     say(f"Compiled for {len(jobs)} cases in {time.monotonic() - started:.0f} s.")
     for name, reason in failures.items():
         say(f"  not compiled: {name}: {reason}")
@@ -114,9 +126,10 @@ def asking(child: Child, impl: str, rivals: Callable[[Case], tuple[str, ...]], w
     the rest of the run."""
     broken: dict[str, str] = {}
 
-    def put(question: Question, limit_s: float) -> Any:
-        most_s = min(limit_s + sum(ALLOWANCES_S.get(name, 0.0) for name in question.rivals), budget.left())
-        return child.ask(question, limit_s=most_s, start_s=budget.to_start())
+    def put(question: Question, limit_s: float, spare_s: float = 0.0) -> Any:
+        more_s = sum(ALLOWANCES_S.get(name, 0.0) for name in question.rivals)
+        left_s = max(1.0, budget.left() - (spare_s if more_s else 0.0))
+        return child.ask(question, limit_s=min(limit_s + more_s, left_s), start_s=min(START_LIMIT_S, left_s))
 
     def ask(what: str, result: Result, limit_s: float) -> Any:
         names = rivals(result.case)
@@ -126,7 +139,7 @@ def asking(child: Child, impl: str, rivals: Callable[[Case], tuple[str, ...]], w
             return put(question, limit_s)
         missing = {name: broken[name] for name in names if name in broken}
         try:
-            timed: Timed = put(question, limit_s)
+            timed: Timed = put(question, limit_s, AGAIN_S)
         except Failed as failed:
             if not some or budget.left() < RESERVE_S:
                 raise
@@ -167,12 +180,23 @@ def limit_of(case: Case) -> float:
     return CASE_LIMIT_S + case.time * case.layers * case.directions / STEPS_A_SECOND
 
 
-def examine(result: Result, ask: Ask, budget: Budget) -> None:
-    """Parity, and speed if it is green. A case that hangs or fails is red, whatever was known of it before."""
+def examine(result: Result, ask: Ask, budget: Budget, most_s: float = math.inf) -> None:
+    """Parity, and speed if it is green. A case that fails is red, whatever was known of it before; one that its limit
+    stopped, that of a question or ``most_s`` for all of it, is cut off; one that the end of the budget stopped is left
+    out."""
+    with budget.at_most(most_s):
+        late = _examine(result, ask, budget)
+    if result.left_out and budget.left() >= RESERVE_S:
+        result.cut, result.left_out = result.left_out, None
+        result.failure = f"{result.cut}: {late or f'no time left of the {most_s:.0f} s for this case'}"
+
+
+def _examine(result: Result, ask: Ask, budget: Budget) -> str | None:
+    """Why it stopped early, if a question had no answer in time."""
     for what in ("parity", "speed"):
         result.left_out = what
         if budget.left() < RESERVE_S:
-            return
+            return None
         limit_s = min(limit_of(result.case), budget.left())
         try:
             if what == "parity":
@@ -182,14 +206,15 @@ def examine(result: Result, ask: Ask, budget: Budget) -> None:
                 result.failure = None if found.green else found.worst
             else:
                 result.timed = ask(what, result, limit_s)
+        except TimedOut as late:
+            return str(late)
         except Failed as failed:
-            if isinstance(failed, TimedOut) and budget.left() < RESERVE_S:
-                return  # the end of the budget stopped it, which says nothing about the case
             result.green, result.failure = False, str(failed)
             result.parity = result.their_parity = None
         result.left_out = None
         if not result.green:
-            return
+            return None
+    return None
 
 
 def expected_floor(plan: Plan) -> float | None:
@@ -204,7 +229,7 @@ def rows_of(result: Result, impl: str, where: Row, ceilings: Ceilings | None = N
     """One for each implementation, for each rival that was timed or tried in vain, and for a peak without a time."""
     case, plan, timed = result.case, result.plan, result.timed
     about: dict[str, dict[str, Any]] = {
-        OURS: {"family": result.family, "plan": result.launch, "parity": result.parity},
+        OURS: {"family": result.family, "plan": result.launch, "memory": result.memory, "parity": result.parity},
         THEIRS: {"family": "torch", "parity": result.their_parity},
     }
     for name in (*timed.times, *timed.missing):
@@ -214,6 +239,9 @@ def rows_of(result: Result, impl: str, where: Row, ceilings: Ceilings | None = N
     for name in (RECOMPUTED, OURS_GRAPH):
         if name in about:
             about[name] = about[OURS] | {"parity": None}
+    if RECOMPUTED in about:
+        about[RECOMPUTED]["memory"] = "recompute"
+    about[OURS]["repeatable"] = None if result.parity is None else result.repeatable
     if plan is not None:  # of the time loops alone
         passes = 2 if case.mode == "train" else 1
         theirs = plan.torch_us_per_step

@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 
 from bench.cases import HEADLINE, Case
 from bench.children import Failed, json_of
@@ -20,6 +21,8 @@ CASES = (  # one of each family that keeps W_hh on chip
     Case(128, 16, 512, "fp32", "train", tf32=True),
 )
 LIMIT_S = 10.0
+START_S = 15.0  # that torch may take to start on a GPU
+GPU_LIMIT_S = START_S + 2 * LIMIT_S  # of a case: its first forward and its first backward
 
 
 def seconds(hidden: int, dtype: str) -> dict[str, float]:
@@ -47,26 +50,41 @@ def seconds(hidden: int, dtype: str) -> dict[str, float]:
 
 def row_of(case: Case, name: str, taken: float, where: Row) -> Row:
     about = row(case, OURS, where, family=None, parity=None, ms=1000 * taken, rounds=1)
-    return about | {"case": f"first-{name}-h{case.hidden}-{case.dtype}", "us_per_step": None}
+    return about | {"case": name_of(case, name), "us_per_step": None}
 
 
-def on_gpu(file: RowFile, where: Row, limit_s: float) -> dict[str, float]:
-    """Rows of each case, each from a fresh process with a cache of its own; returns the seconds by the rows' names."""
-    known = {}
+def name_of(case: Case, name: str) -> str:
+    return f"first-{name}-h{case.hidden}-{case.dtype}"
+
+
+def names_of(case: Case) -> list[str]:
+    return [name_of(case, name) for name in ("forward", "backward")]
+
+
+NAMES = [name for case in CASES for name in names_of(case)]
+
+
+def on_gpu(file: RowFile, where: Row, limit_s: float, known: Collection[str] = ()) -> dict[str, float]:
+    """Rows of each case, each from a fresh process with a cache of its own, without those whose rows are known;
+    returns the seconds by the rows' names. All of it takes ``limit_s`` at most."""
+    seconds, end = {}, time.monotonic() + limit_s
     for case in CASES:
+        if set(names_of(case)) <= set(known):
+            continue
+        most_s = max(0.0, min(GPU_LIMIT_S, end - time.monotonic()))
         with tempfile.TemporaryDirectory() as folder:
             sizes = str(case.hidden), case.dtype
             try:
-                found = json_of("bench.first_call", *sizes, limit_s=limit_s, TRITON_CACHE_DIR=folder)
+                found = json_of("bench.first_call", *sizes, limit_s=most_s, TRITON_CACHE_DIR=folder)
             except Failed as failed:
                 print(f"First call, H={case.hidden} {case.dtype}: {failed}", flush=True)
                 continue
         for name, taken in found.items():
             one = row_of(case, name, taken, where)
             file.append(one)
-            known[one["case"]] = taken
+            seconds[one["case"]] = taken
             print(f"First {name}, H={case.hidden} {case.dtype}: {taken:.1f} s ({LIMIT_S:.0f} allowed).", flush=True)
-    return known
+    return seconds
 
 
 def main(arguments: list[str]) -> int:

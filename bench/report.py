@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from bench.cases import BATCHES, HIDDEN, Case
 from bench.pair import OURS, RECOMPUTED, THEIRS, Timed, Times
 from bench.rivals import CUDNN_LSTM, FLOOR, FORCED, OURS_GRAPH
+from bench.rows import Row
 from bench.timing import geomean
 from tritongru.launches import AnyLaunch, PersistentLaunch, StepwiseLaunch
 from tritongru.plan import Plan
@@ -36,16 +37,49 @@ class Result:
     timed: Timed = field(default_factory=lambda: Timed({}))
     failure: str | None = None  # why there is no answer, or in what parity is red
     left_out: str | None = None  # "parity" or "speed": what there was no time for
+    cut: str | None = None  # "parity" or "speed": what took longer than its limit, which is no fault of ours
     repeatable: bool = True
+    earlier: Row | None = None  # of ours, made by an earlier command, which stands for the plan then
+
+    @property
+    def red(self) -> bool:
+        return not (self.green or self.left_out or self.cut)
 
     @property
     def family(self) -> str | None:
+        if self.earlier:
+            return str(self.earlier["family"])
         return self.plan.family if self.plan else None
+
+    @property
+    def expected_us(self) -> float | None:
+        """Of a time step, by the model."""
+        if self.earlier:
+            return self.earlier["predicted_us"]  # type: ignore[no-any-return]
+        return self.plan.us_per_step if self.plan else None
+
+    @property
+    def memory(self) -> str | None:
+        """Whether the plan saves the gates or recomputes them."""
+        if self.earlier:
+            return self.earlier["memory"]  # type: ignore[no-any-return]
+        return self.plan.memory.mode if self.plan and self.plan.memory else None
+
+    @property
+    def note(self) -> str:
+        """Why there is no time of it, in a word; empty where there is one."""
+        if self.cut:
+            return "cut off"
+        if self.red:
+            return "RED"
+        return {None: "", "parity": "not checked", "speed": "not timed"}[self.left_out]
 
     @property
     def launch(self) -> str | None:
         """The name of the launch that ran, in training that of the backward, or None for a family without names."""
         found = None
+        if self.earlier:
+            return self.earlier["plan"]  # type: ignore[no-any-return]
         if self.plan:
             found = self.plan.backward if self.case.mode == "train" else self.plan.forward
         return name_of(found.launch) if found else None
@@ -87,16 +121,15 @@ class Result:
 def line(result: Result) -> str:
     """One case, all that is known of it."""
     text = f"  {result.case.name}: "
-    if not result.green:
-        return text + f"RED, {result.failure}"
+    if result.cut or result.red:
+        return text + f"{result.note}, {result.failure}"
     text += f"parity {result.parity:.3f}, {result.launch or result.family}"
     us = result.us(OURS)
     if us is None:
         return text + ", not timed"
     text += f", {us:.3f} us a step"
-    expected = result.plan.us_per_step if result.plan else None
-    if expected:
-        text += f" (expected {expected:.2f})"
+    if result.expected_us:
+        text += f" (expected {result.expected_us:.2f})"
     for name in (THEIRS, *result.rivals):
         ratio = result.over(name)
         if ratio is not None:
@@ -127,11 +160,7 @@ def table(results: Sequence[Result]) -> list[str]:
     lines = [f"{'case':<30} {'ours':>8} {'nn.GRU':>8} {'ratio':>6} {'parity':>7}  family (times in us per time step)"]
     for result in results:
         numbers = (cell(result.us(OURS), ".3f", 8), cell(result.us(THEIRS), ".3f", 8), cell(result.ratio, ".2f", 6))
-        note = result.family or "-"
-        if not result.green:
-            note += "  not checked" if result.left_out else "  RED"
-        elif result.left_out:
-            note += "  not timed"
+        note = "  ".join(part for part in (result.family or "-", result.note) if part)
         lines.append(f"{result.case.name:<30} {' '.join(numbers)} {cell(result.parity, '.3f', 7)}  {note}")
     return lines if len(lines) > 1 else []
 
@@ -147,10 +176,7 @@ def workload_table(results: Sequence[Result]) -> list[str]:
         known = {name: ratio for name, ratio in ahead.items() if ratio is not None}
         best = min(known, key=lambda name: known[name], default=None)
         note = "-" if best is None else f"{best} {known[best]:.2f}x"
-        if not result.green:
-            note = "not checked" if result.left_out else "RED"
-        elif result.left_out:
-            note = "not timed"
+        note = result.note or note
         numbers = f"{cell(ours, '.3f', 10)} {cell(theirs, '.3f', 10)} {cell(result.ratio, '.2f', 7)}"
         lines.append(f"{result.case.name:<34} {numbers}  {note}")
     return lines if len(lines) > 1 else []
@@ -178,7 +204,7 @@ def _in_grid(result: Result | None) -> str:
         return ""
     us, ratio, floor = result.us(OURS), result.ratio, result.over(FLOOR)
     if us is None or ratio is None:
-        return "-" if result.green or result.left_out else "RED"
+        return result.note if result.cut or result.red else "-"
     return f"{us:.2f} {ratio:.2f}x {f'/{1 / floor:.1f}' if floor else ''}"
 
 
@@ -205,10 +231,18 @@ def means(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def verdict(results: Sequence[Result], impl: str, targets: Sequence[tuple[bool | None, str]]) -> tuple[bool, list[str]]:
-    """Passed or not, and the sentences that say so. Forced (`impl="triton"`) it may be slower: auto avoids that."""
-    red = [r for r in results if not r.green and not r.left_out]
+def verdict(
+    results: Sequence[Result],
+    impl: str,
+    targets: Sequence[tuple[bool | None, str]],
+    missing: Sequence[str] = (),
+    earlier: int = 0,
+) -> tuple[bool, list[str]]:
+    """Passed or not, and the sentences that say so. Forced (`impl="triton"`) it may be slower: auto avoids that.
+    ``missing``: rows about a call that there should be; ``earlier``: those of an earlier command."""
+    red = [r for r in results if r.red]
     left = [r for r in results if r.left_out]
+    cut = [r for r in results if r.cut]
     slower = [r for r in results if r.slower]
     missed = [sentence for reached, sentence in targets if reached is False]
     lines = [f"Red: {r.case.name}: {r.failure}"[:200] for r in red[:REASONS]]
@@ -218,26 +252,36 @@ def verdict(results: Sequence[Result], impl: str, targets: Sequence[tuple[bool |
         ("Two runs on one input differ", [r.case.name for r in results if not r.repeatable]),
         ("No time for the parity of", [r.case.name for r in left if r.left_out == "parity"]),
         ("No time for the speed of", [r.case.name for r in left if r.left_out == "speed"]),
+        ("Cut off by their limit, which says nothing of the kernels", [f"{r.case.name} ({r.cut})" for r in cut]),
+        ("No answer in the time for", missing),
     ):
         if names:
             more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
             lines.append(f"{sentence}: {', '.join(names[:NAMES])}{more}")
-    passed = not red and not left and not missed and not (slower and impl == "auto")
-    counts = f"{len(results) - len(red) - len(left)} of {len(results)} cases green and timed, {len(red)} red"
+    passed = not (red or left or cut or missing or missed) and not (slower and impl == "auto")
+    counts = f"{len(results) - len(red) - len(left) - len(cut)} of {len(results)} green and timed"
+    earlier += sum(r.earlier is not None for r in results)
+    more = (f", {len(cut)} cut off" if cut else "") + (f", {len(missing)} rows about a call missing" if missing else "")
     word = "passed" if passed else "NOT passed"
     lines.append(
-        f"Verdict: {word}; {counts}, {len(slower)} slower, {len(left)} left out, {len(missed)} of {len(targets)} "
-        "targets missed."
+        f"Verdict: {word}; {counts}, {len(red)} red, {len(slower)} slower, {len(left)} left out{more}, "
+        f"{len(missed)} of {len(targets)} targets missed; {earlier} from earlier rows."
     )
     return passed, lines
 
 
-def ending(results: Sequence[Result], impl: str, targets: Sequence[tuple[bool | None, str]]) -> tuple[bool, list[str]]:
+def ending(
+    results: Sequence[Result],
+    impl: str,
+    targets: Sequence[tuple[bool | None, str]],
+    missing: Sequence[str] = (),
+    earlier: int = 0,
+) -> tuple[bool, list[str]]:
     """The last page of a run; short enough for those who see only the end of the output."""
     named = [result for result in results if result.case.label]
     everything, results = results, [result for result in results if not result.case.label]
     wide = [result for result in results if result.case.wide]
-    passed, sentences = verdict(everything, impl, targets)
+    passed, sentences = verdict(everything, impl, targets, missing, earlier)
     shown = [f"  {sentence}" for _, sentence in targets] if wide or named else []
     page = [
         *workload_table(named),

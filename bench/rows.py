@@ -20,7 +20,7 @@ WHERE_KEYS = (*MACHINE_KEYS, "commit", "date", "command", "seed")
 KEYS = (
     *("case", *SHAPE_KEYS),
     *("impl", "how", "family", "plan", "ms", "us_per_step", "predicted_us", "spread", "rounds", "peak_mib"),
-    *("parity", "rate", "floor_ms", "bound", "reason"),
+    *("memory", "parity", "repeatable", "rate", "floor_ms", "bound", "reason"),
     *WHERE_KEYS,
 )
 Row = dict[str, Any]
@@ -34,6 +34,11 @@ def output_of(*command: str) -> str | None:
         return None
     lines = done.stdout.split("\n")
     return lines[0].strip() or None if done.returncode == 0 else None
+
+
+def commit_here() -> str | None:
+    """What git says of the code; None where it says nothing."""
+    return output_of("git", "describe", "--always", "--dirty", "--exclude", "*")
 
 
 def cpu_name() -> str:
@@ -64,7 +69,7 @@ def facts(gpu: str | None, commit: str | None = None, arch: str | None = None, s
         "torch": torch.__version__,
         "triton": triton and triton.__version__,
         "cudnn": cudnn.version(),
-        "commit": commit or output_of("git", "describe", "--always", "--dirty", "--exclude", "*") or "unknown",
+        "commit": commit or commit_here() or "unknown",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "command": shlex.join(["python3", "-m", Path(sys.argv[0]).parent.name, *sys.argv[1:]]),
         "seed": seed,
@@ -83,6 +88,8 @@ def row(
     *,
     family: str | None,
     parity: float | None,
+    repeatable: bool | None = None,
+    memory: str | None = None,
     plan: str | None = None,
     ms: float | None = None,
     predicted_us: float | None = None,
@@ -105,7 +112,9 @@ def row(
         "spread": number(spread),
         "rounds": rounds,
         "peak_mib": number(peak_mib),
+        "memory": memory,
         "parity": number(parity),
+        "repeatable": repeatable,
         "rate": None,
         "floor_ms": number(floor_ms),
         "bound": bound,

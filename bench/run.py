@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench import ceilings, cpu, first_call, host
+from bench import ceilings, cpu
 from bench.cases import Case
 from bench.ceilings import Ceilings
 from bench.children import Child, Failed
@@ -27,17 +27,16 @@ from bench.examine import (
     rows_of,
     say,
 )
-from bench.measured import rows_in
+from bench.known import calls_on_gpu, known_in, results_of
 from bench.pages import evidence
 from bench.pages.performance import unknown
-from bench.pair import OURS, build
+from bench.pair import build
 from bench.plot import RESULTS, plot
 from bench.report import Result, line, reasons, workload_table
-from bench.rows import MACHINE_KEYS, Row, RowFile, file_name
+from bench.rows import Row, RowFile, file_name
 from bench.study import command
 from bench.suites import SUITES, Job, on_cpu
 
-SAME = (*MACHINE_KEYS, "commit")  # of a row that answers what this run would ask
 TOGETHER = 16  # cases that are compiled at once
 CEILINGS_S = 60.0
 STUDY = "study"  # folder of its rows, beside those of cases
@@ -51,15 +50,6 @@ def jobs_of(suites: Sequence[str], has_gpu: bool, only: str) -> list[Job]:
             if only in case.name:
                 found[case] = tuple(dict.fromkeys((*found.get(case, ()), *names)))
     return list(found.items())
-
-
-def known_in(folder: Path, where: Row) -> set[str]:
-    """Names of cases that rows of the same machine and commit know."""
-    return {
-        row["case"]
-        for row in rows_in(folder)
-        if row["impl"] == OURS and row["rounds"] is not None and all(row[key] == where[key] for key in SAME)
-    }
 
 
 def ceilings_of(child: Child, file: RowFile, where: Row, budget: Budget) -> Ceilings | None:
@@ -119,7 +109,8 @@ def run(seconds: float, out: Path, only: str, commit: str | None, suites: Sequen
         place = "" if has_gpu else ", of what a CPU can tell,"
         say(f"No case of {', '.join(suites)}{place} has {only!r} in its name.")
         return 2
-    known = known_in(out, where)
+    rows = known_in(out, where)
+    known = results_of(rows, jobs, "auto")
     todo = [job for job in jobs if job[0].name not in known]
     say(f"To measure: {len(todo)} cases; known with commit {where['commit']}: {len(jobs) - len(todo)}.")
     file = RowFile(out / file_name("run" if has_gpu else "run-cpu", where["gpu"], where["date"]))
@@ -129,8 +120,8 @@ def run(seconds: float, out: Path, only: str, commit: str | None, suites: Sequen
         results = measure(todo, child, file, where, limits, budget, has_gpu)
     finally:
         child.stop()
-    if not only and not any(name.startswith("host-") for name in known):
-        about_a_call(file, where, has_gpu, budget)
+    if not only:
+        about_a_call(file, where, rows, has_gpu, budget)
     for text in (*reasons(results), f"Rows: {file.path}", *workload_table(results)):
         say(text)
     left = [result.case.name for result in results if result.left_out]
@@ -146,17 +137,18 @@ def run(seconds: float, out: Path, only: str, commit: str | None, suites: Sequen
         say("Not known: GRU, LSTM and plain RNN on a GPU: no row (`run --study`, or `study` alone).")
     if out == RESULTS:
         plot(check=False)
-    red = [result.case.name for result in results if not result.green and not result.left_out]
+    cut = [f"{result.case.name} ({result.failure})" for result in results if result.cut]
+    if cut:
+        say(f"Cut off by their limit, which says nothing of the kernels: {', '.join(cut)}.")
+    red = [result.case.name for result in results if result.red]
     say(f"Red: {', '.join(red)}." if red else "No case was red.")
-    return 1 if red else code
+    return 1 if red or cut else code
 
 
-def about_a_call(file: RowFile, where: Row, has_gpu: bool, budget: Budget) -> None:
+def about_a_call(file: RowFile, where: Row, known: Sequence[Row], has_gpu: bool, budget: Budget) -> None:
     """What a call costs the host, and the first one the user, besides the device's work."""
-    if not has_gpu:
+    if has_gpu:
+        calls_on_gpu(file, where, known, budget)
+    elif not any(row["case"].startswith("host-") for row in known):
         cpu.hosts(file, where)
         cpu.imports(file, where, budget.left)
-        return
-    for measured in (host.on_gpu, first_call.on_gpu):
-        if budget.left() > RESERVE_S:
-            measured(file, where, budget.left())

@@ -30,6 +30,8 @@ class Calls:
 
     host_us: Mapping[str, float] = field(default_factory=dict)
     first_s: Mapping[str, float] = field(default_factory=dict)
+    earlier: int = 0  # how many of both come from rows of an earlier command
+    missing: tuple[str, ...] = ()  # asked for, and without an answer
 
 
 def judge(results: Sequence[Result], calls: Calls | None = None) -> list[Judged]:
@@ -131,8 +133,7 @@ def _memory(how: str, most: float, peaks: Mapping[str, float | None]) -> Judged:
 
 
 def _saves(result: Result) -> bool:
-    memory = result.plan.memory if result.plan else None
-    return memory is not None and memory.mode == "save"
+    return result.memory == "save"
 
 
 def _sentence(what: str, reached: bool | None, value: str) -> Judged:

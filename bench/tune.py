@@ -49,7 +49,7 @@ def run(
     say: Say = say,
 ) -> int:
     """Launch by launch; the rows of one are on disk before the next begins."""
-    rows, left, red = list(known), 0, 0
+    rows, left, red, cut = list(known), 0, 0, 0
     for wave in waves:
         if budget.left() > RESERVE_S:
             prepare(wave)
@@ -59,17 +59,18 @@ def run(
             if result.left_out:
                 left += 1
                 continue
-            red += not result.green
+            red += result.red
+            cut += result.cut is not None
             for one in rows_of(result, IMPL, where):
                 file.append(one)
                 rows.append(one)
-            say(line(result) + ("" if result.green else f" ({launch})"))
+            say(line(result) + ("" if result.green and not result.cut else f" ({launch})"))
     for text in (f"Rows: {file.path}", *table(rows)):
         say(text)
     if left:
         say(f"No time for {left} launches; the same command goes on with them, given the same commit.")
-    say(f"{red} launches red." if red else "No launch was red.")
-    return 1 if red else 0
+    say((f"{red} launches red." if red else "No launch was red.") + (f" {cut} cut off by their limit." if cut else ""))
+    return 1 if red or cut else 0
 
 
 def table(rows: Sequence[Row]) -> list[str]:

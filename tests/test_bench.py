@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -21,7 +22,6 @@ from bench import (
     ceilings,
     children,
     examine,
-    first_call,
     gate,
     host,
     pair,
@@ -125,8 +125,8 @@ def test_a_row_has_exactly_the_promised_keys():
     made = rows.row(TRAIN, "tritongru", rows.facts(None), family="resident", **numbers)
     promised = (
         "case hidden inputs batch time layers directions dtype tf32 mode impl how family plan ms us_per_step "
-        "predicted_us spread rounds peak_mib parity rate floor_ms bound reason gpu arch driver cpu python torch triton "
-        "cudnn commit date command seed"
+        "predicted_us spread rounds peak_mib memory parity repeatable rate floor_ms bound reason gpu arch driver cpu "
+        "python torch triton cudnn commit date command seed"
     )
     assert list(made) == promised.split()
     assert made["us_per_step"] == pytest.approx(1000 * 2.0 / 5)
@@ -210,9 +210,11 @@ def test_case_names_are_unique_and_tell_the_case():
 def test_the_gate_measures_the_middle_first_and_the_whole_grid_in_the_end():
     blocks = gate_blocks()
     assert blocks[0][:2] == [HEADLINE, dataclasses.replace(HEADLINE, mode="train")]
-    assert [case.label for case in blocks[0][2:]] == [workload.label for workload in WORKLOADS]
-    assert {case.batch for case in blocks[1]} == {1, 16, 64}
-    assert [case.dtype for case in blocks[1] if case.wide].count("fp32") == 6
+    assert tuple(case.label for case in blocks[0][2:]) == suites.OPENING
+    named = [case.label for case in (*blocks[0][2:], *blocks[1])]
+    assert sorted(named) == sorted(workload.label for workload in WORKLOADS)
+    assert {case.batch for case in blocks[2]} == {1, 16, 64}
+    assert [case.dtype for case in blocks[2] if case.wide].count("fp32") == 6
     found = [
         (case.hidden, case.batch, case.dtype, case.mode)
         for case in gate_cases()
@@ -449,7 +451,7 @@ def test_a_green_run_writes_a_row_per_case_and_implementation(tmp_path):
         assert row["peak_mib"] is None
     slower = any(line.startswith("Slower than nn.GRU") for line in lines)
     assert code == int(slower)  # the same function twice: either may come out ahead
-    assert "2 of 2 cases green and timed, 0 red" in lines[-1]
+    assert "2 of 2 green and timed, 0 red" in lines[-1]
 
 
 def test_a_red_case_is_not_timed_and_the_exit_code_says_so(tmp_path):
@@ -495,21 +497,30 @@ def test_the_verdict_flags_a_slower_case(tmp_path, ratio, family, impl, code):
     assert read[0]["impl"] == ("tritongru" if impl == "auto" else "tritongru[triton]")
 
 
+@pytest.mark.parametrize("late", [True, False])
 @pytest.mark.parametrize("stage", ["parity", "speed"])
-def test_a_case_without_an_answer_is_recorded_and_the_run_goes_on(tmp_path, stage):
+def test_a_case_without_an_answer_is_recorded_and_the_run_goes_on(tmp_path, stage, late):
+    """One that crashes is red; one that its limit stops is cut off, and what was known of it stays."""
+    why = "no answer within 30 s, killed" if late else "the child process ended with exit code -11"
+
     def ask(what, result, limit_s):
         if (what, result.case) == (stage, TRAIN):
-            raise children.TimedOut("no answer within 30 s, killed")
+            raise (children.TimedOut if late else children.Failed)(why)
         return fixed()(what, result, limit_s)
 
     code, read, lines = run(tmp_path, ask)
     assert code == 1
-    assert {row["impl"]: (row["ms"], row["parity"]) for row in read if row["case"] == TRAIN.name} == {
-        "tritongru": (None, None),
-        "nn.GRU": (None, None),
-    }
+    kept = (0.4, 0.3) if late and stage == "speed" else (None, None)
+    found = {row["impl"]: (row["ms"], row["parity"]) for row in read if row["case"] == TRAIN.name}
+    assert found == {"tritongru": (None, kept[0]), "nn.GRU": (None, kept[1])}
     assert [row["ms"] for row in read if row["case"] == FORWARD.name] == [1.0, 2.0]
-    assert f"Red: {TRAIN.name}: no answer within 30 s, killed" in lines
+    (reason,) = (row["reason"] for row in read if (row["case"], row["impl"]) == (TRAIN.name, "tritongru"))
+    assert reason == (f"{stage}: {why}" if late else why)
+    cut = f"Cut off by their limit, which says nothing of the kernels: {TRAIN.name} ({stage})"
+    assert (cut in lines) is late
+    assert (f"Red: {TRAIN.name}: {why}" in lines) is not late
+    assert f"{int(not late)} red, 0 slower, 0 left out" in lines[-1]
+    assert (", 1 cut off" in lines[-1]) is late
 
 
 def test_a_spent_budget_leaves_cases_out_by_name(tmp_path):
@@ -519,7 +530,7 @@ def test_a_spent_budget_leaves_cases_out_by_name(tmp_path):
 
 
 def test_a_budget_that_ends_between_the_stages_keeps_the_parity(tmp_path, monkeypatch):
-    left = iter([100.0] * 3 + [1.0])  # the block, then twice for a question
+    left = itertools.chain([100.0] * 3, itertools.repeat(1.0))  # the block, then twice for a question
     monkeypatch.setattr(examine.Budget, "left", lambda self: next(left))
     code, read, lines = run(tmp_path, fixed(), cases=(TRAIN,))
     assert code == 1
@@ -747,7 +758,8 @@ def test_the_last_page_shows_small_cases_grids_means_and_targets():
         assert any(f"wide bf16 {mode}" in line and "nn.GRU 4.00x (31 cases" in line for line in lines)
     assert any("floor 0.75x (31)" in line and "LSTM" not in line for line in lines)
     assert lines[-1] == (
-        "Verdict: passed; 178 of 178 cases green and timed, 0 red, 0 slower, 0 left out, 0 of 17 targets missed."
+        "Verdict: passed; 178 of 178 green and timed, 0 red, 0 slower, 0 left out, 0 of 17 targets missed; "
+        "0 from earlier rows."
     )
     assert len("\n".join(lines)) < 12_000
     assert max(map(len, lines)) <= 120
@@ -761,7 +773,7 @@ def test_the_end_of_a_run_in_which_all_is_red_is_short():
     assert sum(line.startswith("Red: ") for line in lines) == report.REASONS
     assert any(line.endswith(f"and {178 - report.REASONS - report.NAMES} more") for line in lines)
     assert sum(line.count(" RED") for line in lines) == 178
-    assert lines[-1].startswith("Verdict: NOT passed; 0 of 178 cases green and timed, 178 red")
+    assert lines[-1].startswith("Verdict: NOT passed; 0 of 178 green and timed, 178 red")
 
 
 def test_a_rival_that_fails_at_length_leaves_a_line_that_can_be_read():
@@ -850,7 +862,7 @@ def test_a_missed_target_fails_the_run_and_a_red_case_says_nothing_of_a_target()
     passed, lines = ending([slow])
     assert not passed
     assert "  H=768 B=16 T=1024 bf16 forward in at most 2.00 us a step: NOT reached, 2.93 us" in lines
-    assert lines[-1].endswith("1 of 17 targets missed.")
+    assert "1 of 17 targets missed; " in lines[-1]
     slow.green, slow.failure = False, "wrong"
     assert all(reached is None for reached, _ in targets.judge([slow]))
 
@@ -873,8 +885,6 @@ def test_with_a_gpu_the_gate_compiles_asks_a_child_and_names_the_file(tmp_path, 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
     monkeypatch.setattr(examine, "device_facts", lambda device: GPUS["h200"])
-    monkeypatch.setattr(host, "on_gpu", lambda file, where, limit_s: {"host-resident-forward-whole": 59.0})
-    monkeypatch.setattr(first_call, "on_gpu", lambda file, where, limit_s: {"first-forward-h128-fp32": 9.0})
     monkeypatch.setattr(warm, "warm", lambda jobs, impl, limit_s: {f"{len(jobs)} jobs": "exit code 1"})
     monkeypatch.setattr(gate, "Child", FakeChild)
     assert gate.gate(1e6, tmp_path, "auto", "h64-b16-", "abc1234") == 0
@@ -998,7 +1008,7 @@ def test_what_cannot_be_measured_is_said(arguments, sentence, capsys, monkeypatc
     from bench.__main__ import main
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main(["gate", "--out", str(tmp_path), *arguments]) == 2
+    assert main(["gate", "--commit", "abc1234", "--out", str(tmp_path), *arguments]) == 2
     assert capsys.readouterr().out == sentence + "\n"
     assert not list(tmp_path.iterdir())
 
@@ -1008,7 +1018,7 @@ HOST = ("forward", "forward-whole", "backward", "backward-whole")
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is what happens without a GPU")
 def test_without_a_gpu_the_gate_times_calls_and_imports(tmp_path):
-    done = bench("gate", "--budget", "1", "--out", str(tmp_path / "new"))
+    done = bench("gate", "--commit", "abc1234", "--budget", "1", "--out", str(tmp_path / "new"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("There is no GPU here")
     assert " % (" in done.stdout

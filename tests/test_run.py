@@ -1,6 +1,7 @@
 """The run: jobs in order, ceilings and floors, rows that last, a run that goes on; and two sets of rows compared."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -145,7 +146,7 @@ class FakeChild:
         self.stopped = True
 
 
-def about_a_call(file, where, *_):
+def hosts(file, where):
     file.append(rows.shapeless("host-resident-forward", pair.OURS, where, ms=0.05, rounds=9))
     print("About a call.")
 
@@ -155,14 +156,15 @@ def measured(tmp_path, monkeypatch, capsys):
     """Runs a command with a fake child on a machine without a GPU; returns exit code, new rows, lines and the child."""
     monkeypatch.setattr(room, "introduced", lambda commit: (WHERE | {"gpu": None}, CPU))
     monkeypatch.setattr(room, "on_cpu", lambda suite: JOBS if suite == "workloads" else [])
-    monkeypatch.setattr(room, "about_a_call", about_a_call)
+    monkeypatch.setattr(room.cpu, "hosts", hosts)
+    monkeypatch.setattr(room.cpu, "imports", lambda file, where, left: None)
     path = tmp_path / "run-cpu-2026-01-01.jsonl"
 
     def call(*arguments, child=None, budget="1000000"):
         child = child or FakeChild()
         monkeypatch.setattr(room, "Child", lambda handler: child)
         before = len(rows.read(path)) if path.exists() else 0
-        code = main(["run", "--out", str(tmp_path), "--budget", budget, *arguments])
+        code = main(["run", "--commit", "abc1234", "--out", str(tmp_path), "--budget", budget, *arguments])
         found = rows.read(path)[before:] if path.exists() else []
         return code, found, capsys.readouterr().out.splitlines(), child
 
@@ -334,8 +336,9 @@ def test_with_a_gpu_cases_are_compiled_first_and_calls_are_measured(tmp_path, mo
     monkeypatch.setattr(room, "Child", lambda handler: FakeChild())
     monkeypatch.setattr(room, "compile_all", lambda jobs, impl, budget: log.append(len(jobs)))
     for measured in (host, first_call):
-        monkeypatch.setattr(measured, "on_gpu", lambda file, where, limit_s, name=measured.__name__: log.append(name))
-    assert main(["run", "--out", str(tmp_path), "--suite", "scaling"]) == 0
+        call = functools.partial(lambda name, file, where, limit_s, known: log.append(name) or {}, measured.__name__)
+        monkeypatch.setattr(measured, "on_gpu", call)
+    assert main(["run", "--commit", "abc1234", "--out", str(tmp_path), "--suite", "scaling"]) == 0
     cases = len(suites.scaling())
     assert log == [16] * (cases // 16) + [cases % 16] * (cases % 16 > 0) + ["bench.host", "bench.first_call"]
     (path,) = tmp_path.iterdir()

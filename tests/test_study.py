@@ -299,7 +299,7 @@ def test_rates_are_chosen_by_what_is_not_held_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Adding, "losses", drawn)
     monkeypatch.setattr(Adding, "errors", judged)
-    assert main(["study", "--only", "adding", "--seeds", "1", "--out", str(tmp_path)]) == 0
+    assert main(["study", "--commit", "abc", "--only", "adding", "--seeds", "1", "--out", str(tmp_path)]) == 0
     assert {seed for seed, choosing in calls if choosing} == {command.CHOOSING_SEED}
     assert {seed for seed, choosing in calls if not choosing} == {0}
 
@@ -383,7 +383,7 @@ def test_figures_show_means_and_intervals(folder):
 )
 def test_wrong_arguments_give_one_sentence(tmp_path, capsys, arguments, said):
     try:
-        code = main(["study", "--out", str(tmp_path), *arguments])
+        code = main(["study", "--commit", "abc", "--out", str(tmp_path), *arguments])
     except SystemExit as ended:
         code = ended.code
     assert code == 2
@@ -398,5 +398,5 @@ def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch):
         raise ModuleNotFoundError("No module named 'pmdarima'", name="pmdarima")
 
     monkeypatch.setattr(demo, "read_series", missing)
-    assert main(["study", "--only", "electricity", "--out", str(tmp_path)]) == 2
+    assert main(["study", "--commit", "abc", "--only", "electricity", "--out", str(tmp_path)]) == 2
     assert "The task electricity needs the package pmdarima" in capsys.readouterr().err

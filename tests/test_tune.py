@@ -274,8 +274,9 @@ def test_a_hang_or_a_crash_costs_one_launch_and_is_not_tried_again(tmp_path, fai
     bad = CASES[0].name, NAMES[0]
     code, read, lines = run(tmp_path, asker(TIMES | {bad: failure}))
     assert code == 1
-    assert lines[-1] == "1 launches red."
-    assert f"  {bad[0]}: RED, {failure} ({bad[1]})" in lines
+    late = isinstance(failure, TimedOut)
+    assert lines[-1] == ("No launch was red. 1 cut off by their limit." if late else "1 launches red.")
+    assert f"  {bad[0]}: {'cut off, parity: ' if late else 'RED, '}{failure} ({bad[1]})" in lines
     (row,) = (row for row in read if (row["case"], row["plan"]) == bad)
     assert row["ms"] is row["parity"] is None
     assert sum(row["ms"] is not None for row in read) == 2 * (len(TIMES) - 1)
@@ -380,7 +381,7 @@ def test_what_cannot_be_tuned_is_said(arguments, sentence, capsys, monkeypatch, 
     from bench.__main__ import main
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main(["tune", "--out", str(tmp_path), *arguments]) == 2
+    assert main(["tune", "--commit", "abc", "--out", str(tmp_path), *arguments]) == 2
     assert capsys.readouterr().out == sentence + "\n"
     assert not list(tmp_path.iterdir())
 
