@@ -107,6 +107,7 @@ def test_cuda_graph_replay_is_eager(device):
             assert torch.equal(a, p.grad)
 
 
+@pytest.mark.alone
 def test_two_streams_at_once(device):
     ours, x, hx = build(Case(T=200, B=64, I=16, H=64), device)
     expected = ours(x, hx)[0]
@@ -208,6 +209,7 @@ def test_another_device_than_the_current_one(device):
         assert_parity(Case(T=5, B=3, I=8, H=64), torch.device("cuda:1"))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize(
     "family, H, B, T", [("resident", 64, 64, 512), ("resident", 128, 256, 256), ("stepwise", 4096, 16, 64)]
@@ -217,6 +219,7 @@ def test_the_peak_of_a_training_step(family, H, B, T, dtype, device):
     assert_peak(Shape(H, B, T, dtype, "train"), family, device)
 
 
+@pytest.mark.alone
 def test_recomputing_holds_less_memory_between_the_passes(device):
     held = {}
     for memory in ("save", "recompute"):
@@ -239,6 +242,7 @@ def test_parity_of_the_layers_of_real_workloads(case, device):
     assert found.repeatable
 
 
+@pytest.mark.alone
 def test_every_call_of_a_short_run_is_timed_and_has_its_floor(device):
     """The way that the rows of a run come from, on one case of each family."""
     limits = measure(device, limit_s=0.2)
@@ -254,6 +258,7 @@ def test_every_call_of_a_short_run_is_timed_and_has_its_floor(device):
             assert timed.times[name]["ms"] >= least(case, limits, exchange_ms)[0]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("module", [host, first_call])
 def test_what_a_call_costs_is_measured_in_fresh_processes(module, tmp_path, device):
     found = module.on_gpu(RowFile(tmp_path / "rows.jsonl"), facts("the GPU"), 200.0)

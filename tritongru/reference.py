@@ -41,11 +41,18 @@ def forward(
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Gates]:
     """``(y, hn, gates)``. A reverse pass starts at the last step, and its y stays in the order of x."""
+    return forward_loop(_linear(x, w_ih, b_ih), h0, w_hh, b_hh, reverse)
+
+
+def forward_loop(
+    gx: Tensor, h0: Tensor, w_hh: Tensor, b_hh: Tensor | None = None, reverse: bool = False
+) -> tuple[Tensor, Tensor, Gates]:
+    """``forward`` from the input projections ``gx = x W_ih^T + b_ih``, ``(T, B, 3H)``, on: what is sequential."""
     h = h0
     steps: list[tuple[Tensor, ...]] = []
-    order = range(x.shape[0])
+    order = range(gx.shape[0])
     for t in reversed(order) if reverse else order:
-        gx_r, gx_z, gx_n = _linear(x[t], w_ih, b_ih).chunk(3, dim=-1)
+        gx_r, gx_z, gx_n = gx[t].chunk(3, dim=-1)
         gh_r, gh_z, a = _linear(h, w_hh, b_hh).chunk(3, dim=-1)
         r = torch.sigmoid(gx_r + gh_r)
         z = torch.sigmoid(gx_z + gh_z)
@@ -77,8 +84,25 @@ def backward(
     so dgx = (dr, dz, dn), dgh = (dr, dz, da), and dh z + dgh W_hh arrives at h. Everything else is a product or a
     sum over all steps.
     """
+    h_prev = _states_before(h0, y, reverse)
+    dgx, dgh, dh0 = backward_loop(dy, dhn, h0, w_hh, y, gates, reverse)
+    rows_x, rows_h = dgx.flatten(0, 1), dgh.flatten(0, 1)
+    return Gradients(
+        x=dgx @ w_ih,
+        h0=dh0,
+        w_ih=rows_x.t() @ x.flatten(0, 1),
+        w_hh=rows_h.t() @ h_prev.flatten(0, 1),
+        b_ih=rows_x.sum(0),
+        b_hh=rows_h.sum(0),
+    )
+
+
+def backward_loop(
+    dy: Tensor, dhn: Tensor, h0: Tensor, w_hh: Tensor, y: Tensor, gates: Gates, reverse: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The part of ``backward`` that is sequential: dgx and dgh, both ``(T, B, 3H)``, and dh0."""
     T, B, H = y.shape
-    h_prev = torch.cat((y[1:], h0[None])) if reverse else torch.cat((h0[None], y[:-1]))
+    h_prev = _states_before(h0, y, reverse)
     dgx, dgh = y.new_empty(T, B, 3 * H), y.new_empty(T, B, 3 * H)
     dh = dhn
     order = range(T)
@@ -91,15 +115,7 @@ def backward(
         dgx[t] = torch.cat((dr, dz, dn), dim=-1)
         dgh[t] = torch.cat((dr, dz, dn * r), dim=-1)
         dh = dh * z + dgh[t] @ w_hh
-    rows_x, rows_h = dgx.flatten(0, 1), dgh.flatten(0, 1)
-    return Gradients(
-        x=dgx @ w_ih,
-        h0=dh,
-        w_ih=rows_x.t() @ x.flatten(0, 1),
-        w_hh=rows_h.t() @ h_prev.flatten(0, 1),
-        b_ih=rows_x.sum(0),
-        b_hh=rows_h.sum(0),
-    )
+    return dgx, dgh, dh
 
 
 class ReferenceGRU(torch.autograd.Function):
@@ -118,6 +134,10 @@ class ReferenceGRU(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, dhn: Tensor) -> tuple[Tensor | None, ...]:
         x, h0, w_ih, w_hh, y, *gates = ctx.saved_tensors
         return *backward(dy, dhn, x, h0, w_ih, w_hh, y, Gates(*gates), ctx.reverse), None
+
+
+def _states_before(h0: Tensor, y: Tensor, reverse: bool) -> Tensor:
+    return torch.cat((y[1:], h0[None])) if reverse else torch.cat((h0[None], y[:-1]))
 
 
 def _linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
