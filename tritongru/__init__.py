@@ -5,8 +5,9 @@ from tritongru.functional import gru
 from tritongru.module import GRU, GRUCell, TorchTypeGRU
 from tritongru.plan import Plan
 from tritongru.registries import register
+from tritongru.waiting import synchronize
 
 __version__ = "0.1.0"
-__all__ = ["GRU", "GRUCell", "Plan", "TorchTypeGRU", "explain", "gru"]
+__all__ = ["GRU", "GRUCell", "Plan", "TorchTypeGRU", "explain", "gru", "synchronize"]
 
 register(GRU, TorchTypeGRU)

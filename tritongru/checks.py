@@ -291,6 +291,15 @@ def _check_memory(name: str | int, tensor: Tensor) -> None:
         raise RuntimeError(f"{what} needs {needed} bytes of memory, and its storage, freed or cut, holds {held}")
 
 
+def check_not_captured(data: Tensor) -> None:
+    """Packed rows come with sizes in host memory, which a CUDA graph would keep for each replay."""
+    if data.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a PackedSequence cannot be captured into a CUDA graph, which would keep its lengths for every replay; "
+            "capture a call with padded input, or call the layer outside of the graph"
+        )
+
+
 def _check_offsets(offsets: Tensor, rows: int, batch: int, device: torch.device) -> None:
     """Values on a GPU are not read: there the kernels keep them within the rows."""
     if offsets.dim() != 1 or offsets.shape[0] < 2 or offsets.dtype != torch.int64:

@@ -19,6 +19,7 @@ from tritongru.checks import (
     check_for_kernels,
     check_for_torch,
     check_layers,
+    check_not_captured,
     check_rows,
     check_tensors,
     check_weights,
@@ -129,6 +130,7 @@ def run(
     if batch_sizes is None:
         y, h_n = _run_layers(_rows(input, options), hx, weights, options, ops.gru_layer, None, batch, save_gates)
         return _as_input(y, T, batch, options), h_n
+    check_not_captured(input)
     x, offsets = _packed_rows(input, batch_sizes)
     return _run_layers(x, hx, weights, options, ops.gru_layer, offsets, batch, save_gates)
 

@@ -1,4 +1,5 @@
-"""What becomes of a wait that does not end: the program gives up, goes on with NaN, and leaves word for the host.
+"""What becomes of a wait that does not end: the program gives up, goes on with NaN, and leaves word for the host, which
+raises at the next launch or in `tritongru.synchronize`.
 
 A wait that never ends would mean that a program is missing, which a cooperative launch rules out, or a fault in a
 kernel. Either way a GPU that hangs is worse than an error.
@@ -17,8 +18,8 @@ from tritongru.kernels.exchange import IN_VAIN, give_up
 
 # Looks that a program makes in one step, at a counter and at all chunks of words together, before it gives up. A look
 # is a trip to L2 and back, at a chunk one for all of its words: 0.65 us and more (published, H100), so this is two
-# seconds at least and a few on a busy chip. Looks are counted, not time, so that a kernel that is paused (debugger, time
-# slices) is not hurt.
+# seconds at least, and more on a busy chip. Looks are counted, not time, so that a kernel that is paused (by a
+# debugger, by time slices) is not hurt.
 LIMIT = 3_000_000
 
 
@@ -66,6 +67,6 @@ def raise_trouble(trouble: Trouble) -> None:
     step, tile = divmod(word, 1 << 16)
     raise RuntimeError(
         f"a persistent GRU kernel gave up at its time step {step}: program {program} of batch tile {tile}, direction "
-        f"{direction}, waited about two seconds for the others, and its results from there on are NaN; the call that "
-        "launched it has to be repeated (impl='torch' does not depend on programs that wait for each other)"
+        f"{direction}, waited for the others in vain, and results from there on are NaN; the call that launched it has "
+        "to be repeated (impl='torch' does not depend on programs that wait for each other)"
     )
