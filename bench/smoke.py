@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
 
 import torch
 
@@ -28,6 +30,7 @@ from tritongru import plan as plans
 from tritongru.candidates import kind_of, persistent_options, smallest, stepwise_options
 from tritongru.devices import Device, device_facts
 from tritongru.launches import AnyLaunch, padded
+from tritongru.waiting import synchronize
 
 TOTAL_S = 105.0  # for all steps; the rest of two minutes is for the start of the command itself, from a cold disk
 # Side by side. On a GPU a child takes most of its time to start CUDA and to compile, each on one core; the kernels of
@@ -177,6 +180,33 @@ def streams(case: Case) -> Found:
         return it.judge(runs)
 
 
+def in_vain(case: Case) -> Found:
+    """A wait that cannot end is reported, and the next training step is right."""
+    from tritongru.kernels import persistent
+
+    fresh = persistent.workspace
+    hurried: dict[str, Any] = {
+        name: functools.partial(getattr(persistent, name), limit=1000) for name in ("forward", "backward")
+    }
+
+    def behind(*arguments: Any) -> tuple[Any, ...]:
+        counters, *others = fresh(*arguments)
+        counters[:1] -= 1  # stays one too low, as if a program were missing
+        return counters, *others
+
+    with compared(case) as it:
+        try:
+            with mock.patch.multiple(persistent, workspace=behind, **hurried):
+                quantities(it.layer, case.mode, it.data)
+                synchronize()
+        except RuntimeError as error:
+            if "gave up at its time step 0" not in str(error):
+                raise
+        else:
+            return Found("", math.inf, "a wait in vain was not reported")
+        return it.judge([quantities(it.layer, case.mode, it.data)])
+
+
 def steps_on(kind: str) -> list[Step]:
     """For a kind of torch device. The rows are two batch tiles, one of them in part, and the steps go round a ring of
     slots. In the interpreter sizes are small, and fp32 products are whole whatever the switch says."""
@@ -196,6 +226,7 @@ def steps_on(kind: str) -> list[Step]:
             Step(f"stepwise {dtype}", stepwise, on[small]),
             Step(f"graph capture {dtype}", graph, on[large], needs_gpu=True),
             Step(f"three streams {dtype}", streams, replace(on[large], batch=64), needs_gpu=True),
+            Step(f"a wait in vain {dtype}", in_vain, on[small]),
         ]
     return found
 

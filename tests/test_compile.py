@@ -1,66 +1,82 @@
-"""The compile matrix: every row that the plan picks, for every chip, without a GPU."""
+"""The compile matrix: a part of the rows that the plan takes, for every chip, as the installed Triton compiles them."""
 
-import importlib.metadata
 import json
 
 import pytest
 from processes import python
 
+from tritongru import tritons
+from tritongru.candidates import fits
 from tritongru.devices import GPUS
+from tritongru.launches import launch_of, rows_of, tritons_read
 
 ARCHS = ["sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950"]
-TABLE_MADE_WITH = "3.7.1"  # Triton whose counts stand in the tables
+VERSION = tritons.installed()
 
 
-def most_loads(kernel, row, name):
-    """Global loads of a turn of the longest loop, by each thread.
+def most_loads(family, row):
+    """Global loads of a turn of the longest loop, by each thread, of a plain form.
 
     resident: the inputs of a step. persistent: the tile by sixteen bytes, and of each own value the inputs, of which
     the backward has more (five or six loads were seen, and a few of offsets). stepwise: a block of the operands, by
-    sixteen bytes where rows are aligned, and a few to count what is under way."""
-    planned = row["plan"]
-    family, _, direction = kernel.rpartition("-")
-    threads = 32 * planned["num_warps"]
+    sixteen bytes, twice as often where the compiler divides them otherwise, and a few to count what is under way."""
+    backward = row["kernel"] == "backward"
+    threads, size = 32 * row["num_warps"], 2 if row["kind"] == "16-bit" else 4
     if family == "persistent":
-        gates, inputs, more = (3, 6, 8) if direction == "backward" else (1, 4, 16)
-        tile = gates * planned["block_b"] * planned["units"] * planned["bits"] // 8
-        own = max(1, planned["block_b"] * planned["block_h"] // threads)
-        return tile // threads // 16 + inputs * own + more
+        gates, inputs, more = (3, 6, 8) if backward else (1, 4, 16)
+        own = max(1, row["block_b"] * row["block_h"] // threads)
+        return gates * row["block_b"] * row["units"] * size // threads // 16 + inputs * own + more
     if family == "stepwise":
-        gates = 3 if direction == "forward" else 1
-        values = (planned["block_b"] + gates * planned["block_h"]) * planned["block_k"] / threads
-        wide = values * (2 if row["kind"] == "16-bit" else 4) / 16
-        return (2 * wide if name == "plain" else values) + 6
-    return 40 * len(planned["chunks"])
+        gates = 1 if backward else 3
+        return 2 * (row["block_b"] + gates * row["block_h"]) * row["block_k"] * size / threads / 16 + 6
+    return 40 * len(row["chunks"])
 
 
 DIRECTIONS = ("forward", "backward")
 KERNELS = [(arch, kernel) for arch in ARCHS for kernel in DIRECTIONS]
 KERNELS += [(arch, f"persistent-{name}") for arch in ARCHS[:5] for name in DIRECTIONS]
-# The stepwise table says itself where a row spills, so that one kernel for each chip is enough.
+# One kernel more for each chip is enough of the few rows of the stepwise table.
 KERNELS += [("sm_90", "stepwise-forward"), ("sm_90", "stepwise-backward"), ("sm_80", "stepwise-backward")]
 
 
 @pytest.mark.parametrize("arch, kernel", KERNELS)
-def test_every_row_compiles(arch, kernel):
+def test_a_row_compiles_as_it_was_read(arch, kernel):
+    if VERSION not in tritons_read():
+        pytest.skip(f"the tables hold readings of Triton {', '.join(tritons_read())}, and {VERSION} is installed")
     done = python("-m", "bench.compile", "check", arch, kernel)
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {row["kind"] for row in rows} == {"16-bit", "tf32", "ieee"}
-    rows = [row for row in rows if arch not in row["plan"]["spills_on"]]
-    limit = min(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == arch)
-    same_triton = importlib.metadata.version("triton") == TABLE_MADE_WITH
-    for row in rows:
-        planned = row["plan"]
-        assert row["found"]
-        for name, found in row["found"].items():
-            assert found["stack"] == 0, (name, row)
-            assert found["shared_bytes"] <= planned["shared_bytes"] <= limit, (name, row)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    if not lines:
+        pytest.skip(f"the tables hold no readings of Triton {VERSION} for {arch}")
+    assert {line["row"]["kind"] for line in lines} == {"16-bit", "tf32", "ieee"}
+    most = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == arch)
+    for line in lines:
+        row, reading = line["row"], line["row"]["readings"][VERSION]
+        launch = launch_of(line["family"], row, VERSION)
+        offered = any(fits(launch, gpu) for gpu in GPUS.values() if gpu.family == arch)
+        assert line["found"]
+        for name, found in line["found"].items():
+            assert found["stack"] <= reading["stack"][arch], (name, line)
+            assert found["shared_bytes"] <= reading["shared_bytes"], (name, line)
+            assert set(found["faults"]) <= set(reading["faults"]), (name, line)
+            if offered:
+                assert found["stack"] == 0, (name, line)
+                assert found["shared_bytes"] <= most, (name, line)
             if arch.startswith("sm_"):
-                assert found["registers"] * 32 * planned["num_warps"] <= 65536, (name, row)
-                assert found["tensor_core"] > 0, (name, row)
-                assert found["loads"] <= most_loads(kernel, row, name), ("W_hh is read again every step", name, row)
-        if arch == "sm_90" and same_triton:
-            found = row["found"]["plain"]
-            assert found["instructions"] <= 1.02 * planned["instructions"], row
-            assert found["barriers"] <= planned["barriers"], row
+                assert found["registers"] * 32 * row["num_warps"] <= 65536, (name, line)
+            if arch == "sm_90":
+                assert found["registers"] <= reading["registers"], (name, line)
+            if found["instructions"] is not None:
+                assert found["instructions"] <= 1.02 * reading["instructions"], line
+                assert found["barriers"] <= reading["barriers"], line
+                assert found["tensor_core"] > 0, line
+
+
+@pytest.mark.parametrize("version", tritons_read())
+@pytest.mark.parametrize("family", ["resident", "persistent", "stepwise"])
+def test_no_form_reads_w_hh_again_at_every_step(family, version):
+    """By the readings. A stepwise kernel does so by design, but by wide loads; Triton 3.9 divides some of them."""
+    for row in rows_of(family):
+        reading = row["readings"][version]
+        if row["backend"] == "cuda" and not reading["stack"]["sm_90"]:
+            assert reading["loads"] <= most_loads(family, row), (version, row)

@@ -237,18 +237,17 @@ def in_vain(way, form, monkeypatch, seed, limit=50, groups=None, **options):
 
 
 def assert_nan_from_some_step_on(way, found, rows, late=0, without=()):
-    """Of these rows: as they should be up to a step, NaN from there on in all units, up to ``late`` steps later in some;
-    but for units whose program is gone. Returns how many steps have numbers."""
+    """Of these rows: right up to a step, NaN from there on in all units, up to ``late`` steps later in some; but for
+    units whose program is gone. Returns how many steps have numbers."""
     units = [unit for unit in range(UNITS) if unit not in without]
     steps = [v[0].reshape(STEPS, ROWS, -1, UNITS)[:, rows][..., units] for v in (found, way.exact, way.same)]
     if way is Backward:
         steps = [values.flip(0) for values in steps]
-    values, exact, same = steps
-    gone = values.isnan()
+    gone = steps[0].isnan()
     assert_close_to_float64(*(torch.where(gone, 0.0, v) for v in steps), "what is no NaN")
     some, everywhere = gone.flatten(1).any(1), gone.flatten(1).all(1)
     first = int(some.int().argmax()) if some.any() else STEPS
-    assert everywhere[first + late :].all(), f"NaN from step {first} on, but not everywhere: {gone.float().mean((1, 2))}"
+    assert everywhere[first + late :].all(), f"NaN from step {first}, not everywhere: {gone.flatten(1).float().mean(1)}"
     return first
 
 
@@ -257,8 +256,8 @@ def assert_nan_from_some_step_on(way, found, rows, late=0, without=()):
 @pytest.mark.parametrize("form", BOTH)
 @pytest.mark.parametrize("way", PASSES)
 def test_after_a_wait_in_vain_no_number_is_wrong(way, form, groups, seed, monkeypatch):
-    """A program is gone. With a group of programs for each tile the other tile is right, with one group for both it loses
-    its numbers, too."""
+    """A program is gone. With a group of programs for each tile the other tile is right, with one group for both it
+    loses its numbers, too."""
     way, gone = PASSES[way], range(8, 16)
     found = in_vain(way, form, monkeypatch, seed, limit=1000, groups=groups, kill={(1, 0, 0): 60})
     assert assert_nan_from_some_step_on(way, found, slice(0, 16), without=gone) < STEPS

@@ -34,12 +34,12 @@ def test_the_command_runs_every_step_that_needs_no_gpu(capsys, monkeypatch):
         "Left out, for they need a GPU: persistent by counter, large, fp32; persistent by data, large, fp32; "
         "graph capture fp32; three streams fp32."
     )
-    names = ["resident", "persistent by counter, small,", "persistent by data, small,", "stepwise"]
-    for found, name, form in zip(lines, names, ("16 rows", "-counter", "-data", "-stepwise"), strict=True):
+    names = ["resident", "persistent by counter, small,", "persistent by data, small,", "stepwise", "a wait in vain"]
+    for found, name, form in zip(lines, names, ("16 rows", "-counter", "-data", "-stepwise", "-counter"), strict=True):
         assert found.startswith(f"ok     {name} fp32, H=")
         assert found.count(form) == 2
         assert 0 < float(found.split("error ")[1].split(" of what is allowed")[0]) <= 1
-    assert last.startswith("4 of 4 steps are ok. ")
+    assert last.startswith("5 of 5 steps are ok. ")
 
 
 def off(change):
@@ -64,6 +64,13 @@ def test_a_wrong_gradient_is_seen(monkeypatch):
     found = smoke.answer(smoke.Step("step", smoke.resident, TINY))
     assert found.error > 100
     assert found.fault.startswith("d input: error ")
+
+
+@in_the_interpreter
+def test_a_wait_in_vain_that_nobody_reports_is_seen(monkeypatch):
+    monkeypatch.setattr("tritongru.kernels.launching.raise_trouble", lambda trouble: trouble.tensor.zero_())
+    found = smoke.in_vain(TINY)
+    assert found.fault == "a wait in vain was not reported"
 
 
 @in_the_interpreter
@@ -250,7 +257,8 @@ def test_a_step_has_what_the_start_of_its_child_leaves(monkeypatch):
 
 def test_every_step_has_a_form_on_the_gpus_it_is_for():
     for step in smoke.steps_on("cuda"):
-        family = step.name.split()[0] if "persistent" not in step.name and not step.needs_gpu else "persistent"
+        first = step.name.split()[0]
+        family = first if first in ("resident", "stepwise") else "persistent"
         exchange = "" if family != "persistent" else "data" if "by data" in step.name else "counter"
         for name in ("h100", "h200"):
             forward, backward = smoke.forms(step.case, GPUS[name], family, exchange)

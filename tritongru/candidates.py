@@ -64,7 +64,9 @@ def smallest(device: Device, kernel: str, kind: str, size: int) -> Launch | None
 
 
 def fits(launch: AnyLaunch, device: Device) -> bool:
-    return launch.shared_bytes <= device.shared_bytes and device.family not in launch.spills_on
+    """Whether the device has room for it and the compiler made sound code without spilling."""
+    sound = device.family not in launch.spills_on and not (launch.faults and device.family == "sm_90")
+    return sound and launch.shared_bytes <= device.shared_bytes
 
 
 def persistent_options(
@@ -131,9 +133,10 @@ def stepwise_options(
     weights = 3 * hidden * hidden * directions
     options = []
     for row in sorted(rows, key=lambda row: -row.block_b):
-        padded_rows = math.ceil(batch / row.block_b) * row.block_b
+        tiles = math.ceil(batch / row.block_b)
+        padded_rows = tiles * row.block_b
         products = 3 if row.dot_precision == "tf32x3" else 1
-        cost = model.stepwise(device, weights * bits // 8, products * weights * padded_rows, bits)
+        cost = model.stepwise(device, weights * bits // 8, tiles, products * weights * padded_rows, bits)
         options.append((padded_rows, cost, row))
     fewest = min(padded_rows for padded_rows, _, _ in options)
     return [(cost, row) for padded_rows, cost, row in options if padded_rows == fewest]

@@ -1,4 +1,8 @@
-"""The tables of launch configurations, read from the JSON files beside the kernels."""
+"""The tables of launch configurations, read from the JSON files beside the kernels.
+
+A row is a configuration with what each of several Tritons made of it (``bench/compile/readings.py``). The launches are
+those of this process's Triton.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from tritongru import tritons
+
 BLOCK_B = 16  # rows of a tensor-core tile, the smallest batch tile
 
 
@@ -16,7 +22,8 @@ BLOCK_B = 16  # rows of a tensor-core tile, the smallest batch tile
 class Launch:
     """One compiled form of a resident kernel. ``chunks``: widths into which the hidden units are cut; ``stages``: steps
     that loads run ahead; ``instructions``, ``barriers``: of one time step and warp, read from the machine code for
-    sm_90 (None where there is no such reading); ``spills_on``: chips on which registers would go to memory."""
+    sm_90 (None where there is no such reading); ``spills_on``: chips on which registers would go to memory; ``faults``:
+    what is wrong with that machine code (``bench/compile/hazards.py``)."""
 
     chunks: tuple[int, ...]
     block_b: int
@@ -27,6 +34,7 @@ class Launch:
     instructions: int | None = None
     barriers: int | None = None
     spills_on: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class PersistentLaunch:
     barriers: int = 0
     tensor_core: int = 0
     spills_on: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
     groups: int = 1
 
     @property
@@ -113,6 +122,7 @@ class StepwiseLaunch:
     instructions: int = 0
     barriers: int = 0
     spills_on: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
 
 AnyLaunch = Launch | PersistentLaunch | StepwiseLaunch
@@ -128,57 +138,75 @@ class Measured:
     launch: str | None
 
 
-def _rows(name: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(importlib.resources.files("tritongru.kernels").joinpath(name).read_text())
+Row = dict[str, Any]
+FAMILIES: dict[str, type[Any]] = {"resident": Launch, "persistent": PersistentLaunch, "stepwise": StepwiseLaunch}
+
+
+def rows_of(table: str) -> list[Row]:
+    """Of a family's table, or of "measured"."""
+    rows: list[Row] = json.loads(importlib.resources.files("tritongru.kernels").joinpath(f"{table}.json").read_text())
     return rows
 
 
 @functools.cache
-def launches() -> dict[tuple[str, str, str, int], tuple[Launch, ...]]:
-    """(backend, kernel, kind, padded hidden size) -> configurations, the cheapest first."""
-    table: dict[tuple[str, str, str, int], list[Launch]] = {}
-    for row in _rows("resident.json"):
-        key = (row["backend"], row["kernel"], row["kind"], row["hidden"])
-        table.setdefault(key, []).append(
-            Launch(
-                tuple(row["chunks"]),
-                BLOCK_B,
-                row["num_warps"],
-                row["stages"],
-                row["shared_bytes"],
-                dot_precision(row["backend"], row["kind"]),
-                row["instructions"],
-                row["barriers"],
-                tuple(row["spills_on"]),
-            )
-        )
-    return {key: tuple(rows) for key, rows in table.items()}
+def tritons_read() -> tuple[str, ...]:
+    """The versions of Triton of which every row has readings."""
+    return tuple(rows_of("resident")[0]["readings"])
 
 
 @functools.cache
-def persistent_launches() -> dict[tuple[str, str, str, int], tuple[PersistentLaunch, ...]]:
+def read_with() -> str:
+    """The version whose readings count in this process."""
+    return tritons.read_with(tritons_read())
+
+
+def launch_of(family: str, row: Row, triton: str | None = None) -> Any:
+    """A row as a launch, with what that Triton made of it, if one is named. Where it was not asked about a chip, the
+    newest that was stands for it."""
+    found = {"shared_bytes": 0, "dot_precision": dot_precision(row["backend"], row["kind"])} | row
+    if family != "stepwise":
+        found["chunks"] = tuple(row["chunks"])
+    if family == "resident":
+        found["block_b"] = BLOCK_B
+    if family == "persistent":
+        found["bits"] = bits_of(row["kind"])
+    if triton is not None:
+        own = row["readings"][triton]
+        stacks: dict[str, int] = {}
+        for reading in (*row["readings"].values(), own):
+            stacks |= reading["stack"]
+        found |= own
+        found["spills_on"] = tuple(sorted(chip for chip, stack in stacks.items() if stack))
+        found["faults"] = tuple(own["faults"])
+    return FAMILIES[family](**{name: found[name] for name in FAMILIES[family].__dataclass_fields__ if name in found})
+
+
+def _table(family: str, triton: str | None, *names: str) -> dict[Any, tuple[Any, ...]]:
+    """Launches by what the rows have under some names, in their order."""
+    table: dict[Any, tuple[Any, ...]] = {}
+    for row in rows_of(family):
+        key = tuple(row[name] for name in names)
+        table[key] = (*table.get(key, ()), launch_of(family, row, triton or read_with()))
+    return table
+
+
+@functools.cache
+def launches(triton: str | None = None) -> dict[tuple[str, str, str, int], tuple[Launch, ...]]:
+    """(backend, kernel, kind, padded hidden size) -> configurations, the cheapest first; of this process's Triton, or
+    of the version that is named."""
+    return _table("resident", triton, "backend", "kernel", "kind", "hidden")
+
+
+@functools.cache
+def persistent_launches(triton: str | None = None) -> dict[tuple[str, str, str, int], tuple[PersistentLaunch, ...]]:
     """(backend, kernel, kind, padded hidden size) -> configurations."""
-    table: dict[tuple[str, str, str, int], list[PersistentLaunch]] = {}
-    for row in _rows("persistent.json"):
-        fields = {name: value for name, value in row.items() if name not in ("backend", "kind")}
-        launch = PersistentLaunch(
-            bits=bits_of(row["kind"]),
-            dot_precision=dot_precision(row["backend"], row["kind"]),
-            **fields | {"chunks": tuple(row["chunks"]), "spills_on": tuple(row["spills_on"])},
-        )
-        table.setdefault((row["backend"], row["kernel"], row["kind"], row["units"]), []).append(launch)
-    return {key: tuple(rows) for key, rows in table.items()}
+    return _table("persistent", triton, "backend", "kernel", "kind", "units")
 
 
 @functools.cache
-def stepwise_launches() -> dict[tuple[str, str, str], tuple[StepwiseLaunch, ...]]:
+def stepwise_launches(triton: str | None = None) -> dict[tuple[str, str, str], tuple[StepwiseLaunch, ...]]:
     """(backend, kernel, kind) -> configurations."""
-    table: dict[tuple[str, str, str], list[StepwiseLaunch]] = {}
-    for row in _rows("stepwise.json"):
-        fields = {name: value for name, value in row.items() if name not in ("backend", "kernel", "kind")}
-        fields |= {"spills_on": tuple(row["spills_on"]), "dot_precision": dot_precision(row["backend"], row["kind"])}
-        table.setdefault((row["backend"], row["kernel"], row["kind"]), []).append(StepwiseLaunch(**fields))
-    return {key: tuple(rows) for key, rows in table.items()}
+    return _table("stepwise", triton, "backend", "kernel", "kind")
 
 
 Shape = tuple[str, str, int, int, int]  # chip, kind, hidden size, batch tiles of 16 rows, directions
@@ -191,7 +219,7 @@ def measured() -> dict[tuple[str, Shape], Measured]:
         (row["mode"], (row["arch"], row["kind"], row["hidden"], row["tiles"], row["directions"])): Measured(
             row["us"], row["torch_us"], row["launch"]
         )
-        for row in _rows("measured.json")
+        for row in rows_of("measured")
     }
 
 

@@ -104,16 +104,21 @@ def persistent(
     return Cost(us, exchange, together, tensor, shared, issue, waiting, turns)
 
 
-def stepwise(device: Device, weight_bytes: int, multiply_adds: int, bits: int) -> Cost:
-    """A launch for each step, which reads W_hh again: from L2 where it fits, else from memory."""
+def stepwise(device: Device, weight_bytes: int, tiles: int, multiply_adds: int, bits: int) -> Cost:
+    """A launch for each step, which reads W_hh again: from L2 where it fits, else from memory; and each of the batch
+    tiles reads it from L2."""
     tensor = multiply_adds / (STEP_SHARE * device.mma * 16 / bits) / device.multiprocessors / device.clock_mhz
-    reading = _reading_us(device, weight_bytes) / STEP_SHARE
+    reading = max(_reading_us(device, weight_bytes), _l2_us(device, tiles * weight_bytes)) / STEP_SHARE
     return Cost(max(STEP_LAUNCH_US, reading, tensor), 0.0, reading, tensor, 0.0, 0.0, 0.0)
 
 
 def _reading_us(device: Device, size: int) -> float:
     if size > device.l2_bytes and device.memory_gbs:
         return size / device.memory_gbs / 1000
+    return _l2_us(device, size)
+
+
+def _l2_us(device: Device, size: int) -> float:
     return size / (device.multiprocessors * L2_BYTES_PER_CLOCK) / device.clock_mhz
 
 

@@ -1,12 +1,15 @@
 """Compile kernels without a GPU and read what the compiler made.
 
-``python -m bench.compile table resident`` makes ``tritongru/kernels/resident.json`` anew: for each kernel, kind of
-arithmetic and padded hidden size, the launch configurations that use no stack, the cheapest first by the plan's cost
-model; a dearer one stays only where it needs less shared memory, for chips that have less. ``table persistent`` makes
-``persistent.json``: the configurations that the plan picks for some shape on some chip. ``table stepwise`` makes
-``stepwise.json``: for each size of a batch tile the first that does not spill. ``check sm_90 forward`` compiles the
-rows of a kernel (``forward``, ``backward``: the resident ones) for that chip and prints what came out as JSON lines.
-``times`` measures how long compilation takes. TRITON_INTERPRET must not be set.
+``python -m bench.compile readings`` compiles every row of the tables of launches with the Triton that is installed and
+writes what came of it into the tables, beside the readings of other Tritons. After a change of a kernel it is to be
+run with each of them. ``check sm_90 forward`` compiles a part of the rows of a kernel (``forward``, ``backward``: the
+resident ones) for that chip and prints what came out as JSON lines. ``times`` measures how long compilation takes.
+
+``table`` looks for the rows of a table, and then reads them:
+``table resident`` for each kernel, kind of arithmetic and padded hidden size the launch configurations that use no
+stack, the cheapest first by the plan's cost model; a dearer one stays only where it needs less shared memory, for chips
+that have less. ``table persistent`` the configurations that the plan picks for some shape on some chip. ``table
+stepwise`` for each size of a batch tile the first that does not spill. TRITON_INTERPRET must not be set.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import os
 import sys
 from typing import Any
 
-from bench.compile import persistent, resident, stepwise, times
+from bench.compile import persistent, readings, resident, stepwise, times
 from bench.compile.machine_code import TARGETS
 
 FAMILIES: dict[str, Any] = {"resident": resident, "persistent": persistent, "stepwise": stepwise}
@@ -33,7 +36,11 @@ def main() -> int:
     command = commands.add_parser("check")
     command.add_argument("arch", choices=TARGETS)
     command.add_argument("kernel", choices=KERNELS)
-    command.add_argument("--all", action="store_true", help="of persistent: every row both ways, not a part of them")
+    command.add_argument("--all", action="store_true", help="every row in every form")
+    command = commands.add_parser("readings")
+    command.add_argument("chips", nargs="*", choices=TARGETS, default=[], help="only these (default all)")
+    command.add_argument("--family", action="append", choices=FAMILIES, help="only this one; may be given again")
+    command.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilations side by side")
     commands.add_parser("times")
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -41,21 +48,15 @@ def main() -> int:
     if args.command == "times":
         times.measure()
         return 0
+    if args.command == "readings":
+        readings.record(args.chips or list(TARGETS), args.family or list(FAMILIES), args.jobs)
+        return 0
     if args.command == "check":
-        check(args.arch, args.kernel, args.all)
+        readings.check(args.arch, args.kernel, args.all)
         return 0
     FAMILIES[args.family].make()
+    readings.record(list(TARGETS), [args.family], os.cpu_count() or 1)
     return 0
-
-
-def check(arch: str, kernel: str, everything: bool) -> None:
-    family, _, name = kernel.rpartition("-")
-    if family == "persistent":
-        persistent.check(arch, name, everything)
-    elif family == "stepwise":
-        stepwise.check(arch, name)
-    else:
-        resident.check(arch, name)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from bench.compile.hazards import early_writes, unfenced
 
 TARGETS = {
     "sm_80": ("cuda", 80, 32),
@@ -29,7 +31,7 @@ POINTERS = {"dh": "*fp32", "offsets": "*i64", "trouble": "*i64", "counters": "*i
 class Facts:
     """Of one compiled kernel. ``instructions``, ``barriers``, ``tensor_core`` and ``loads`` (from global memory) are
     those of the longest loop, per warp: the time loop, or of a stepwise kernel that over k. They and ``registers`` are
-    None where the code is not NVIDIA's."""
+    None where the code is not NVIDIA's. ``faults``: names of what `hazards` finds."""
 
     shared_bytes: int
     stack: int
@@ -38,6 +40,7 @@ class Facts:
     barriers: int | None = None
     tensor_core: int | None = None
     loads: int | None = None
+    faults: tuple[str, ...] = ()
 
 
 def compile_for(
@@ -66,13 +69,14 @@ def compile_for(
     if backend == "hip":
         scratch = re.search(r"\.private_segment_fixed_size:\s*(\d+)", compiled.asm["amdgcn"])
         return Facts(compiled.metadata.shared, int(scratch[1]) if scratch else 0)
-    return _read_sass(compiled.asm["cubin"], compiled.metadata.shared, counts)
+    return _read_sass(compiled.asm["cubin"], compiled.asm["ptx"], compiled.metadata.shared, counts)
 
 
-def _read_sass(cubin: bytes, shared_bytes: int, counts: bool) -> Facts:
+def _read_sass(cubin: bytes, ptx: str, shared_bytes: int, counts: bool) -> Facts:
     import triton
 
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    groups = "wgmma" in ptx  # warp-group products
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -80,21 +84,25 @@ def _read_sass(cubin: bytes, shared_bytes: int, counts: bool) -> Facts:
             subprocess.run([cuobjdump, flag, file.name], capture_output=True, text=True, check=True).stdout
             if wanted
             else ""
-            for flag, wanted in (("-res-usage", True), ("-sass", counts))
+            for flag, wanted in (("-res-usage", True), ("-sass", counts or groups))
         )
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump told no register count: {usage!r}")
+    code = [(int(address, 16), text) for address, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", sass)]
+    faults = {"fence": unfenced(ptx), "register": early_writes(code)} if groups else {}
+    facts = Facts(shared_bytes, int(found[2]), int(found[1]), faults=tuple(name for name in faults if faults[name]))
     if not counts:
-        return Facts(shared_bytes, int(found[2]), int(found[1]))
-    loop = _longest_loop(re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", sass))
-    count = [sum(bool(re.search(pattern, line)) for line in loop) for pattern in (r"\bBAR\.", TENSOR_CORE, r"\bLDG")]
-    return Facts(shared_bytes, int(found[2]), int(found[1]), len(loop), *count)
+        return facts
+    loop = _longest_loop(code)
+    patterns = (r"\bBAR\.", TENSOR_CORE, r"\bLDG")
+    barriers, products, loads = (sum(bool(re.search(p, line)) for line in loop) for p in patterns)
+    return replace(facts, instructions=len(loop), barriers=barriers, tensor_core=products, loads=loads)
 
 
-def _longest_loop(code: list[tuple[str, str]]) -> list[str]:
+def _longest_loop(code: list[tuple[int, str]]) -> list[str]:
     """The instructions between the farthest backward branch and its target: the time loop."""
-    place = {int(address, 16): i for i, (address, _) in enumerate(code)}
+    place = {address: i for i, (address, _) in enumerate(code)}
     best: list[str] = []
     for i, (_, line) in enumerate(code):
         branch = re.search(r"\bBRA\b.*0x([0-9a-f]+)", line)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from bench.compile.machine_code import Facts, compile_for
+from bench.compile.tables import unread, write
 from tritongru.candidates import persistent_options
 from tritongru.devices import GPUS
-from tritongru.launches import PersistentLaunch, bits_of, chunks_of, dot_precision, persistent_launches
+from tritongru.launches import PersistentLaunch, Row, bits_of, chunks_of, dot_precision
 
-LAUNCHES = Path(__file__).parents[2] / "tritongru" / "kernels" / "persistent.json"
 SIZES = {
     "16-bit": (256, 384, 512, 768, 1024, 1536, 2048),
     "tf32": (256, 384, 512, 768, 1024),
@@ -129,6 +127,17 @@ def demanding(launch: PersistentLaunch, kind: str, arch: str, counts: bool = Tru
     return compile_launch(launch, launch.units - 1, dtype_of(kind), arch, directions=2, packed=True, counts=counts)
 
 
+def compile_form(row: Row, launch: PersistentLaunch, name: str, arch: str, counts: bool = True) -> Facts:
+    """As `readings.compile_form`."""
+    kind = row["kind"]
+    if name == "plain":
+        return plain(launch, kind, arch, counts)
+    if name == "demanding":
+        return demanding(launch, kind, arch, counts)
+    size, dtype = launch.units - 4, dtype_of(kind, 1)
+    return compile_launch(launch, size, dtype, arch, directions=2, save_gates=False, counts=counts)
+
+
 def compiled(kind: str, launch: PersistentLaunch) -> PersistentLaunch | None:
     """The launch with what the compiler made of it for sm_90, or None if it spills there or holds too much."""
     return _with_facts(launch, plain(launch, kind, "sm_90"))
@@ -225,9 +234,7 @@ def make() -> None:
         kept = _standing(good, pool)
     rows = [(key, row) for key in keys for row in needed(key[1], kept.get(key, ()))]
     print(f"{len(rows)} are enough", flush=True)
-    temporary = LAUNCHES.with_suffix(".tmp")
-    temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in _as_rows(rows)) + "\n]\n")
-    temporary.replace(LAUNCHES)
+    write("persistent", map(unread, _as_rows(rows)))
 
 
 def _standing(good: dict[Key, Rows], pool: ProcessPoolExecutor) -> dict[Key, Rows]:
@@ -264,27 +271,3 @@ def _as_rows(launches: Iterable[tuple[Key, PersistentLaunch]]) -> Iterator[dict[
     for (_, kind, _), launch in launches:
         fields = {name: value for name, value in asdict(launch).items() if name not in DROPPED}
         yield {"backend": "cuda", "kind": kind, **fields}
-
-
-def check(arch: str, kernel: str, everything: bool) -> None:
-    """Compile rows that fit the chip: of a kind every fifth one on sm_90, whose counts are in the table, and every
-    fourteenth elsewhere, each chip another one; plainly and, of these every second (elsewhere: by turns), with other
-    options. Or all of them both ways."""
-    shared = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == arch)
-    home = arch == "sm_90"
-    for kind in SIZES:
-        rows = [row for key, found in persistent_launches().items() if key[1:3] == (kernel, kind) for row in found]
-        rows = [row for row in rows if row.shared_bytes <= shared and arch not in row.spills_on]
-        every = 1 if everything else min(5 if home else 14, max(1, len(rows)))
-        part = (*ARCHS, "sm_90").index(arch) % every
-        for i, row in enumerate(rows[part::every]):
-            found = {}
-            if everything or home or i % 2 == 0:
-                found["plain"] = plain(row, kind, arch)
-            if everything or i % 2 == 1:
-                size = row.units - (1, 0, 4)[i % 3]
-                found["other"] = compile_launch(
-                    row, size, dtype_of(kind, i), arch, directions=2, packed=i % 4 < 2, save_gates=i % 8 < 4
-                )
-            facts = {name: asdict(value) for name, value in found.items()}
-            print(json.dumps({"kind": kind, "hidden": row.units, "plan": asdict(row), "found": facts}), flush=True)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from bench.compile.machine_code import Facts, compile_for
-from tritongru.candidates import smallest
+from bench.compile.tables import unread, write
 from tritongru.devices import GPUS
-from tritongru.launches import BLOCK_B, Launch, chunks_of, dot_precision
+from tritongru.launches import BLOCK_B, Launch, Row, chunks_of, dot_precision
 from tritongru.model import BARRIER_CLOCKS, SCHEDULERS
 
-LAUNCHES = Path(__file__).parents[2] / "tritongru" / "kernels" / "resident.json"
 SIZES = {"16-bit": range(32, 193, 16), "tf32": range(32, 129, 16), "ieee": range(32, 97, 16)}
 # Of 255: what needs more here may spill on another chip or with another option, and with 4 warps it does.
 SPARE_REGISTERS = 248
@@ -32,6 +28,7 @@ def compile_kernel(
     directions: int = 1,
     packed: bool = False,
     save_gates: bool = True,
+    counts: bool = True,
 ) -> Facts:
     """Compile the resident ``forward`` or ``backward``."""
     from tritongru.kernels import resident
@@ -52,7 +49,20 @@ def compile_kernel(
     else:
         constants |= {"USE_DY": True}
     fn = getattr(resident, f"resident_{kernel}_kernel")
-    return compile_for(fn, constants, dtype, launch.num_warps, arch)
+    return compile_for(fn, constants, dtype, launch.num_warps, arch, counts)
+
+
+def compile_form(row: Row, launch: Launch, name: str, arch: str, counts: bool = True) -> Facts:
+    """As `readings.compile_form`."""
+    size = {"plain": row["hidden"], "demanding": row["hidden"] - 1, "other": row["hidden"] - 4}[name]
+    half = ("bfloat16", "float16")[name == "other"]
+    return compile_kernel(
+        *(row["kernel"], size, half if row["kind"] == "16-bit" else "float32", launch, arch),
+        directions=1 if name == "plain" else 2,
+        packed=name == "demanding",
+        save_gates=name != "other",
+        counts=counts,
+    )
 
 
 def candidates(backend: str, kind: str, hidden: int) -> list[Launch]:
@@ -139,35 +149,6 @@ def _demanding(kernel: str, hidden: int, dtype: str, launch: Launch, arch: str, 
         yield compile_kernel(kernel, size, dtype, launch, arch, directions=2, packed=packed)
 
 
-def picked(arch: str, kernel: str) -> list[tuple[str, int, Launch]]:
-    """(kind, padded hidden size, configuration) of every row that the plan takes on a chip."""
-    device = next(gpu for gpu in GPUS.values() if gpu.arch == arch)
-    found = []
-    for kind, sizes in SIZES.items():
-        for hidden in sizes:
-            launch = smallest(device, kernel, kind, hidden)
-            if launch is not None and sum(launch.chunks) == hidden:
-                found.append((kind, hidden, launch))
-    return found
-
-
-def check(arch: str, kernel: str) -> None:
-    """Compile each picked row plainly or with an odd size, two directions, packed rows or nothing saved, by turns; on
-    sm_90, whose counts are in the table, each row plainly and half of them both ways."""
-    for i, (kind, hidden, launch) in enumerate(picked(arch, kernel)):
-        dtype = ("bfloat16", "float16")[i % 2] if kind == "16-bit" else "float32"
-        found = {}
-        if arch == "sm_90" or i % 2:
-            found["plain"] = compile_kernel(kernel, hidden, dtype, launch, arch)
-        if not i % 2:
-            size, packed, save_gates = hidden - (1, 0, 4)[i % 3], i % 4 < 2, i % 8 < 4
-            found["other"] = compile_kernel(
-                kernel, size, dtype, launch, arch, directions=2, packed=packed, save_gates=save_gates
-            )
-        facts = {name: asdict(value) for name, value in found.items()}
-        print(json.dumps({"kind": kind, "hidden": hidden, "plan": asdict(launch), "found": facts}), flush=True)
-
-
 def make() -> None:
     keys = [
         (backend, kernel, kind, hidden)
@@ -181,9 +162,7 @@ def make() -> None:
         for key, found in zip(keys, pool.map(_rows_for, keys), strict=True):
             rows += found
             print(*key, len(found), flush=True)
-    temporary = LAUNCHES.with_suffix(".tmp")
-    temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-    temporary.replace(LAUNCHES)
+    write("resident", map(unread, rows))
 
 
 def _rows_for(key: tuple[str, str, str, int]) -> list[dict[str, Any]]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from bench.compile.machine_code import Facts, compile_for
+from bench.compile.tables import unread, write
 from tritongru.devices import GPUS
-from tritongru.launches import StepwiseLaunch, dot_precision
+from tritongru.launches import Row, StepwiseLaunch, dot_precision
 
-LAUNCHES = Path(__file__).parents[2] / "tritongru" / "kernels" / "stepwise.json"
 HIDDEN = 4096  # size of the counts; the block, not the size, decides what the compiler makes
 ARCHS = ("sm_80", "sm_86", "sm_100", "sm_120")  # besides sm_90
 SMALLEST_SHARED = min(gpu.shared_bytes for gpu in GPUS.values() if gpu.backend == "cuda")
@@ -67,6 +65,7 @@ def compile_launch(
     packed: bool = False,
     save_gates: bool = True,
     use_h0: bool = True,
+    counts: bool = True,
 ) -> Facts:
     from tritongru.kernels import stepwise
 
@@ -80,7 +79,20 @@ def compile_launch(
     }
     constants |= {"USE_BIAS": True, "SAVE_GATES": save_gates} if kernel == "forward" else {"USE_DY": True}
     fn = getattr(stepwise, f"stepwise_{kernel}_kernel")
-    return compile_for(fn, constants, dtype, launch.num_warps, arch)
+    return compile_for(fn, constants, dtype, launch.num_warps, arch, counts)
+
+
+def compile_form(row: Row, launch: StepwiseLaunch, name: str, arch: str, counts: bool = True) -> Facts:
+    """As `readings.compile_form`; "other" is of a size that is aligned, but no multiple of a block."""
+    size = {"plain": HIDDEN, "demanding": HIDDEN - 1, "other": 3000}[name]
+    return compile_launch(
+        *(row["kernel"], launch, size, dtype_of(row["kind"], name == "other"), arch),
+        directions=1 if name == "plain" else 2,
+        packed=name == "demanding",
+        save_gates=name != "other",
+        use_h0=name != "other",
+        counts=counts,
+    )
 
 
 def plain(kernel: str, launch: StepwiseLaunch, kind: str, arch: str) -> Facts:
@@ -136,33 +148,4 @@ def make() -> None:
             for launch in kept(kernel, kind, group):
                 fields = {name: value for name, value in asdict(launch).items() if name != "dot_precision"}
                 rows.append({"backend": "cuda", "kernel": kernel, "kind": kind, **fields})
-    temporary = LAUNCHES.with_suffix(".tmp")
-    temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-    temporary.replace(LAUNCHES)
-
-
-def table(kernel: str) -> list[tuple[str, StepwiseLaunch]]:
-    """(kind, configuration) of every row."""
-    found = []
-    for row in json.loads(LAUNCHES.read_text()):
-        if row.pop("kernel") == kernel:
-            precision = dot_precision(row.pop("backend"), kind := row.pop("kind"))
-            found.append(
-                (kind, StepwiseLaunch(**row | {"spills_on": tuple(row["spills_on"])}, dot_precision=precision))
-            )
-    return found
-
-
-def check(arch: str, kernel: str) -> None:
-    """Compile each row plainly and with other options by turns; on sm_90, whose counts are in the table, both ways."""
-    for i, (kind, launch) in enumerate(table(kernel)):
-        found = {}
-        if arch == "sm_90" or i % 2:
-            found["plain"] = plain(kernel, launch, kind, arch)
-        if arch == "sm_90" or not i % 2:
-            size, packed, save_gates = HIDDEN - (1, 0, 4)[i % 3], i % 4 < 2, i % 8 < 4
-            found["other"] = compile_launch(
-                kernel, launch, size, dtype_of(kind, i), arch, directions=2, packed=packed, save_gates=save_gates
-            )
-        facts = {name: asdict(value) for name, value in found.items()}
-        print(json.dumps({"kind": kind, "hidden": HIDDEN, "plan": asdict(launch), "found": facts}), flush=True)
+    write("stepwise", map(unread, rows))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
+from bench.compile.tables import PAGE
 from bench.compile.times import STAGES
 from bench.pages.marks import Part, table
 from bench.rows import Row
+from tritongru.launches import rows_of
 
-LAUNCHES = Path(__file__).parents[2] / "tritongru" / "kernels"
 COUNTS = ("shared_bytes", "registers", "instructions", "barriers", "tensor_core")
 COLUMNS = {
     "resident": ("backend", "kernel", "kind", "hidden", "chunks", "num_warps", "stages", *COUNTS),
@@ -28,15 +27,16 @@ SHARES = ("compiler in Python", "MLIR", "LLVM", "ptxas")
 
 
 def launches(rows: Sequence[Row], family: str) -> str:
-    """What the plan can take: of the compiled form, not of the rows."""
+    """What the plan can take, as one Triton compiles it."""
     columns = COLUMNS[family]
     lines = []
-    for launch in json.loads((LAUNCHES / f"{family}.json").read_text()):
+    for row in rows_of(family):
+        launch = row | row["readings"][PAGE]
         cells = {name: "-" if launch[name] is None else str(launch[name]) for name in columns}
         if "chunks" in cells:
             cells["chunks"] = " + ".join(map(str, launch["chunks"]))
         lines.append([cells[name] for name in columns])
-    return table([name.replace("_", " ") for name in columns], lines)
+    return f"As Triton {PAGE} compiles them.\n\n{table([name.replace('_', ' ') for name in columns], lines)}"
 
 
 def compile_times(rows: Sequence[Row]) -> str:

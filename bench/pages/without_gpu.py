@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.compile.tables import PAGE, as_read_with
 from bench.pages.evidence import COMMAND, MODES, Machine, machines, number, times
 from bench.pages.marks import Part, table
 from bench.pair import THEIRS
@@ -32,21 +33,21 @@ def given_to_torch(rows: Sequence[Row]) -> str:
     """What the plan does, no measurement: of the workloads and the grids, on an H200."""
     found: dict[str, list[str]] = {}
     device = GPUS["h200"]
-    for suite in ("workloads", "precisions", "grids"):
-        for case, _ in SUITES[suite]():
-            dtype = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[case.dtype]
-            answer = plan(
-                case.hidden,
-                dtype,
-                device,
-                batch=case.batch,
-                time=case.time,
-                directions=case.directions,
-                precision="tf32" if case.tf32 else "ieee",
-                training=case.mode == "train",
-            )
-            if answer.family == "torch":
-                found.setdefault(suite, []).append(f"`{case.name}`")
+    with as_read_with(PAGE):
+        for suite in ("workloads", "precisions", "grids"):
+            for case, _ in SUITES[suite]():
+                answer = plan(
+                    case.hidden,
+                    {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[case.dtype],
+                    device,
+                    batch=case.batch,
+                    time=case.time,
+                    directions=case.directions,
+                    precision="tf32" if case.tf32 else "ieee",
+                    training=case.mode == "train",
+                )
+                if answer.family == "torch":
+                    found.setdefault(suite, []).append(f"`{case.name}`")
     if not found:
         return "None: every case of the suites runs in a kernel."
     return "\n".join(f"- {suite}: {', '.join(names)}." for suite, names in found.items())

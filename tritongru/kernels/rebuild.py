@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tritongru.kernels.gates import gru_step, kept
-from tritongru.kernels.launching import on_device_of
+from tritongru.kernels.launching import on_device_of, options_of
 
 BLOCK = 512
 WARPS = 4
@@ -60,5 +60,5 @@ def rebuild(
             H=H,
             REFINE=gates.itemsize == 4 and precision != "tf32",
             BLOCK=BLOCK,
-            num_warps=WARPS,
+            **options_of(WARPS),
         )

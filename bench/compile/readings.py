@@ -1,0 +1,115 @@
+"""What the installed Triton makes of the rows of the tables, written into the tables beside what others made of them.
+
+Each row is compiled for sm_90 in three forms and for every other chip in the most demanding one (where registers are
+scarce, plainly as well); a form stands for the many options that a kernel is compiled with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+from bench.compile import persistent, resident, stepwise
+from bench.compile.machine_code import Facts
+from bench.compile.tables import write
+from tritongru import tritons
+from tritongru.devices import GPUS
+from tritongru.launches import Row, launch_of, rows_of
+
+HOME = "sm_90"  # whose machine code is counted
+CHIPS = {"cuda": (HOME, "sm_80", "sm_86", "sm_100", "sm_120"), "hip": ("gfx942", "gfx950")}
+SCARCE = 240  # registers of 255, from which on another form may spill though the most demanding does not
+COUNTED = ("instructions", "barriers", "tensor_core", "loads")
+FORMS: dict[str, Callable[..., Facts]] = {
+    "resident": resident.compile_form,
+    "persistent": persistent.compile_form,
+    "stepwise": stepwise.compile_form,
+}
+EVERY = {"resident": (2, 5), "persistent": (5, 14), "stepwise": (1, 4)}  # which row is compiled in each test run
+Item = tuple[str, Row, str]  # family, row, chip
+
+
+def form_names(chip: str, reading: Mapping[str, Any]) -> tuple[str, ...]:
+    if chip == HOME:
+        return ("plain", "demanding", "other")
+    return ("demanding",) if (reading.get("registers") or 255) <= SCARCE else ("demanding", "plain")
+
+
+def compile_form(family: str, row: Row, name: str, chip: str) -> Facts:
+    """One form of a row. "plain": one direction, unpacked, a size that is aligned. "demanding": two directions, packed
+    rows and a size that aligns to nothing. "other": two directions, a size that aligns a little, no gates saved."""
+    return FORMS[family](row, launch_of(family, row), name, chip, counts=chip == HOME and name == "plain")
+
+
+def read(item: Item) -> dict[str, Facts]:
+    family, row, chip = item
+    version = tritons.installed() or ""
+    return {name: compile_form(family, row, name, chip) for name in form_names(chip, row["readings"].get(version, {}))}
+
+
+def reading_of(found: Mapping[str, Facts], chip: str, before: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known with what was found on one more chip; the chip that is counted comes first and begins anew."""
+    facts = [*found.values()]
+    shared, stack = max(one.shared_bytes for one in facts), max(one.stack for one in facts)
+    if chip != HOME and before:
+        return {
+            **before,
+            "shared_bytes": max(shared, before["shared_bytes"]),
+            "stack": before["stack"] | {chip: stack},
+        }
+    plain = found.get("plain", facts[0])
+    return {
+        "shared_bytes": shared,
+        "registers": max((one.registers for one in facts if one.registers is not None), default=None),
+        **{name: getattr(plain, name) for name in COUNTED},
+        "stack": {chip: stack},
+        "faults": sorted({fault for one in facts for fault in one.faults}),
+    }
+
+
+def has_room(row: Row, chip: str, version: str) -> bool:
+    """Whether a chip is asked about: only where what the row holds, as it was read before, may fit."""
+    most = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == chip)
+    return chip == HOME or row["readings"].get(version, {"shared_bytes": 0})["shared_bytes"] <= most
+
+
+def record(chips: Sequence[str], families: Sequence[str], jobs: int) -> None:
+    """Reads every row and writes each table as soon as a chip is done with it."""
+    version = tritons.installed()
+    if version is None:
+        raise SystemExit("no Triton is installed, so nothing can be compiled")
+    with ProcessPoolExecutor(jobs) as pool:
+        for chip in chips:
+            for family in families:
+                rows = rows_of(family)
+                some = [row for row in rows if chip in CHIPS[row["backend"]] and has_room(row, chip, version)]
+                items = [(family, row, chip) for row in some]
+                for row, found in zip(some, pool.map(read, items, chunksize=4), strict=True):
+                    row["readings"][version] = reading_of(found, chip, row["readings"].get(version, {}))
+                write(family, rows)
+                spilling = sum(1 for row in some if row["readings"][version]["stack"][chip])
+                print(f"Triton {version}, {chip}, {family}: {len(some)} rows, {spilling} of them spill", flush=True)
+
+
+def sample(chip: str, kernel: str, everything: bool) -> Iterator[tuple[str, Row, tuple[str, ...]]]:
+    """(family, row, names of forms) of a kernel: of all rows some, each chip others, of those that were read for it."""
+    family, _, name = kernel.rpartition("-")
+    family = family or "resident"
+    version = tritons.installed() or ""
+    rows = [row for row in rows_of(family) if row["kernel"] == name]
+    rows = [row for row in rows if chip in row["readings"].get(version, {"stack": ()})["stack"]]
+    every = 1 if everything else EVERY[family][chip != HOME]
+    part = [chip for chips in CHIPS.values() for chip in chips].index(chip) % every
+    for i, row in enumerate(rows[part::every]):
+        names = form_names(chip, row["readings"][version])
+        yield family, row, names if everything else (names[i % len(names)],)
+
+
+def check(chip: str, kernel: str, everything: bool) -> None:
+    """Compiles a part of the rows and prints, for each, what was found and what the reading says, as a line of JSON."""
+    for family, row, names in sample(chip, kernel, everything):
+        found = {name: asdict(compile_form(family, row, name, chip)) for name in names}
+        print(json.dumps({"family": family, "row": row, "found": found}), flush=True)

@@ -1,0 +1,50 @@
+"""The tables of launches on disk: a configuration in each row, with the readings of several Tritons."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+from tritongru import launches, plan, tritons
+from tritongru.launches import Row
+
+TABLES = Path(__file__).parents[2] / "tritongru" / "kernels"
+PAGE = "3.7.1"  # Triton whose readings the documents show: that of the torch with which their rows were made
+READ = ("shared_bytes", "registers", "instructions", "barriers", "tensor_core", "spills_on", "faults")
+
+
+def unread(row: Row) -> Row:
+    """A new row: what a search for it has read belongs to one Triton, and `readings` reads it again."""
+    return {name: value for name, value in row.items() if name not in READ} | {"readings": {}}
+
+
+def write(family: str, rows: Iterable[Row]) -> None:
+    """In one go, so that nobody reads half a table."""
+    rows = [*rows]
+    for row in rows:
+        row["readings"] = dict(sorted(row["readings"].items(), key=lambda item: tritons.minor_of(item[0])))
+    path = TABLES / f"{family}.json"
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    temporary.replace(path)
+
+
+@contextmanager
+def as_read_with(version: str) -> Iterator[None]:
+    """The plan answers by the readings of one Triton, whichever is installed."""
+    tables = (launches.launches, launches.persistent_launches, launches.stepwise_launches, plan.plan, plan.limits)
+
+    def forget() -> None:
+        for table in tables:
+            table.cache_clear()
+
+    with mock.patch.object(launches, "read_with", return_value=version):
+        forget()
+        try:
+            yield
+        finally:
+            forget()

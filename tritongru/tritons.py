@@ -1,0 +1,57 @@
+"""Which Triton is installed, and whose readings of the tables of launches stand for it.
+
+What a compiler makes of a kernel (registers, stack, shared memory, instructions) changes from one Triton to the next,
+so the tables hold readings of several. Triton itself is not imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Sequence
+
+DISTRIBUTIONS = ("triton", "pytorch-triton", "triton-rocm", "pytorch-triton-rocm")
+
+
+@functools.cache
+def installed() -> str | None:
+    """The version of Triton, under whichever name it was distributed."""
+    import importlib.metadata
+
+    for name in DISTRIBUTIONS:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def minor_of(version: str) -> tuple[int, ...]:
+    """(3, 7) of 3.7.1 and of 3.7.1+git1234."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
+def nearest(version: str | None, known: Sequence[str]) -> str:
+    """Of the versions with readings the newest whose minor version is not newer, or else the oldest; without a Triton
+    the newest of all, with which a question about a GPU elsewhere is answered."""
+    ordered = sorted(known, key=minor_of)
+    if version is None:
+        return ordered[-1]
+    return next((one for one in reversed(ordered) if minor_of(one) <= minor_of(version)), ordered[0])
+
+
+def has_readings(version: str | None, known: Sequence[str]) -> bool:
+    return version is None or minor_of(version) in map(minor_of, known)
+
+
+def read_with(known: Sequence[str]) -> str:
+    """The version among ``known`` whose readings count in this process, with a note in the log if none of them is the
+    installed one's."""
+    version = installed()
+    stands = nearest(version, known)
+    if not has_readings(version, known):
+        logging.getLogger("tritongru").info(
+            "the tables of launches hold no readings of Triton %s; those of Triton %s stand for it", version, stands
+        )
+    return stands
