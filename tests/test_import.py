@@ -179,7 +179,8 @@ def test_a_late_interpreter_is_refused():
 DOORS = {
     "devices": (set(), set()),
     "model": ({"devices"}, set()),
-    "launches": (set(), set()),
+    "tritons": (set(), set()),
+    "launches": ({"tritons"}, set()),
     "memory": (set(), set()),
     "candidates": ({"devices", "launches", "model"}, set()),
     "plan": ({"candidates", "devices", "launches", "memory", "model", "plan_text"}, set()),
@@ -205,11 +206,12 @@ DOORS = {
         set(),
     ),
     "explaining": ({"devices", "plan"}, set()),
-    "env": ({"devices", "plan"}, set()),
+    "env": ({"devices", "launches", "plan", "tritons"}, set()),
     "demo": ({"module", "plan", ""}, {"module", "plan", ""}),
     "__main__": ({"demo", "devices", "env", "memory", "plan", ""}, set()),
     "registries": (set(), set()),
-    "__init__": ({"explaining", "functional", "module", "plan", "registries"}, set()),
+    "waiting": (set(), set()),
+    "__init__": ({"explaining", "functional", "module", "plan", "registries", "waiting"}, set()),
     "kernels": ({"launches", "kernels"}, set()),
 }
 

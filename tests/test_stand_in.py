@@ -253,3 +253,93 @@ def test_each_check_can_fail():
     for what in ("fewer arguments", "parameters"):
         needed, given = map(int, matches[what].groups())
         assert needed == given + 1
+
+
+GPU_ALONE = """
+import collections, json, math, sys
+sys.path.insert(0, "tests")
+import pytest, torch
+import stand_in
+import test_gpu_persistent as gpu
+from bench import smoke
+from bench.pair import quantities, random
+from tritongru.devices import GPUS
+
+OUTPUTS = {"forward": ("y", "hn", "gates"), "backward": ("dgx", "da", "dh")}
+
+
+def pretend(launched):
+    # zeros are written, or what is left where programs waited in vain
+    arguments = launched.arguments
+    behind = "counters" in arguments and int(arguments["counters"].flatten()[0]) < 0
+    for name in OUTPUTS["backward" if "backward" in launched.name else "forward"]:
+        if arguments.get(name) is not None:
+            arguments[name].fill_(math.nan if behind else 0)
+    if behind:
+        assert arguments["limit"] == 1000
+        arguments["trouble"].fill_(1)
+
+
+torch.set_num_threads(1)
+machine, H200, cpu, report = stand_in.install(pretend), GPUS["h200"], torch.device("cpu"), {}
+torch.cuda.synchronize = lambda *which: None
+gpu.device_facts = smoke.device_facts = lambda where: H200
+gpu.assert_close_to_float64 = lambda *values: None  # nothing has run
+every = gpu.persistent_options
+
+
+def some(*asked):
+    # the first of each exchange
+    return list({option[1].exchange: option for option in reversed(every(*asked))}.values())
+
+
+gpu.persistent_options = some
+
+
+def counted(name, function, *arguments):
+    machine.launches.clear()
+    found = function(*arguments)
+    report[name] = collections.Counter(launched.name.removesuffix("_kernel") for launched in machine.launches)
+    return found
+
+
+counted("configurations", gpu.test_every_configuration, 5, 256, torch.bfloat16, cpu)
+counted("configurations backward", gpu.test_every_configuration_of_the_backward, 5, 256, torch.bfloat16, cpu)
+for exchange in ("counter", "data"):
+    for how in ("next launch", "synchronize"):
+        with pytest.MonkeyPatch.context() as patch:
+            counted(f"{exchange}, {how}", gpu.test_a_wait_in_vain_is_reported_and_survived, exchange, how, cpu, patch)
+
+
+def launched_by(step):
+    # what bench.smoke.one_launch runs, without the comparison
+    launches = smoke.forms(step.case, H200, *step.run.args)
+    layer = smoke.forced(launches, step.case, "", cpu).ours
+    quantities(layer, step.case.mode, random(step.case, cpu))
+
+
+steps = [step for step in smoke.steps_on("cuda") if "bf16" in step.name and "large" not in step.name]
+for step in steps:
+    if not step.needs_gpu and step.run is not smoke.in_vain:
+        counted(step.name, launched_by, step)
+    elif step.run is smoke.in_vain:
+        report["in vain"] = counted(step.name, step.run, step.case).fault
+print(json.dumps(report))
+"""
+
+
+def test_what_the_smoke_run_and_the_gpu_tests_launch_themselves():
+    """By their own calls of launchers; that nothing was computed is not looked at."""
+    found = ran(GPU_ALONE)
+    assert found.pop("in vain") != "a wait in vain was not reported"
+    assert found["configurations"] == {"persistent_forward": 4}  # of two forms, with gates and without
+    assert found["configurations backward"] == {"persistent_backward": 2}
+    for exchange in ("counter", "data"):
+        for how in ("next launch", "synchronize"):
+            assert found[f"{exchange}, {how}"] == {"persistent_forward": 2}  # the one between is refused
+    assert found["resident bf16"] == {"resident_forward": 1, "resident_backward": 1}
+    for exchange in ("counter", "data"):
+        of = found[f"persistent by {exchange}, small, bf16"]
+        assert of == {"persistent_forward": 1, "persistent_backward": 1}
+    assert found["stepwise bf16"].keys() == {"stepwise_forward", "stepwise_backward"}
+    assert found["a wait in vain bf16"] == {"persistent_forward": 2, "persistent_backward": 1}

@@ -64,7 +64,9 @@ def test_every_row_has_readings_of_every_triton_for_the_chip_that_is_counted(fam
     assert len(minors) == len(tritons_read()), "one reading for each minor version"
     assert read_with() in tritons_read()
     for row in rows_of(family):
-        assert tuple(row["readings"]) == tritons_read(), "in order, none missing"
+        if row["backend"] == "cuda":
+            assert tuple(row["readings"]) == tritons_read(), "in order, none missing"
+        assert row["readings"]
         for reading in row["readings"].values():
             chips = CHIPS[row["backend"]]
             assert set(reading["stack"]) <= set(chips)
@@ -83,16 +85,16 @@ def test_no_form_that_spills_or_is_faulty_is_offered(family, version):
     """By the readings of each Triton, whichever is installed."""
     device, refused = GPUS["h200"], 0
     for row in rows_of(family):
-        reading = row["readings"][version]
-        sound = not reading["stack"].get(HOME) and not reading["faults"]
-        offered = candidates.fits(launch_of(family, row, version), device)
-        if row["backend"] == "cuda" and reading["shared_bytes"] <= device.shared_bytes:
-            assert offered == sound
+        if row["backend"] == "cuda":
+            reading = row["readings"][version]
+            sound = not reading["stack"][HOME] and not reading["faults"]
+            room = reading["shared_bytes"] <= device.shared_bytes
+            assert candidates.fits(launch_of(family, row, version), device) == (sound and room)
             refused += not sound
-    wide = [row for row in rows_of(family) if row.get("block_b", 0) >= 64 and family == "stepwise"]
-    if version.startswith("3.6"):
-        assert all("fence" in row["readings"][version]["faults"] for row in wide)
-        assert refused or family != "stepwise"
+    if version.startswith("3.6") and family == "stepwise":
+        wide = [row for row in rows_of(family) if row["block_b"] >= 64 and row["kind"] != "ieee"]
+        assert all(row["readings"][version]["faults"] == ["fence"] for row in wide)
+        assert refused == len(wide) > 0
 
 
 @pytest.mark.parametrize("version", tritons_read())

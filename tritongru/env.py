@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from tritongru import tritons
 from tritongru.devices import device_facts
+from tritongru.launches import read_with
 from tritongru.plan import fp32_precision
 
 
@@ -29,7 +31,8 @@ def report() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": tritons.installed(),
+        "launches as compiled by Triton": read_with(),
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
         "cudnn": cudnn.version() if cudnn.is_available() else None,  # type: ignore[no-untyped-call]

@@ -150,7 +150,7 @@ def rows_of(table: str) -> list[Row]:
 
 @functools.cache
 def tritons_read() -> tuple[str, ...]:
-    """The versions of Triton of which every row has readings."""
+    """The versions of Triton of which every NVIDIA row has readings."""
     return tuple(rows_of("resident")[0]["readings"])
 
 
@@ -161,8 +161,8 @@ def read_with() -> str:
 
 
 def launch_of(family: str, row: Row, triton: str | None = None) -> Any:
-    """A row as a launch, with what that Triton made of it, if one is named. Where it was not asked about a chip, the
-    newest that was stands for it."""
+    """A row as a launch, with what that Triton made of it, if one is named. Where it was not asked about the row or a
+    chip, another that was stands for it."""
     found = {"shared_bytes": 0, "dot_precision": dot_precision(row["backend"], row["kind"])} | row
     if family != "stepwise":
         found["chunks"] = tuple(row["chunks"])
@@ -171,7 +171,7 @@ def launch_of(family: str, row: Row, triton: str | None = None) -> Any:
     if family == "persistent":
         found["bits"] = bits_of(row["kind"])
     if triton is not None:
-        own = row["readings"][triton]
+        own = row["readings"][tritons.nearest(triton, tuple(row["readings"]))]
         stacks: dict[str, int] = {}
         for reading in (*row["readings"].values(), own):
             stacks |= reading["stack"]
