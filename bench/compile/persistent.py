@@ -130,12 +130,7 @@ def demanding(launch: PersistentLaunch, kind: str, arch: str, counts: bool = Tru
 def compile_form(row: Row, launch: PersistentLaunch, name: str, arch: str, counts: bool = True) -> Facts:
     """As `readings.compile_form`."""
     kind = row["kind"]
-    if name == "plain":
-        return plain(launch, kind, arch, counts)
-    if name == "demanding":
-        return demanding(launch, kind, arch, counts)
-    size, dtype = launch.units - 4, dtype_of(kind, 1)
-    return compile_launch(launch, size, dtype, arch, directions=2, save_gates=False, counts=counts)
+    return {"plain": plain, "demanding": demanding}[name](launch, kind, arch, counts)
 
 
 def compiled(kind: str, launch: PersistentLaunch) -> PersistentLaunch | None:

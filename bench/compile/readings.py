@@ -1,7 +1,7 @@
 """What the installed Triton makes of the rows of the tables, written into the tables beside what others made of them.
 
-Each row is compiled for sm_90 in three forms and for every other chip in the most demanding one (where registers are
-scarce, plainly as well); a form stands for the many options that a kernel is compiled with.
+Each row is compiled for sm_90 in two forms and for every other chip in the more demanding one (where registers are
+scarce, in both); a form stands for the many options that a kernel is compiled with.
 """
 
 from __future__ import annotations
@@ -33,14 +33,13 @@ Item = tuple[str, Row, str]  # family, row, chip
 
 
 def form_names(chip: str, reading: Mapping[str, Any]) -> tuple[str, ...]:
-    if chip == HOME:
-        return ("plain", "demanding", "other")
-    return ("demanding",) if (reading.get("registers") or 255) <= SCARCE else ("demanding", "plain")
+    one_tells = chip != HOME and (reading.get("registers") or 255) <= SCARCE
+    return ("demanding",) if one_tells else ("plain", "demanding")
 
 
 def compile_form(family: str, row: Row, name: str, chip: str) -> Facts:
     """One form of a row. "plain": one direction, unpacked, a size that is aligned. "demanding": two directions, packed
-    rows and a size that aligns to nothing. "other": two directions, a size that aligns a little, no gates saved."""
+    rows and a size that aligns to nothing."""
     return FORMS[family](row, launch_of(family, row), name, chip, counts=chip == HOME and name == "plain")
 
 

@@ -54,15 +54,9 @@ def compile_kernel(
 
 def compile_form(row: Row, launch: Launch, name: str, arch: str, counts: bool = True) -> Facts:
     """As `readings.compile_form`."""
-    size = {"plain": row["hidden"], "demanding": row["hidden"] - 1, "other": row["hidden"] - 4}[name]
-    half = ("bfloat16", "float16")[name == "other"]
-    return compile_kernel(
-        *(row["kernel"], size, half if row["kind"] == "16-bit" else "float32", launch, arch),
-        directions=1 if name == "plain" else 2,
-        packed=name == "demanding",
-        save_gates=name != "other",
-        counts=counts,
-    )
+    most, dtype = name == "demanding", "bfloat16" if row["kind"] == "16-bit" else "float32"
+    asked = (row["kernel"], row["hidden"] - most, dtype, launch, arch)
+    return compile_kernel(*asked, directions=1 + most, packed=most, counts=counts)
 
 
 def candidates(backend: str, kind: str, hidden: int) -> list[Launch]:

@@ -83,16 +83,10 @@ def compile_launch(
 
 
 def compile_form(row: Row, launch: StepwiseLaunch, name: str, arch: str, counts: bool = True) -> Facts:
-    """As `readings.compile_form`; "other" is of a size that is aligned, but no multiple of a block."""
-    size = {"plain": HIDDEN, "demanding": HIDDEN - 1, "other": 3000}[name]
-    return compile_launch(
-        *(row["kernel"], launch, size, dtype_of(row["kind"], name == "other"), arch),
-        directions=1 if name == "plain" else 2,
-        packed=name == "demanding",
-        save_gates=name != "other",
-        use_h0=name != "other",
-        counts=counts,
-    )
+    """As `readings.compile_form`."""
+    most = name == "demanding"
+    asked = (row["kernel"], launch, HIDDEN - most, dtype_of(row["kind"]), arch)
+    return compile_launch(*asked, directions=1 + most, packed=most, counts=counts)
 
 
 def plain(kernel: str, launch: StepwiseLaunch, kind: str, arch: str) -> Facts:
