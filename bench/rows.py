@@ -37,8 +37,9 @@ def output_of(*command: str) -> str | None:
 
 
 def commit_here() -> str | None:
-    """What git says of the code; None where it says nothing."""
-    return output_of("git", "describe", "--always", "--dirty", "--exclude", "*")
+    """What git says of the code; None where it says nothing, or knows another project around this one."""
+    tracked = output_of("git", "ls-files", "--error-unmatch", Path(__file__).name)
+    return tracked and output_of("git", "describe", "--always", "--dirty", "--exclude", "*")
 
 
 def cpu_name() -> str:

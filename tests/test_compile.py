@@ -41,13 +41,13 @@ KERNELS += [("sm_90", "stepwise-forward"), ("sm_90", "stepwise-backward"), ("sm_
 
 @pytest.mark.parametrize("arch, kernel", KERNELS)
 def test_a_row_compiles_as_it_was_read(arch, kernel):
-    if VERSION not in tritons_read():
-        pytest.skip(f"the tables hold readings of Triton {', '.join(tritons_read())}, and {VERSION} is installed")
+    family = kernel.rpartition("-")[0] or "resident"
+    if not any(arch in row["readings"].get(VERSION, {"stack": ()})["stack"] for row in rows_of(family)):
+        read = ", ".join(tritons_read())
+        pytest.skip(f"the tables hold readings of Triton {read}, of {VERSION} none for {arch}")
     done = python("-m", "bench.compile", "check", arch, kernel)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    if not lines:
-        pytest.skip(f"the tables hold no readings of Triton {VERSION} for {arch}")
     assert {line["row"]["kind"] for line in lines} == {"16-bit", "tf32", "ieee"}
     most = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == arch)
     for line in lines:

@@ -196,7 +196,7 @@ DOORS = {
         {"checks", "devices", "exporters", "layer", "memory", "ops", "options", "route", "torch_layer"},
         set(),
     ),
-    "route": ({"devices", "plan"}, set()),
+    "route": ({"devices", "plan", "tritons"}, set()),
     "torch_path": ({"options"}, set()),
     "functional": ({"checks", "exporters", "memory", "ops", "options", "route", "routed", "torch_path"}, set()),
     "warmup": ({"devices", "layer", "memory", "options", "plan", "route"}, {"kernels"}),

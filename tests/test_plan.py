@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import tritongru
 from bench.compile.persistent import chosen
+from bench.compile.tables import as_read_with
 from tritongru import candidates, model
 from tritongru import plan as planning
 from tritongru.candidates import kind_of, persistent_options
@@ -23,6 +24,7 @@ from tritongru.launches import (
     launches,
     padded,
     persistent_launches,
+    tritons_read,
 )
 from tritongru.plan import DTYPES, limits, plan, plan_on
 
@@ -88,24 +90,33 @@ def test_padding_is_less_than_16_units_and_chunks_add_up(hidden):
     assert max(chunks_of(size, 64)) <= 64
 
 
+def form(row):
+    return row.chunks, row.num_warps, row.stages
+
+
 def test_every_row_is_reachable():
-    """Some device picks each configuration; one that none picks is dead weight."""
-    shared = {row.shared_bytes for rows in launches().values() for row in rows}
+    """Some device picks each configuration under some Triton; one that none picks is dead weight."""
     families = {gpu.family: gpu for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.shared_bytes)}
     picked = set()
-    for (backend, kernel, kind, size), like in itertools.product(launches(), families.values()):
-        for limit in {*shared, like.shared_bytes} if like.backend == backend else ():
-            device = dataclasses.replace(like, shared_bytes=min(limit, like.shared_bytes))
-            picked |= {(backend, kernel, kind, size, candidates.smallest(device, kernel, kind, size))}
+    for version in tritons_read():
+        with as_read_with(version):
+            shared = {row.shared_bytes for rows in launches().values() for row in rows}
+            for key, like in itertools.product(launches(), families.values()):
+                for limit in {*shared, like.shared_bytes} if like.backend == key[0] else ():
+                    device = dataclasses.replace(like, shared_bytes=min(limit, like.shared_bytes))
+                    row = candidates.smallest(device, *key[1:])
+                    picked |= set() if row is None else {(*key, form(row))}
     for (backend, kernel, kind, size), rows in launches().items():
         for row in rows:
             if kernel == "forward" or launches().get((backend, "forward", kind, size)):
-                assert (backend, kernel, kind, size, row) in picked
+                assert (backend, kernel, kind, size, form(row)) in picked
 
 
 def test_every_persistent_row_is_reachable():
-    for (_, _, kind, _), rows in persistent_launches().items():
-        assert chosen(kind, rows) == set(rows)
+    tables = [persistent_launches(version) for version in tritons_read()]
+    for key in persistent_launches():
+        picked = {row.name for table in tables for row in chosen(key[2], table[key])}
+        assert picked == {row.name for row in persistent_launches()[key]}, key
 
 
 def test_rows_fit_a_chip():

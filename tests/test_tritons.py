@@ -25,11 +25,19 @@ KNOWN = ("3.6.0", "3.7.1", "3.9.0")
         ("3.10.2", "3.9.0"),
         ("4.0.0", "3.9.0"),
         ("3.5.1", "3.6.0"),
+        ("3.8rc1", "3.7.1"),
+        ("", "3.9.0"),
+        ("unknown", "3.9.0"),
     ],
 )
 def test_the_newest_reading_that_is_not_newer_stands(version, stands):
     assert tritons.nearest(version, KNOWN) == stands
     assert tritons.nearest(version, KNOWN[::-1]) == stands
+
+
+def test_of_one_minor_version_the_very_one_or_the_newest_stands():
+    known = ("3.7.2", "3.7.1", "3.7.10")
+    assert [tritons.nearest(version, known) for version in ("3.7.1", "3.7.2", "3.7.3")] == ["3.7.1", "3.7.2", "3.7.10"]
 
 
 @pytest.mark.parametrize("version, notes", [("3.10.2", 1), ("3.8.0", 1), ("3.7.0", 0), (None, 0)])

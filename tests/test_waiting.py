@@ -48,7 +48,32 @@ def test_a_missing_arrival_leaves_nothing_but_nan_and_is_reported(way, exchange,
     tritongru.synchronize(CPU)
 
 
-@pytest.mark.parametrize("device", [None, "cpu", CPU])
+@pytest.mark.parametrize(
+    "device, error, says",
+    [
+        ("cuda", RuntimeError, "device cuda is not there: this process sees 0 CUDA devices"),
+        (7, RuntimeError, "device 7 is not there: this process sees 0 CUDA devices"),
+        (10**20, RuntimeError, "device 100000000000000000000 is not there: this process sees 0 CUDA devices"),
+        ("meta", ValueError, "device should be a CPU or a CUDA device, got meta"),
+        (True, TypeError, "device should be a torch.device, its name or an index, got bool"),
+        (1.5, TypeError, "device should be a torch.device, its name or an index, got float"),
+    ],
+)
+def test_what_is_no_device_to_wait_for_is_refused_in_a_sentence(device, error, says):
+    with pytest.raises(error) as found:
+        tritongru.synchronize(device)
+    assert str(found.value) == says
+
+
+def test_where_no_kernel_ran_there_is_nothing_to_report():
+    trouble.trouble_of.cache_clear()
+    trouble.words.clear()
+    with FakeTensorMode():
+        tritongru.synchronize()
+    assert not trouble.words
+
+
+@pytest.mark.parametrize("device", [None, "cpu", "cpu:0", CPU])
 def test_synchronize_says_where_a_kernel_gave_up(device):
     trouble.trouble_of(CPU).word.value = ((70 * 65536 + 3) * 32768 + 5) * 2 + 1 + 1
     with pytest.raises(RuntimeError, match="step 70: program 5 of batch tile 3, direction 1, waited for the others"):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import logging
 import os
 from typing import NamedTuple
 
 import torch
 
+from tritongru import tritons
 from tritongru.devices import device_facts
 from tritongru.plan import limits_on, plan_on, precision_of
 
@@ -114,10 +114,8 @@ def _missing(device: torch.device, interpreted: bool) -> str:
 @functools.cache
 def _installed(package: str) -> tuple[int, ...]:
     """Major and minor version of a package, or nothing where it is not installed."""
-    try:
-        return tuple(int(number) for number in importlib.metadata.version(package).split(".")[:2])
-    except importlib.metadata.PackageNotFoundError:
-        return ()
+    found = tritons.version_of(*(tritons.DISTRIBUTIONS if package == "triton" else (package,)))
+    return () if found is None else tritons.minor_of(found) or (0,)
 
 
 def log_once(reason: str, warn: bool = False) -> None:

@@ -17,27 +17,38 @@ DISTRIBUTIONS = ("triton", "pytorch-triton", "triton-rocm", "pytorch-triton-rocm
 @functools.cache
 def installed() -> str | None:
     """The version of Triton, under whichever name it was distributed."""
+    return version_of(*DISTRIBUTIONS)
+
+
+def version_of(*names: str) -> str | None:
+    """Of the first distribution that is installed."""
     import importlib.metadata
 
-    for name in DISTRIBUTIONS:
+    for name in names:
         try:
-            return importlib.metadata.version(name)
+            return importlib.metadata.version(name) or ""  # broken metadata have None
         except importlib.metadata.PackageNotFoundError:
             continue
     return None
 
 
 def minor_of(version: str) -> tuple[int, ...]:
-    """(3, 7) of 3.7.1 and of 3.7.1+git1234."""
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    """(3, 7) of 3.7.1 and of 3.7rc1; nothing where there are no numbers."""
+    return _numbers(version)[:2]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 def nearest(version: str | None, known: Sequence[str]) -> str:
-    """Of the versions with readings the newest whose minor version is not newer, or else the oldest; without a Triton
-    the newest of all, with which a question about a GPU elsewhere is answered."""
-    ordered = sorted(known, key=minor_of)
-    if version is None:
+    """The version itself, if it has readings. Else the newest with readings whose minor version is not newer, or else
+    the oldest; without a Triton the newest of all, with which a question about a GPU elsewhere is answered."""
+    ordered = sorted(known, key=_numbers)
+    if not version or not minor_of(version):
         return ordered[-1]
+    if version in known:
+        return version
     return next((one for one in reversed(ordered) if minor_of(one) <= minor_of(version)), ordered[0])
 
 

@@ -16,14 +16,30 @@ def synchronize(device: torch.device | str | int | None = None) -> None:
 
     Raises:
         RuntimeError: with the place where a kernel gave up; results since then may be NaN. A second call is silent.
+            Also for a CUDA device that is not there.
+        TypeError, ValueError: for what is no CPU and no CUDA device.
     """
-    if device is None:
-        found = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    else:
-        found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    found = _device(device)
     if found.type == "cuda":
         torch.cuda.synchronize(found)
-        found = torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
-    trouble = sys.modules.get("tritongru.kernels.trouble")
-    if trouble is not None:  # else no kernel has run yet
-        trouble.raise_trouble(trouble.trouble_of(found))
+    trouble = sys.modules.get("tritongru.kernels.trouble")  # else no kernel has run yet
+    if trouble is not None and found in trouble.words:
+        trouble.raise_trouble(trouble.words[found])
+
+
+def _device(device: torch.device | str | int | None) -> torch.device:
+    if isinstance(device, bool) or not isinstance(device, torch.device | str | int | None):
+        raise TypeError(f"device should be a torch.device, its name or an index, got {type(device).__name__}")
+    has_cuda = torch.cuda.is_available()
+    if device is None:
+        device = "cuda" if has_cuda else "cpu"
+    index = device if isinstance(device, int) else torch.device(device).index
+    kind = "cuda" if isinstance(device, int) else torch.device(device).type
+    if kind == "cpu":
+        return torch.device("cpu")
+    if kind != "cuda":
+        raise ValueError(f"device should be a CPU or a CUDA device, got {device}")
+    count = torch.cuda.device_count() if has_cuda else 0
+    if not has_cuda or (index is not None and not 0 <= index < count):
+        raise RuntimeError(f"device {device} is not there: this process sees {count} CUDA devices")
+    return torch.device("cuda", torch.cuda.current_device() if index is None else index)

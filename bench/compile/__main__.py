@@ -19,6 +19,7 @@ import os
 import sys
 from typing import Any
 
+from bench.__main__ import count
 from bench.compile import persistent, readings, resident, stepwise, times
 from bench.compile.machine_code import TARGETS
 
@@ -31,17 +32,19 @@ def main() -> int:
         prog="python -m bench.compile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("table")
+    command = commands.add_parser("table", help="look for the rows of a table anew")
     command.add_argument("family", choices=FAMILIES)
-    command = commands.add_parser("check")
+    command = commands.add_parser("check", help="compile a part of the rows and print what came out")
     command.add_argument("arch", choices=TARGETS)
     command.add_argument("kernel", choices=KERNELS)
     command.add_argument("--all", action="store_true", help="every row in every form")
-    command = commands.add_parser("readings")
+    command = commands.add_parser("readings", help="read all rows with the installed Triton")
     command.add_argument("chips", nargs="*", choices=TARGETS, default=[], help="only these (default all)")
     command.add_argument("--family", action="append", choices=FAMILIES, help="only this one; may be given again")
-    command.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilations side by side")
-    commands.add_parser("times")
+    command.add_argument(
+        "--jobs", type=count(1, 256), default=os.cpu_count(), metavar="N", help="compilations at a time"
+    )
+    commands.add_parser("times", help="measure how long compilation takes")
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET=1 is set, so nothing would be compiled; unset it")

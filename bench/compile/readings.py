@@ -85,6 +85,10 @@ def record(chips: Sequence[str], families: Sequence[str], jobs: int) -> None:
             for family in families:
                 rows = rows_of(family)
                 some = [row for row in rows if chip in CHIPS[row["backend"]] and has_room(row, chip, version)]
+                if unread := sum(chip in CHIPS["cuda"][1:] and version not in row["readings"] for row in some):
+                    raise SystemExit(
+                        f"{unread} rows of {family} were not read with Triton {version}: {HOME} comes first"
+                    )
                 items = [(family, row, chip) for row in some]
                 for row, found in zip(some, pool.map(read, items, chunksize=4), strict=True):
                     row["readings"][version] = reading_of(found, chip, row["readings"].get(version, {}))
@@ -109,6 +113,9 @@ def sample(chip: str, kernel: str, everything: bool) -> Iterator[tuple[str, Row,
 
 def check(chip: str, kernel: str, everything: bool) -> None:
     """Compiles a part of the rows and prints, for each, what was found and what the reading says, as a line of JSON."""
-    for family, row, names in sample(chip, kernel, everything):
+    rows = [*sample(chip, kernel, everything)]
+    if not rows:
+        raise SystemExit(f"no row of {kernel} was read for {chip} with Triton {tritons.installed()}")
+    for family, row, names in rows:
         found = {name: asdict(compile_form(family, row, name, chip)) for name in names}
         print(json.dumps({"family": family, "row": row, "found": found}), flush=True)

@@ -49,11 +49,15 @@ class Trouble(NamedTuple):
     word: ctypes.c_int64
 
 
+words: dict[torch.device, Trouble] = {}  # of the devices that kernels ran on
+
+
 @functools.cache
 def trouble_of(device: torch.device) -> Trouble:
     with torch.inference_mode(False):  # the first launch may be under inference mode, the next change outside
         tensor = torch.zeros(1, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
-    return Trouble(tensor, ctypes.c_int64.from_address(tensor.data_ptr()))
+    words[device] = Trouble(tensor, ctypes.c_int64.from_address(tensor.data_ptr()))
+    return words[device]
 
 
 def raise_trouble(trouble: Trouble) -> None:
