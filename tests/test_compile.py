@@ -19,7 +19,7 @@ def most_loads(family, row):
 
     resident: the inputs of a step. persistent: the tile by sixteen bytes, and of each own value the inputs, of which
     the backward has more (five or six loads were seen, and a few of offsets). stepwise: a block of the operands, by
-    sixteen bytes, twice as often where the compiler divides them otherwise, and a few to count what is under way."""
+    sixteen bytes, up to four times as often where Triton 3.9 divides them, and a few to count what is under way."""
     backward = row["kernel"] == "backward"
     threads, size = 32 * row["num_warps"], 2 if row["kind"] == "16-bit" else 4
     if family == "persistent":
@@ -28,7 +28,7 @@ def most_loads(family, row):
         return gates * row["block_b"] * row["units"] * size // threads // 16 + inputs * own + more
     if family == "stepwise":
         gates = 1 if backward else 3
-        return 2 * (row["block_b"] + gates * row["block_h"]) * row["block_k"] * size / threads / 16 + 6
+        return 4 * (row["block_b"] + gates * row["block_h"]) * row["block_k"] * size / threads / 16 + 6
     return 40 * len(row["chunks"])
 
 

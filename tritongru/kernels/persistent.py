@@ -158,12 +158,14 @@ def persistent_forward_kernel(
             if KS > 1:  # ahead of the wait, which hides their way; a wide tile has no registers to keep them in
                 b_r, b_z, b_x = inputs(p_x, m, H)
             left = wait_for_slot(counter, s, programs, limit, SLOTS, DATA)
+            if not DATA:  # at once: a value that waits for the end of the products costs them a register
+                limit = patience(trouble, counter, limit, left, s, 0, i_b, i_h, i_d)
             b_acc, b_acc_n, left = collect_products(
                 *(slot + s % SLOTS * SLOT, b_w, b_w_n, left),
                 *(GATES * BH, BH, not PAD, BB, KS, CHUNKS, E, DATA, UPCAST, PRECISION),
             )
-            limit = patience(trouble, counter, limit, left, s, 0, i_b, i_h, i_d)
             if DATA:
+                limit = patience(trouble, counter, limit, left, s, 0, i_b, i_h, i_d)
                 empty_half(slot, counter, s, o_word, m_word, SLOT, SLOTS, 1, E)
             if KS == 1:
                 b_r, b_z, b_x = inputs(p_x, m, H)
@@ -296,12 +298,14 @@ def persistent_backward_kernel(
             if KS > 1:
                 b_r, b_z, b_n, b_a, b_hp, b_dy = saved(p_g, p_y, p_h0, p_dy, m, m_prev, USE_H0, USE_DY)
             left = wait_for_slot(counter, s, programs, limit, SLOTS, DATA)
+            if not DATA:
+                limit = patience(trouble, counter, limit, left, s, start, i_b, i_h, i_d)
             b_acc, _, left = collect_products(
                 *(slot + s % SLOTS * SLOT, b_w, b_w, left),
                 *(BH, BH, False, BB, KS, CHUNKS, E, DATA, UPCAST, PRECISION),
             )
-            limit = patience(trouble, counter, limit, left, s, start, i_b, i_h, i_d)
             if DATA:
+                limit = patience(trouble, counter, limit, left, s, start, i_b, i_h, i_d)
                 empty_half(slot, counter, s, o_word, m_word, SLOT, SLOTS, 3, E)
             if KS == 1:
                 b_r, b_z, b_n, b_a, b_hp, b_dy = saved(p_g, p_y, p_h0, p_dy, m, m_prev, USE_H0, USE_DY)
