@@ -499,7 +499,7 @@ def test_the_plan_takes_the_measured_launch_or_torch_where_that_was_faster(monke
     before = ask(16)
     assert (before.family, launch_of(before)) == ("persistent", liked)
     some = [row(case, ours, best), row(case, ours + 1, liked), row(case, theirs)]
-    monkeypatch.setattr(launches, "_rows", lambda name: measured.measured(some))
+    monkeypatch.setattr(launches, "rows_of", lambda name: measured.measured(some))
     monkeypatch.setattr(planning, "measured", measured_table.__wrapped__)
     planning.plan.cache_clear()
     for batch in (1, 16):
