@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import tritongru
 from bench import pair
 from bench.cases import Case as Shape
+from bench.smoke import one_arrival_short
 from tritongru.candidates import kind_of, persistent_options
 from tritongru.devices import device_facts
 from tritongru.plan import plan_on
@@ -243,7 +244,7 @@ def test_nothing_is_compiled_for_a_new_length_or_batch(large, device):
 
 @pytest.mark.parametrize("report", ["next launch", "synchronize"])
 @pytest.mark.parametrize("exchange", ["counter", "data"])
-def test_a_wait_in_vain_is_reported_and_survived(exchange, report, device, monkeypatch):
+def test_a_wait_in_vain_is_reported_and_survived(exchange, report, device):
     """A counter that begins one too low: it stays behind, as if a program were missing."""
     from tritongru.kernels import persistent
 
@@ -256,15 +257,7 @@ def test_a_wait_in_vain_is_reported_and_survived(exchange, report, device, monke
     w_hh = torch.randn(1, 3 * H, H, device=device, dtype=torch.bfloat16) / 30
     y, hn, none = gx.new_empty(T * B, 1, H), gx.new_empty(1, B, H), gx.new_empty(0)
     run = [gx, w_hh, None, None, y, hn, none, None, dataclasses.replace(launch, groups=1)]
-    fresh = persistent.workspace
-
-    def behind(*args):
-        counters, *others = fresh(*args)
-        counters[:1] -= 1
-        return counters, *others
-
-    with monkeypatch.context() as patched:
-        patched.setattr(persistent, "workspace", behind)
+    with one_arrival_short():
         persistent.forward(*run, limit=1000)
     torch.cuda.synchronize()
     assert y.isnan().all()

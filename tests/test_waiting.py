@@ -12,36 +12,25 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
+from bench.smoke import one_arrival_short
 from tritongru import checks
-from tritongru.kernels import launching, persistent, trouble
+from tritongru.kernels import launching, trouble
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tests/test_gpu_persistent.py")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def one_arrival_short(monkeypatch):
-    """A counter that begins one too low stays behind, as if a program were missing."""
-    fresh = persistent.workspace
-
-    def behind(*args):
-        counters, *others = fresh(*args)
-        counters[:1] -= 1
-        return counters, *others
-
-    monkeypatch.setattr(persistent, "workspace", behind)
-
-
 @pytest.mark.parametrize("exchange", ["counter", "data"])
 @pytest.mark.parametrize("way", ["forward", "backward"])
-def test_a_missing_arrival_leaves_nothing_but_nan_and_is_reported(way, exchange, one_arrival_short, monkeypatch):
+def test_a_missing_arrival_leaves_nothing_but_nan_and_is_reported(way, exchange, monkeypatch):
     raised = []
     monkeypatch.setattr(launching, "raise_trouble", raised.append)
-    if way == "forward":
-        y, hn, _ = run_forward(layer_tensors(H=32), launch_for(32, exchange=exchange), limit=20)
-        found = (y, hn)
-    else:
-        found = run_backward(loops.layer_tensors(H=32), backward_for(32, exchange=exchange), limit=20)
+    with one_arrival_short():
+        if way == "forward":
+            y, hn, _ = run_forward(layer_tensors(H=32), launch_for(32, exchange=exchange), limit=20)
+            found = (y, hn)
+        else:
+            found = run_backward(loops.layer_tensors(H=32), backward_for(32, exchange=exchange), limit=20)
     assert all(values.isnan().all() for values in found)
     with pytest.raises(RuntimeError, match="a persistent GRU kernel gave up at its time step 0: program"):
         tritongru.synchronize(CPU)

@@ -30,16 +30,15 @@ def synchronize(device: torch.device | str | int | None = None) -> None:
 def _device(device: torch.device | str | int | None) -> torch.device:
     if isinstance(device, bool) or not isinstance(device, torch.device | str | int | None):
         raise TypeError(f"device should be a torch.device, its name or an index, got {type(device).__name__}")
-    has_cuda = torch.cuda.is_available()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device is None:
-        device = "cuda" if has_cuda else "cpu"
-    index = device if isinstance(device, int) else torch.device(device).index
-    kind = "cuda" if isinstance(device, int) else torch.device(device).type
-    if kind == "cpu":
+        device = "cuda" if count else "cpu"
+    found = torch.device("cuda") if isinstance(device, int) else torch.device(device)
+    index = device if isinstance(device, int) else found.index
+    if found.type == "cpu":
         return torch.device("cpu")
-    if kind != "cuda":
+    if found.type != "cuda":
         raise ValueError(f"device should be a CPU or a CUDA device, got {device}")
-    count = torch.cuda.device_count() if has_cuda else 0
-    if not has_cuda or (index is not None and not 0 <= index < count):
+    if count == 0 or (index is not None and not 0 <= index < count):
         raise RuntimeError(f"device {device} is not there: this process sees {count} CUDA devices")
     return torch.device("cuda", torch.cuda.current_device() if index is None else index)

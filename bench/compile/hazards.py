@@ -10,7 +10,7 @@ register  A product goes on reading the registers of its left operand until it i
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 COPIED = re.compile(r"\bcp\.async\.wait_(?:group|all)\b")
 FENCE = re.compile(r"\bfence\.proxy\.async\b")
@@ -34,41 +34,51 @@ def unfenced(ptx: str) -> int:
     return count
 
 
-def early_writes(code: Sequence[tuple[int, str]]) -> list[str]:
-    """Instructions that write a register which a warp-group product may still be reading. ``code``: address and text of
-    each instruction. A loop is gone through twice, so that its end meets its beginning."""
-    found: list[str] = []
+Code = Sequence[tuple[int, str]]  # address and text of each instruction
+
+
+def backward_branches(code: Code) -> dict[int, int]:
+    """Where each loop ends and where it begins, as places in the code."""
     place = {address: i for i, (address, _) in enumerate(code)}
-    reading: list[set[int]] = []  # of each group of products under way, the oldest first; the last is open
-    i, again = 0, set()
-    open_group = False
-    while i < len(code):
-        text = code[i][1]
+    found = {}
+    for i, (_, text) in enumerate(code):
+        branch = re.search(r"\bBRA\b.*0x([0-9a-f]+)", text)
+        to = place.get(int(branch[1], 16)) if branch else None
+        if to is not None and to < i:
+            found[i] = to
+    return found
+
+
+def early_writes(code: Code) -> list[str]:
+    """Instructions that write a register which a warp-group product may still be reading."""
+    found: list[str] = []
+    reading: list[set[int]] = []  # of each group of products under way, the oldest first
+    is_open = False  # whether the last of them takes more products
+    for text in _as_run(code):
         match = INSTRUCTION.match(text)
         op, operands = (match[1], match[2]) if match else ("", "")
         if op.startswith(("HGMMA", "QGMMA", "IGMMA")):
-            if not open_group:
+            if not is_open:
                 reading.append(set())
-                open_group = True
-            left = re.match(r"R(\d+)", operands.split(",")[1].strip())
-            if left:
-                reading[-1] |= set(range(int(left[1]), int(left[1]) + 4))
-            if "gsb" in operands:
-                open_group = False
+            operand = re.match(r"R(\d+)", operands.split(",")[1].strip())
+            if operand:
+                reading[-1] |= set(range(int(operand[1]), int(operand[1]) + 4))
+            is_open = "gsb" not in operands
         elif "DEPBAR" in op and "gsb" in operands:
-            left_open = int(operands.rsplit("0x", 1)[1].split()[0].rstrip(","), 16)
-            reading = reading[len(reading) - left_open :] if left_open else []
-            open_group = False
+            under_way = int(operands.rsplit("0x", 1)[1].split()[0].rstrip(","), 16)
+            reading = reading[len(reading) - under_way :] if under_way else []
+            is_open = False
         elif early := _written(op, operands) & set().union(*reading):
             found.append(f"{text} (R{min(early)})")
-        branch = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
-        back = place.get(int(branch[1], 16)) if branch else None
-        if back is not None and back < i and i not in again:
-            again.add(i)
-            i = back
-            continue
-        i += 1
     return found
+
+
+def _as_run(code: Code) -> Iterator[str]:
+    """The instructions, each loop twice, so that its end meets its beginning."""
+    branches, i = backward_branches(code), 0
+    while i < len(code):
+        yield code[i][1]
+        i = branches.pop(i, i + 1)
 
 
 def _written(op: str, operands: str) -> set[int]:

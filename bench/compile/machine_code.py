@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.compile.hazards import early_writes, unfenced
+from bench.compile.hazards import Code, backward_branches, early_writes, unfenced
 
 TARGETS = {
     "sm_80": ("cuda", 80, 32),
@@ -25,6 +25,10 @@ INTEGERS = ("T", "B", "N", "s", "start", "count", "tiles", "limit")  # arguments
 TENSOR_CORE = r"\b[HIDQ]G?MMA\b|\bUT\w*MMA\b"  # and not HFMA2.MMA, by which a constant comes into a register
 # Those that do not have the storage dtype.
 POINTERS = {"dh": "*fp32", "offsets": "*i64", "trouble": "*i64", "counters": "*i32", "state": "*fp32"}
+
+
+def dtype_of(kind: str, i: int = 0) -> str:
+    return ("bfloat16", "float16")[i % 2] if kind == "16-bit" else "float32"
 
 
 @dataclass(frozen=True)
@@ -100,13 +104,10 @@ def _read_sass(cubin: bytes, ptx: str, shared_bytes: int, counts: bool) -> Facts
     return replace(facts, instructions=len(loop), barriers=barriers, tensor_core=products, loads=loads)
 
 
-def _longest_loop(code: list[tuple[int, str]]) -> list[str]:
+def _longest_loop(code: Code) -> list[str]:
     """The instructions between the farthest backward branch and its target: the time loop."""
-    place = {address: i for i, (address, _) in enumerate(code)}
     best: list[str] = []
-    for i, (_, line) in enumerate(code):
-        branch = re.search(r"\bBRA\b.*0x([0-9a-f]+)", line)
-        to = place.get(int(branch[1], 16)) if branch else None
-        if to is not None and to < i and i - to >= len(best):
-            best = [text for _, text in code[to : i + 1]]
+    for end, begin in backward_branches(code).items():
+        if end - begin >= len(best):
+            best = [text for _, text in code[begin : end + 1]]
     return best

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
 
-from bench.compile.machine_code import Facts, compile_for
+from bench.compile.machine_code import Facts, compile_for, dtype_of
 from bench.compile.tables import unread, write
 from tritongru.candidates import persistent_options
 from tritongru.devices import GPUS
@@ -30,10 +30,6 @@ ARCHS = ("sm_80", "sm_86", "sm_100", "sm_120")  # besides sm_90, on which no row
 KERNELS = ("forward", "backward")
 Rows = tuple[PersistentLaunch, ...]
 DROPPED = ("bits", "dot_precision", "groups")  # follow from the kind, or are the plan's
-
-
-def dtype_of(kind: str, i: int = 0) -> str:
-    return ("bfloat16", "float16")[i % 2] if kind == "16-bit" else "float32"
 
 
 # Rows of a tile, units of a program, warps, parts of k, padded to four gates, exchange; in the tune's order: narrow

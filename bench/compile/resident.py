@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from bench.compile.machine_code import Facts, compile_for
+from bench.compile.machine_code import Facts, compile_for, dtype_of
 from bench.compile.tables import unread, write
 from tritongru.devices import GPUS
 from tritongru.launches import BLOCK_B, Launch, Row, chunks_of, dot_precision
@@ -54,8 +54,8 @@ def compile_kernel(
 
 def compile_form(row: Row, launch: Launch, name: str, arch: str, counts: bool = True) -> Facts:
     """As `readings.compile_form`."""
-    most, dtype = name == "demanding", "bfloat16" if row["kind"] == "16-bit" else "float32"
-    asked = (row["kernel"], row["hidden"] - most, dtype, launch, arch)
+    most = name == "demanding"
+    asked = (row["kernel"], row["hidden"] - most, dtype_of(row["kind"]), launch, arch)
     return compile_kernel(*asked, directions=1 + most, packed=most, counts=counts)
 
 
@@ -72,7 +72,7 @@ def candidates(backend: str, kind: str, hidden: int) -> list[Launch]:
 
 def rows_for(backend: str, kernel: str, kind: str, hidden: int) -> list[dict[str, Any]]:
     """The configurations worth keeping, the cheapest first."""
-    dtype = "bfloat16" if kind == "16-bit" else "float32"
+    dtype = dtype_of(kind)
     archs = ["gfx942", "gfx950"] if backend == "hip" else ["sm_90", "sm_80"]
     largest = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.backend == backend)
     priced = []

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from bench.compile.machine_code import Facts, compile_for
+from bench.compile.machine_code import Facts, compile_for, dtype_of
 from bench.compile.tables import unread, write
 from tritongru.devices import GPUS
 from tritongru.launches import Row, StepwiseLaunch, dot_precision
@@ -48,10 +48,6 @@ CANDIDATES: dict[tuple[str, str], tuple[tuple[tuple[int, int, int, int, int], ..
         ((64, 32, 32, 8, 4),),
     ),
 }
-
-
-def dtype_of(kind: str, i: int = 0) -> str:
-    return ("bfloat16", "float16")[i % 2] if kind == "16-bit" else "float32"
 
 
 def compile_launch(

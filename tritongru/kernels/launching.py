@@ -33,17 +33,17 @@ def on_device_of(y: Tensor) -> AbstractContextManager[Any]:
 def kernel_options(y: Tensor, num_warps: int) -> dict[str, Any]:
     """``UPCAST`` and the compiler's options for tensors like y."""
     if device_of(y).type == "cuda":
-        return options_of(num_warps) | {"UPCAST": False}
+        return options_of(num_warps, UPCAST=False)
     if not isinstance(tile_at, InterpretedFunction):
         raise RuntimeError("TRITON_INTERPRET=1 was set after the kernels were loaded; set it before the first call")
-    upcast = y.dtype == torch.bfloat16  # the interpreter's dot misreads bfloat16 operands
-    return options_of(num_warps) | {"UPCAST": upcast}
+    return options_of(num_warps, UPCAST=y.dtype == torch.bfloat16)  # the interpreter's dot misreads bfloat16 operands
 
 
 @functools.cache
-def options_of(num_warps: int) -> dict[str, Any]:
-    """The compiler's options for the GPU of this build of torch."""
-    return {"num_warps": num_warps, **compiler_options("hip" if torch.version.hip else "cuda", num_warps)}
+def options_of(num_warps: int, **constants: bool) -> dict[str, Any]:
+    """Constants of a kernel with the compiler's options for the GPU of this build of torch."""
+    backend = "hip" if torch.version.hip else "cuda"
+    return {**constants, "num_warps": num_warps, **compiler_options(backend, num_warps)}
 
 
 def compiler_options(backend: str, num_warps: int) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from torch import Tensor
 from tritongru.kernels.exchange import IN_VAIN, give_up
 
 # Looks that a program makes in one step, at a counter and at all chunks of words together, before it gives up. A look
-# is a trip to L2 and back, at a chunk one for all of its words: 0.65 us and more (published, H100), so this is two
-# seconds at least, and more on a busy chip. Looks are counted, not time, so that a kernel that is paused (by a
+# is a trip to L2 and back, at a chunk one for all of its words: 0.65 us and more (published, H100), so this is about
+# two seconds, and more on a busy chip. Looks are counted, not time, so that a kernel that is paused (by a
 # debugger, by time slices) is not hurt.
 LIMIT = 3_000_000
 
