@@ -45,6 +45,12 @@ def count(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
+def name(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"expected a name for the code, got {text!r}")
+    return text
+
+
 def folder(text: str) -> Path:
     path = Path(text)
     try:
@@ -63,6 +69,7 @@ def add_rows(room: argparse.ArgumentParser, own: Path) -> None:
     room.add_argument("--out", type=folder, default=str(own), metavar="DIR", help=f"for the rows (default {shown})")
     room.add_argument(
         "--commit",
+        type=name,
         metavar="NAME",
         help="of the code, for the rows (default: what git says; needed without git)",
     )

@@ -76,6 +76,9 @@ def text_of(found: Sequence[dict[str, Any]]) -> str:
 def write(folder: Path) -> int:
     rows = rows_in(folder)
     found = measured(rows)
+    if not found:
+        print(f"No row of the tune in {folder} tells of a shape; {MEASURED.name} stays as it is.")
+        return 2
     temporary = MEASURED.with_suffix(".tmp")
     temporary.write_text(text_of(found))
     temporary.replace(MEASURED)

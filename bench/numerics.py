@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.rows import Row, facts, file_name, number
+from bench.rows import Row, facts, file_name, lines_of, number
 from tritongru.reference import Gates, Gradients
 
 HIDDEN, BATCH = 64, 8
@@ -363,7 +363,7 @@ def read(folder: Path) -> list[Row]:
     """The rows of a folder; of rows about the same thing the one written last."""
     latest: dict[tuple[Any, ...], Row] = {}
     for path in sorted(folder.glob("numerics-*.jsonl")):
-        for line in path.read_text().splitlines():
-            row = dict.fromkeys(KEYS) | json.loads(line)
+        for written in lines_of(path):
+            row = dict.fromkeys(KEYS) | written
             latest[tuple(row[key] for key in ABOUT)] = row
     return list(latest.values())

@@ -152,4 +152,15 @@ class RowFile:
 
 def read(path: Path) -> list[Row]:
     """The rows of a file; a key that rows did not have when it was written is null."""
-    return [dict.fromkeys(KEYS) | json.loads(line) for line in path.read_text().splitlines()]
+    return [dict.fromkeys(KEYS) | written for written in lines_of(path)]
+
+
+def lines_of(path: Path) -> list[Row]:
+    """What each line of a file says, as it was written."""
+    found = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+        try:
+            found.append({**json.loads(line)})
+        except (ValueError, TypeError):
+            raise SystemExit(f"{path}: line {number} is no row in JSON; mend or remove it.") from None
+    return found

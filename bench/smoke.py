@@ -304,7 +304,7 @@ def smoke(only: str = "") -> int:
         return 2
     device = device_facts(here())
     say(f"{device.name}, torch {torch.__version__}: training steps of one layer, compared with torch in float64.")
-    chosen = [step for step in steps_on(kind) if only in step.name]
+    chosen = [step for step in steps_on(kind) if only.lower() in step.name.lower()]
     left_out = [step for step in chosen if step.needs_gpu and kind != "cuda"]
     if left_out:
         say(f"Left out, for they need a GPU: {'; '.join(step.name for step in left_out)}.")

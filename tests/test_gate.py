@@ -324,12 +324,29 @@ def test_a_commit_that_is_given_is_used_as_it_is(command, tmp_path, monkeypatch)
     assert {row["commit"] for row in rows.read(path)} == {"my tree, 3rd try"}
 
 
-def test_the_table_of_the_tune_needs_no_commit(tmp_path, monkeypatch):
+def test_a_blank_commit_is_refused(capsys, tmp_path):
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "--commit", " ", "--out", str(tmp_path)])
+    assert "expected a name for the code, got ' '" in capsys.readouterr().err
+
+
+def test_the_table_of_the_tune_needs_no_commit_and_stays_where_nothing_was_tuned(tmp_path, monkeypatch, capsys):
     from bench import measured
 
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(measured, "MEASURED", tmp_path / "measured.json")
-    assert main(["tune", "--table", "--out", str(tmp_path)]) == 0
+    measured.MEASURED.write_text("as before")
+    assert main(["tune", "--table", "--out", str(tmp_path)]) == 2
+    assert "measured.json stays as it is" in capsys.readouterr().out
+    assert measured.MEASURED.read_text() == "as before"
+
+
+@pytest.mark.parametrize("line", ['{"case": "h8-b3', "7", "null"])
+def test_a_line_that_is_no_row_is_named(tmp_path, line):
+    path = tmp_path / "gate-2026-01-01.jsonl"
+    path.write_text(f'{{"case": "h8-b3-t5-fp32-train", "date": "2026-01-01"}}\n{line}\n')
+    with pytest.raises(SystemExit, match=r"gate-2026-01-01\.jsonl: line 2 is no row in JSON"):
+        main(["tune", "--table", "--out", str(tmp_path)])
 
 
 def test_a_rebuilt_result_has_the_family_and_the_memory_of_its_row():

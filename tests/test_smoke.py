@@ -218,6 +218,12 @@ def test_a_name_that_no_step_has(capsys):
     assert capsys.readouterr().out.splitlines()[1:] == ["No step that can run here has 'lstm' in its name."]
 
 
+@in_the_interpreter
+def test_a_name_in_capitals_is_found(monkeypatch):
+    monkeypatch.setattr(smoke, "run_steps", lambda steps, workers, total_s: len(steps))
+    assert smoke.smoke("STEPWISE") == smoke.smoke("stepwise") == 2
+
+
 @pytest.mark.parametrize("kind", smoke.WORKERS)
 def test_all_limits_together_are_under_two_minutes(kind):
     """Whatever hangs: so many rounds of the workers, each of a limit and of what the end of a child may take."""

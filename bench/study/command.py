@@ -14,7 +14,7 @@ import torch
 
 import tritongru
 from bench.characters import append
-from bench.rows import Row, facts, file_name, number
+from bench.rows import Row, facts, file_name, lines_of, number
 from bench.study.tasks import TASKS, Task
 from bench.study.training import (
     CLIP,
@@ -46,8 +46,7 @@ def read(folder: Path) -> list[Row]:
     """The rows of a folder; of two measurements of the same the later, in the order of writing."""
     found: dict[str, Row] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
+        for row in lines_of(path):
             found.pop(sameness(row), None)
             found[sameness(row)] = row
     return list(found.values())
