@@ -75,12 +75,13 @@ def text_of(found: Sequence[dict[str, Any]]) -> str:
 
 def write(folder: Path) -> int:
     rows = rows_in(folder)
-    found = measured(rows)
-    if not found:
-        print(f"No row of the tune in {folder} tells of a shape; {MEASURED.name} stays as it is.")
+    tuned = sum(row["impl"] == TUNED for row in rows)
+    if not tuned:
+        print(f"There is no row of the tune in {folder}; {MEASURED.name} stays as it is.")
         return 2
+    found = measured(rows)
     temporary = MEASURED.with_suffix(".tmp")
     temporary.write_text(text_of(found))
     temporary.replace(MEASURED)
-    print(f"{len(found)} shapes from {sum(row['impl'] == TUNED for row in rows)} rows of the tune: {MEASURED}")
+    print(f"{len(found)} shapes from {tuned} rows of the tune: {MEASURED}")
     return 0

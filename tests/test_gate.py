@@ -325,7 +325,7 @@ def test_a_commit_that_is_given_is_used_as_it_is(command, tmp_path, monkeypatch)
 
 
 def test_a_blank_commit_is_refused(capsys, tmp_path):
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="^2$"):
         main(["run", "--commit", " ", "--out", str(tmp_path)])
     assert "expected a name for the code, got ' '" in capsys.readouterr().err
 

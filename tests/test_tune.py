@@ -468,11 +468,11 @@ def test_the_table_is_the_same_every_time_one_row_a_line(tmp_path, monkeypatch, 
     assert "3 shapes from 3 rows of the tune" in capsys.readouterr().out
 
 
-def test_without_rows_the_table_is_empty(tmp_path, monkeypatch):
-    from bench.__main__ import main
-
+def test_where_no_launch_was_green_the_table_is_empty(tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "MEASURED", tmp_path / "measured.json")
-    assert main(["tune", "--table", "--out", str(tmp_path)]) == 0
+    some = [row(B16, 2.0, "a") | {"parity": 3.0}, row(B16, 9.0)]
+    (tmp_path / "tune.jsonl").write_text("".join(json.dumps(one) + "\n" for one in some))
+    assert measured.write(tmp_path) == 0
     assert (tmp_path / "measured.json").read_text() == "[]\n"
 
 

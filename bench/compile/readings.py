@@ -98,7 +98,7 @@ def record(chips: Sequence[str], families: Sequence[str], jobs: int) -> None:
 
 
 def sample(chip: str, kernel: str, everything: bool) -> Iterator[tuple[str, Row, tuple[str, ...]]]:
-    """(family, row, names of forms) of a kernel: of all rows some, each chip others, of those that were read for it."""
+    """(family, row, names of forms) of a kernel: of each kind some rows, each chip others, of those read for it."""
     family, _, name = kernel.rpartition("-")
     family = family or "resident"
     version = tritons.installed() or ""
@@ -106,7 +106,9 @@ def sample(chip: str, kernel: str, everything: bool) -> Iterator[tuple[str, Row,
     rows = [row for row in rows if chip in row["readings"].get(version, {"stack": ()})["stack"]]
     every = 1 if everything else EVERY[family][chip != HOME]
     part = [chip for chips in CHIPS.values() for chip in chips].index(chip) % every
-    for i, row in enumerate(rows[part::every]):
+    kinds = [[row for row in rows if row["kind"] == kind] for kind in sorted({row["kind"] for row in rows})]
+    some = [row for own in kinds for row in own[part % min(every, len(own)) :: every]]
+    for i, row in enumerate(some):
         names = form_names(chip, row["readings"][version])
         yield family, row, names if everything else (names[i % len(names)],)
 
