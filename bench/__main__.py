@@ -277,13 +277,16 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     top = parser()
     given = top.parse_args(argv)
-    if "commit" in given and not given.commit and not getattr(given, "table", False):
-        from bench.rows import commit_here
+    from bench.rows import NotRows, commit_here
 
+    if "commit" in given and not given.commit and not getattr(given, "table", False):
         given.commit = commit_here()
         if not given.commit:
             top.error("git says nothing of this code, and rows have to name it: give --commit NAME")
-    code: int = given.run(given)
+    try:
+        code: int = given.run(given)
+    except NotRows as error:
+        top.exit(2, f"{top.prog}: {error}.\n")
     return code
 
 

@@ -26,6 +26,10 @@ KEYS = (
 Row = dict[str, Any]
 
 
+class NotRows(ValueError):
+    """A file of rows has a line that is none."""
+
+
 def output_of(*command: str) -> str | None:
     """First line of a command's output, or None if there is no such program or it failed."""
     try:
@@ -156,11 +160,15 @@ def read(path: Path) -> list[Row]:
 
 
 def lines_of(path: Path) -> list[Row]:
-    """What each line of a file says, as it was written."""
+    """What each line of a file says, as it was written.
+
+    Raises:
+        NotRows: if a line is no row.
+    """
     found = []
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
         try:
             found.append({**json.loads(line)})
         except (ValueError, TypeError):
-            raise SystemExit(f"{path}: line {number} is no row in JSON; mend or remove it.") from None
+            raise NotRows(f"line {number} of {str(path)!r} is no row in JSON; mend or remove it") from None
     return found
