@@ -69,10 +69,10 @@ def reading_of(found: Mapping[str, Facts], chip: str, before: Mapping[str, Any])
     }
 
 
-def has_room(row: Row, chip: str, version: str) -> bool:
-    """Whether a chip is asked about: only where what the row holds, as it was read before, may fit."""
+def has_room(row: Row, chip: str) -> bool:
+    """Whether a chip is asked about: only where what the row holds, as some Triton compiled it, may fit."""
     most = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == chip)
-    return chip == HOME or row["readings"].get(version, {"shared_bytes": 0})["shared_bytes"] <= most
+    return chip == HOME or min((one["shared_bytes"] for one in row["readings"].values()), default=0) <= most
 
 
 def record(chips: Sequence[str], families: Sequence[str], jobs: int) -> None:
@@ -84,7 +84,7 @@ def record(chips: Sequence[str], families: Sequence[str], jobs: int) -> None:
         for chip in chips:
             for family in families:
                 rows = rows_of(family)
-                some = [row for row in rows if chip in CHIPS[row["backend"]] and has_room(row, chip, version)]
+                some = [row for row in rows if chip in CHIPS[row["backend"]] and has_room(row, chip)]
                 if unread := sum(chip in CHIPS["cuda"][1:] and version not in row["readings"] for row in some):
                     raise SystemExit(
                         f"{unread} rows of {family} were not read with Triton {version}: {HOME} comes first"
