@@ -275,10 +275,10 @@ def parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    top = parser()
-    given = top.parse_args(argv)
     from bench.rows import NotRows, commit_here
 
+    top = parser()
+    given = top.parse_args(argv)
     if "commit" in given and not given.commit and not getattr(given, "table", False):
         given.commit = commit_here()
         if not given.commit:

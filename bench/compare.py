@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.measured import rows_in
 from bench.pair import OURS
-from bench.rows import MACHINE_KEYS, Row, read
+from bench.rows import MACHINE_KEYS, NotRows, Row, read
 from bench.timing import geomean
 
 Key = tuple[str, str, str | None]  # case, implementation and, of a tune, the launch
@@ -51,7 +51,7 @@ def rows_of(name: str, folder: Path) -> list[Row]:
     if os.path.isfile(name):
         try:
             rows = read(Path(name))
-        except (ValueError, TypeError, OSError) as error:
+        except (NotRows, OSError) as error:
             raise Unknown(f"{name!r} is no file of rows: {error}.") from None
     elif re.fullmatch(r"[0-9a-f]{4,40}(-dirty)?", name):
         try:
