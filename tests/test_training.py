@@ -1,10 +1,13 @@
 """A training step through the module, of sizes that the persistent and the stepwise kernels run, in the interpreter."""
 
+import math
+
 import pytest
 import torch
 from layers import Case, assert_parity, build, outputs_and_gradients
 from tolerance import assert_close_to_float64
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritongru
 from tritongru import layer, memory
@@ -133,3 +136,22 @@ def test_two_training_steps_give_the_same_bits():
         ours, x, hx = build(Case(T=3, B=17, H=140, memory="save"), CPU)
         found.append(outputs_and_gradients(ours, x, hx))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("rows", [1, 63, 4096, 4098, 4099])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_are_summed_in_groups_without_a_loss(rows, dtype):
+    """torch's buffer on a GPU has 8 bytes for each value of a sum over the first axis."""
+    values = torch.randn(rows, 2, 48).to(dtype)
+    long = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket == torch.ops.aten.sum and args[1] == [0]:
+                long.append(args[0].numel())
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        found = layer.sum_of_rows(values, torch.float32)
+    torch.testing.assert_close(found.double(), values.double().sum(0), rtol=1e-5, atol=2e-5 * rows**0.5)
+    assert long == [values.numel() // (math.gcd(rows, 64) if values.numel() >= 2**17 else 1)]
