@@ -4,81 +4,17 @@ Nothing heavy is imported here, because every child process imports this file on
 """
 
 import argparse
-import errno
-import math
-import os
 import sys
-import tempfile
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from bench.arguments import RESULTS, Parser, add_measuring, add_only, add_rows, count
+
 SUITES = ("workloads", "scaling", "precisions", "grids")  # as in bench/suites.py
 
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help.\n")
-
-
 Add = Callable[..., argparse.ArgumentParser]
-
-
-def seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
-    return value
-
-
-def count(least: int, most: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not (text.isdecimal() and len(text) < 10 and least <= int(text) <= most):
-            raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text!r}")
-        return int(text)
-
-    return parse
-
-
-def name(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError(f"expected a name for the code, got {text!r}")
-    return text
-
-
-def folder(text: str) -> Path:
-    path = Path(text)
-    try:
-        if path.is_symlink() and not path.exists():
-            raise FileNotFoundError(errno.ENOENT, f"a link to {os.readlink(path)!r}, where nothing is")
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()  # before hours of measuring, not after
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no folder for rows: {error.strerror}") from None
-    return path
-
-
-def add_rows(room: argparse.ArgumentParser, own: Path) -> None:
-    """Where rows go and what they say of the code."""
-    shown = own.relative_to(RESULTS.parents[1])
-    room.add_argument("--out", type=folder, default=str(own), metavar="DIR", help=f"for the rows (default {shown})")
-    room.add_argument(
-        "--commit",
-        type=name,
-        metavar="NAME",
-        help="of the code, for the rows (default: what git says; needed without git)",
-    )
-
-
-def add_measuring(room: argparse.ArgumentParser) -> None:
-    room.add_argument("--budget", type=seconds, default=450.0, metavar="SECONDS", help="time in all (default 450)")
-    room.add_argument("--only", default="", metavar="TEXT", help="only cases with TEXT in their name, e.g. h768-b16")
-    add_rows(room, RESULTS)
 
 
 def add_smoke(add: Add) -> None:
@@ -88,10 +24,10 @@ def add_smoke(add: Add) -> None:
         description="Runs each kind of launch once, in a child process with a time limit of its own: a line for each. "
         "Exit 0 only if all that this device can run agree with torch; 2 without a GPU, unless TRITON_INTERPRET=1.",
     )
-    room.add_argument("--only", default="", metavar="TEXT", help="only steps with TEXT in their name, e.g. stepwise")
+    add_only(room, "steps", "stepwise")
 
     def run(given: Namespace) -> int:
-        from bench.smoke import smoke
+        from bench.commands.smoke import smoke
 
         return smoke(given.only)
 
@@ -111,7 +47,7 @@ def add_run(add: Add) -> None:
     room.add_argument("--study", action="store_true", help="then `study` as well, however long it takes")
 
     def run(given: Namespace) -> int:
-        from bench.run import run
+        from bench.commands.run import run
 
         return run(given.budget, given.out, given.only, given.commit, given.suite or SUITES, given.study)
 
@@ -131,7 +67,7 @@ def add_gate(add: Add) -> None:
     room.add_argument("--impl", choices=("auto", "triton"), default="auto", help="which path of ours (default auto)")
 
     def run(given: Namespace) -> int:
-        from bench.gate import gate
+        from bench.commands.gate import gate
 
         return gate(given.budget, given.out, given.impl, given.only, given.commit)
 
@@ -152,10 +88,10 @@ def add_tune(add: Add) -> None:
 
     def run(given: Namespace) -> int:
         if given.table:
-            from bench.measured import write
+            from bench.analysis.measured import write
 
             return write(given.out)
-        from bench.tune import tune
+        from bench.commands.tune import tune
 
         return tune(given.budget, given.out, given.only, given.commit)
 
@@ -173,7 +109,7 @@ def add_compare(add: Add) -> None:
     room.add_argument("--rows", type=Path, default=RESULTS, metavar="DIR", help="of commits (default bench/results)")
 
     def run(given: Namespace) -> int:
-        from bench.compare import compare
+        from bench.analysis.compare import compare
 
         return compare(given.first, given.second, given.rows)
 
@@ -189,7 +125,7 @@ def add_plot(add: Add) -> None:
     room.add_argument("--check", action="store_true", help="write nothing; exit 1 if something differs from the rows")
 
     def run(given: Namespace) -> int:
-        from bench.plot import plot
+        from bench.commands.plot import plot
 
         return plot(given.check)
 
@@ -216,7 +152,7 @@ def add_characters(add: Add) -> None:
     add_rows(room, RESULTS / "curves")  # a folder of its own: these are no rows of cases
 
     def run(given: Namespace) -> int:
-        from bench.characters import characters
+        from bench.study.characters import characters
 
         asked: dict[str, Any] = {name: value for name, value in vars(given).items() if name not in ("command", "run")}
         return characters(**asked)
@@ -236,7 +172,7 @@ def add_numerics(add: Add) -> None:
     add_rows(room, RESULTS / "numerics")
 
     def run(given: Namespace) -> int:
-        from bench.numerics import run
+        from bench.study.numerics import run
 
         return run(given.seeds, given.steps, given.out, given.commit)
 
@@ -250,7 +186,7 @@ def add_study(add: Add) -> None:
         description="Chooses a rate for each model, then trains all from the same seeds on the same batches. The same "
         "command goes on where the last one stopped. Sizes that are not given are those of the task.",
     )
-    room.add_argument("--only", default="", metavar="TEXT", help="only tasks with TEXT in their name")
+    add_only(room, "tasks", "adding")
     room.add_argument("--seeds", type=count(1, 100), metavar="N", help="initial weights to start from")
     room.add_argument("--steps", type=count(2, 100_000), metavar="N", help="optimiser's steps")
     add_rows(room, RESULTS / "study")
@@ -275,7 +211,7 @@ def parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from bench.rows import NotRows, commit_here
+    from bench.measure.rows import NotRows, commit_here
 
     top = parser()
     given = top.parse_args(argv)

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from bench.cases import BATCHES, FIRST, HEADLINES, HIDDEN, MODES, Case, grid, small_cases, wide_cases
-from bench.ceilings import operations
+from bench.measure.cases import BATCHES, FIRST, HEADLINES, HIDDEN, MODES, Case, grid, small_cases, wide_cases
+from bench.measure.ceilings import operations
+from bench.measure.workloads import PRECISIONS, WORKLOADS, workload_cases
 from bench.rivals import ALL_RIVALS, FLOOR, FORCED, GATE_RIVALS, GRAPH, GRID_RIVALS, OURS_GRAPH
-from bench.workloads import PRECISIONS, WORKLOADS, workload_cases
-from tritongru.launches import BLOCK_B
+from tritongru.planning.launches import BLOCK_B
 
 Job = tuple[Case, tuple[str, ...]]
 Tuned = tuple[str, str, bool, int, int, int]

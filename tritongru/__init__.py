@@ -1,10 +1,10 @@
 """The GRU with its time loop inside one Triton kernel: a drop-in for torch.nn.GRU."""
 
-from tritongru.explaining import explain
 from tritongru.functional import gru
+from tritongru.interop.registries import register
 from tritongru.module import GRU, GRUCell, TorchTypeGRU
-from tritongru.plan import Plan
-from tritongru.registries import register
+from tritongru.planning.explaining import explain
+from tritongru.planning.plan import Plan
 from tritongru.waiting import synchronize
 
 __version__ = "0.1.0"

@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from functools import partial
 
-import torch
-
-from tritongru import __version__, demo, env
-from tritongru.devices import GPUS, MOST, Device, check_sizes, device_facts, find_gpu
-from tritongru.memory import MEMORIES
-from tritongru.plan import DTYPES, PRECISIONS, fp32_precision, plan
-
-
-def gpu(text: str) -> Device:
-    found = find_gpu(text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no known GPU; choose from {', '.join(sorted(GPUS))}")
-    return found
+from tritongru import __version__
+from tritongru.commands import demo, env, explain
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,66 +20,11 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=demo.run)
 
     command = commands.add_parser("explain", help="which kernel would run a layer, and why")
-    for option, name, default, about in (
-        ("--hidden", "hidden", None, "hidden size H"),
-        ("--batch", "batch", 1, "batch size B (default 1)"),
-        ("--input", "inputs", None, "input size I (default: H)"),
-        ("--layers", "layers", 1, "stacked layers L (default 1)"),
-        ("--time", "time", 512, "time steps T (default 512)"),
-    ):
-        command.add_argument(
-            option, type=demo.count(MOST[name]), default=default, required=name == "hidden", metavar="N", help=about
-        )
-    command.add_argument("--dtype", choices=(*DTYPES, "float64"), default="float32", help="default float32")
-    command.add_argument(
-        "--gpu", type=gpu, metavar="GPU", help=f"{', '.join(sorted(GPUS))}; default: this machine's device"
-    )
-    command.add_argument("--precision", choices=PRECISIONS, help="of fp32 products; default: torch's switch")
-    command.add_argument("--bidirectional", action="store_true", help="both directions in one launch")
-    command.add_argument("--memory", choices=MEMORIES, default="auto", help="what is kept for the backward")
-    command.add_argument("--inference", action="store_true", help="plan without a backward pass")
-    command.add_argument("--json", action="store_true", help="print JSON")
-    command.set_defaults(run=partial(run_explain, command))
+    explain.add_arguments(command)
 
     command = commands.add_parser("env", help="versions, GPU and precision switches")
-    command.add_argument("--json", action="store_true", help="print JSON")
-    command.set_defaults(run=run_env)
+    env.add_arguments(command)
     return top
-
-
-def run_explain(command: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    directions = 2 if args.bidirectional else 1
-    sizes = {name: getattr(args, name) for name in ("hidden", "batch", "time", "layers")}
-    try:
-        sizes = check_sizes(directions, inputs=args.input or args.hidden, **sizes)
-    except ValueError as error:
-        command.error(str(error))
-    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    answer = plan(
-        dtype=args.dtype,
-        device=args.gpu or device_facts(here),
-        directions=directions,
-        precision=args.precision or fp32_precision(),
-        training=not args.inference,
-        memory=args.memory,
-        **sizes,
-    )
-    print(json.dumps(answer.as_dict(), indent=2) if args.json else answer)
-    if here.type == "cpu" and args.gpu is None:
-        others = ", ".join(name for name in sorted(GPUS) if name != "h200")
-        hint = f"no GPU here: add --gpu h200 (or {others}) to ask about another machine"
-        print(hint, file=sys.stderr if args.json else sys.stdout)
-    return 0
-
-
-def run_env(args: argparse.Namespace) -> int:
-    found = env.report()
-    if args.json:
-        print(json.dumps(found, indent=2))
-    else:
-        for name, value in found.items():
-            print(f"{name}: {value}")
-    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

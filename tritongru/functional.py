@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritongru import ops, routed
-from tritongru.checks import (
+from tritongru import ops
+from tritongru.arguments.checks import (
     check_batch_sizes,
     check_choice,
     check_dropout,
@@ -24,9 +24,10 @@ from tritongru.checks import (
     check_tensors,
     check_weights,
 )
-from tritongru.exporters import exports_to_onnx, onnx_gru
-from tritongru.memory import MEMORIES, gate_bytes, saves
-from tritongru.options import IMPLS, Options, autocast_dtype, batch_of, is_traced, steps_of
+from tritongru.arguments.options import IMPLS, Options, autocast_dtype, batch_of, is_traced, steps_of
+from tritongru.interop import compiler_ops
+from tritongru.interop.exporters import exports_to_onnx, onnx_gru
+from tritongru.planning.memory import MEMORIES, gate_bytes, saves
 from tritongru.route import asks_for_kernels, log_once, route_of, takes
 from tritongru.torch_path import run_torch
 
@@ -157,7 +158,7 @@ def _run_compiled(
         cast = None
     memory = options.memory if learns else "none"
     rest = (batch, impl, memory, options.num_layers, cast)
-    y, h_n = _run_layers(_rows(input, options), hx, weights, options, routed.gru_layer, *rest)
+    y, h_n = _run_layers(_rows(input, options), hx, weights, options, compiler_ops.gru_layer, *rest)
     return _as_input(y, T, batch, options), h_n
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritongru.launches import AnyLaunch, Launch, PersistentLaunch, StepwiseLaunch
-from tritongru.memory import part_steps
+from tritongru.planning.launches import AnyLaunch, Launch, PersistentLaunch, StepwiseLaunch
+from tritongru.planning.memory import part_steps
 
 GROUP_ROWS = 64  # that are summed first
 MANY_VALUES = 1 << 17  # from which on they are: a buffer of 1 MiB
@@ -175,7 +175,9 @@ def project(x: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
 
 @functools.cache
 def _families() -> dict[type, Any]:
-    from tritongru.kernels import persistent, resident, stepwise
+    from tritongru.kernels.persistent import launch as persistent
+    from tritongru.kernels.resident import launch as resident
+    from tritongru.kernels.stepwise import launch as stepwise
 
     return {Launch: resident, PersistentLaunch: persistent, StepwiseLaunch: stepwise}
 

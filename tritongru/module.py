@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import GRUCell
 from torch.nn.utils.rnn import PackedSequence
 
-from tritongru.adoption import adopt, arguments_of, check_class, check_parameters
-from tritongru.checks import check_choice, check_dtype, check_features, check_order
-from tritongru.devices import check_size
-from tritongru.exporters import fx_leaf
+from tritongru.arguments.checks import check_choice, check_dtype, check_features, check_order
+from tritongru.arguments.options import IMPLS, Options
 from tritongru.functional import run
-from tritongru.memory import MEMORIES
-from tritongru.options import IMPLS, Options
+from tritongru.interop.adoption import adopt, arguments_of, check_class, check_parameters
+from tritongru.interop.exporters import fx_leaf
+from tritongru.planning.devices import check_size
+from tritongru.planning.memory import MEMORIES
 from tritongru.torch_path import draws_dropout
 from tritongru.warmup import Warmup, warm
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from tritongru import layer
-from tritongru.checks import Others, check_devices, check_layer, check_ranks, check_tensors
-from tritongru.exporters import refuse_program
-from tritongru.launches import AnyLaunch
-from tritongru.plan import plan_on, precision_of
+from tritongru.arguments.checks import Others, check_devices, check_layer, check_ranks, check_tensors
+from tritongru.interop.exporters import refuse_program
+from tritongru.planning.launches import AnyLaunch
+from tritongru.planning.plan import plan_on, precision_of
 
 torch.library.define(
     "tritongru::gru_forward",

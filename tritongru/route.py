@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from tritongru import tritons
-from tritongru.devices import device_facts
-from tritongru.plan import limits_on, plan_on, precision_of
+from tritongru.planning import triton_versions
+from tritongru.planning.devices import device_facts
+from tritongru.planning.plan import limits_on, plan_on, precision_of
 
 logger = logging.getLogger("tritongru")
 
@@ -114,8 +114,8 @@ def _missing(device: torch.device, interpreted: bool) -> str:
 @functools.cache
 def _installed(package: str) -> tuple[int, ...]:
     """Major and minor version of a package, or nothing where it is not installed."""
-    found = tritons.version_of(*(tritons.DISTRIBUTIONS if package == "triton" else (package,)))
-    return () if found is None else tritons.minor_of(found) or (0,)
+    found = triton_versions.version_of(*(triton_versions.DISTRIBUTIONS if package == "triton" else (package,)))
+    return () if found is None else triton_versions.minor_of(found) or (0,)
 
 
 def log_once(reason: str, warn: bool = False) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tritongru.options import Options, autocast_dtype, batch_of
+from tritongru.arguments.options import Options, autocast_dtype, batch_of
 
 
 def run_torch(

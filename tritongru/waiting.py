@@ -22,7 +22,7 @@ def synchronize(device: torch.device | str | int | None = None) -> None:
     found = _device(device)
     if found.type == "cuda":
         torch.cuda.synchronize(found)
-    trouble = sys.modules.get("tritongru.kernels.trouble")  # else no kernel has run yet
+    trouble = sys.modules.get("tritongru.kernels.persistent.watchdog")  # else no kernel has run yet
     if trouble is not None and found in trouble.words:
         trouble.raise_trouble(trouble.words[found])
 

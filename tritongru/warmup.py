@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from tritongru import layer
-from tritongru.devices import device_facts
-from tritongru.memory import gate_bytes, saves
-from tritongru.options import autocast_dtype
-from tritongru.plan import Pass, plan_on
+from tritongru.arguments.options import autocast_dtype
+from tritongru.planning.devices import device_facts
+from tritongru.planning.memory import gate_bytes, saves
+from tritongru.planning.plan import Pass, plan_on
 from tritongru.route import asks_for_kernels, route_of, takes
 
 
@@ -178,8 +178,11 @@ def _run(works: list[_Work], device: torch.device) -> list[float]:
 def _prepare(works: list[_Work], device: torch.device) -> None:
     """What threads must not make at once: a kernel's table of compiled forms (two would each make one, and one of them
     would be lost with what is in it), and the word for trouble."""
-    from tritongru.kernels import persistent, rebuild, resident, stepwise
-    from tritongru.kernels.trouble import trouble_of
+    from tritongru.kernels import rebuild
+    from tritongru.kernels.persistent import launch as persistent
+    from tritongru.kernels.persistent.watchdog import trouble_of
+    from tritongru.kernels.resident import launch as resident
+    from tritongru.kernels.stepwise import launch as stepwise
 
     trouble_of(device)
     rooms = {"persistent": persistent, "resident": resident, "stepwise": stepwise}

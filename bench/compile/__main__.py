@@ -19,7 +19,7 @@ import os
 import sys
 from typing import Any
 
-from bench.__main__ import count
+from bench.arguments import count
 from bench.compile import persistent, readings, resident, stepwise, times
 from bench.compile.machine_code import TARGETS
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from bench.compile.machine_code import Facts, compile_for, dtype_of
 from bench.compile.tables import unread, write
-from tritongru.candidates import persistent_options
-from tritongru.devices import GPUS
-from tritongru.launches import PersistentLaunch, Row, bits_of, chunks_of, dot_precision
+from tritongru.planning.candidates import persistent_options
+from tritongru.planning.devices import GPUS
+from tritongru.planning.launches import PersistentLaunch, Row, bits_of, chunks_of, dot_precision
 
 SIZES = {
     "16-bit": (256, 384, 512, 768, 1024, 1536, 2048),
@@ -97,7 +97,8 @@ def compile_launch(
     save_gates: bool = True,
     counts: bool = True,
 ) -> Facts:
-    from tritongru.kernels import persistent
+    from tritongru.kernels.persistent.backward_kernel import persistent_backward_kernel
+    from tritongru.kernels.persistent.forward_kernel import persistent_forward_kernel
 
     constants = {
         "D": directions,
@@ -109,9 +110,9 @@ def compile_launch(
     }
     if launch.kernel == "forward":
         constants |= {"USE_BIAS": True, "SAVE_GATES": save_gates}
-        return compile_for(persistent.persistent_forward_kernel, constants, dtype, launch.num_warps, arch, counts)
+        return compile_for(persistent_forward_kernel, constants, dtype, launch.num_warps, arch, counts)
     constants |= {"USE_DY": True}
-    return compile_for(persistent.persistent_backward_kernel, constants, dtype, launch.num_warps, arch, counts)
+    return compile_for(persistent_backward_kernel, constants, dtype, launch.num_warps, arch, counts)
 
 
 def plain(launch: PersistentLaunch, kind: str, arch: str, counts: bool = True) -> Facts:

@@ -15,9 +15,9 @@ from typing import Any
 from bench.compile import persistent, resident, stepwise
 from bench.compile.machine_code import Facts
 from bench.compile.tables import write
-from tritongru import tritons
-from tritongru.devices import GPUS
-from tritongru.launches import Row, launch_of, rows_of
+from tritongru.planning import triton_versions
+from tritongru.planning.devices import GPUS
+from tritongru.planning.launches import Row, launch_of, rows_of
 
 HOME = "sm_90"  # whose machine code is counted
 CHIPS = {"cuda": (HOME, "sm_80", "sm_86", "sm_100", "sm_120"), "hip": ("gfx942", "gfx950")}
@@ -45,7 +45,7 @@ def compile_form(family: str, row: Row, name: str, chip: str) -> Facts:
 
 def read(item: Item) -> dict[str, Facts]:
     family, row, chip = item
-    version = tritons.installed() or ""
+    version = triton_versions.installed() or ""
     return {name: compile_form(family, row, name, chip) for name in form_names(chip, row["readings"].get(version, {}))}
 
 
@@ -77,7 +77,7 @@ def has_room(row: Row, chip: str) -> bool:
 
 def record(chips: Sequence[str], families: Sequence[str], jobs: int) -> None:
     """Reads every row and writes each table as soon as a chip is done with it."""
-    version = tritons.installed()
+    version = triton_versions.installed()
     if version is None:
         raise SystemExit("no Triton is installed, so nothing can be compiled")
     with ProcessPoolExecutor(jobs) as pool:
@@ -101,7 +101,7 @@ def sample(chip: str, kernel: str, everything: bool) -> Iterator[tuple[str, Row,
     """(family, row, names of forms) of a kernel: of each kind some rows, each chip others, of those read for it."""
     family, _, name = kernel.rpartition("-")
     family = family or "resident"
-    version = tritons.installed() or ""
+    version = triton_versions.installed() or ""
     rows = [row for row in rows_of(family) if row["kernel"] == name]
     rows = [row for row in rows if chip in row["readings"].get(version, {"stack": ()})["stack"]]
     every = 1 if everything else EVERY[family][chip != HOME]
@@ -117,7 +117,7 @@ def check(chip: str, kernel: str, everything: bool) -> None:
     """Compiles a part of the rows and prints, for each, what was found and what the reading says, as a line of JSON."""
     rows = [*sample(chip, kernel, everything)]
     if not rows:
-        raise SystemExit(f"no row of {kernel} was read for {chip} with Triton {tritons.installed()}")
+        raise SystemExit(f"no row of {kernel} was read for {chip} with Triton {triton_versions.installed()}")
     for family, row, names in rows:
         found = {name: asdict(compile_form(family, row, name, chip)) for name in names}
         print(json.dumps({"family": family, "row": row, "found": found}), flush=True)

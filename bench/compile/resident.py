@@ -9,9 +9,9 @@ from typing import Any
 
 from bench.compile.machine_code import Facts, compile_for, dtype_of
 from bench.compile.tables import unread, write
-from tritongru.devices import GPUS
-from tritongru.launches import BLOCK_B, Launch, Row, chunks_of, dot_precision
-from tritongru.model import BARRIER_CLOCKS, SCHEDULERS
+from tritongru.planning.cost_model import BARRIER_CLOCKS, SCHEDULERS
+from tritongru.planning.devices import GPUS
+from tritongru.planning.launches import BLOCK_B, Launch, Row, chunks_of, dot_precision
 
 SIZES = {"16-bit": range(32, 193, 16), "tf32": range(32, 129, 16), "ieee": range(32, 97, 16)}
 # Of 255: what needs more here may spill on another chip or with another option, and with 4 warps it does.
@@ -31,7 +31,8 @@ def compile_kernel(
     counts: bool = True,
 ) -> Facts:
     """Compile the resident ``forward`` or ``backward``."""
-    from tritongru.kernels import resident
+    from tritongru.kernels.resident.backward_kernel import resident_backward_kernel
+    from tritongru.kernels.resident.forward_kernel import resident_forward_kernel
 
     constants: dict[str, Any] = {
         "D": directions,
@@ -48,7 +49,7 @@ def compile_kernel(
         constants |= {"USE_BIAS": True, "SAVE_GATES": save_gates}
     else:
         constants |= {"USE_DY": True}
-    fn = getattr(resident, f"resident_{kernel}_kernel")
+    fn = {"forward": resident_forward_kernel, "backward": resident_backward_kernel}[kernel]
     return compile_for(fn, constants, dtype, launch.num_warps, arch, counts)
 
 

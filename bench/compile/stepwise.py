@@ -8,8 +8,8 @@ from typing import Any
 
 from bench.compile.machine_code import Facts, compile_for, dtype_of
 from bench.compile.tables import unread, write
-from tritongru.devices import GPUS
-from tritongru.launches import Row, StepwiseLaunch, dot_precision
+from tritongru.planning.devices import GPUS
+from tritongru.planning.launches import Row, StepwiseLaunch, dot_precision
 
 HIDDEN = 4096  # size of the counts; the block, not the size, decides what the compiler makes
 ARCHS = ("sm_80", "sm_86", "sm_100", "sm_120")  # besides sm_90
@@ -63,7 +63,10 @@ def compile_launch(
     use_h0: bool = True,
     counts: bool = True,
 ) -> Facts:
-    from tritongru.kernels import stepwise
+
+    from tritongru.kernels.stepwise.backward_kernel import stepwise_backward_kernel
+    from tritongru.kernels.stepwise.forward_kernel import stepwise_forward_kernel
+    from tritongru.kernels.stepwise.launch import blocks
 
     constants = {
         "D": directions,
@@ -71,10 +74,10 @@ def compile_launch(
         "USE_H0": use_h0,
         "PACKED": packed,
         "UPCAST": False,
-        **stepwise.blocks(launch),
+        **blocks(launch),
     }
     constants |= {"USE_BIAS": True, "SAVE_GATES": save_gates} if kernel == "forward" else {"USE_DY": True}
-    fn = getattr(stepwise, f"stepwise_{kernel}_kernel")
+    fn = {"forward": stepwise_forward_kernel, "backward": stepwise_backward_kernel}[kernel]
     return compile_for(fn, constants, dtype, launch.num_warps, arch, counts)
 
 

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-from tritongru import launches, plan, tritons
-from tritongru.launches import Row
+from tritongru.planning import launches, plan, triton_versions
+from tritongru.planning.launches import Row
 
-TABLES = Path(__file__).parents[2] / "tritongru" / "kernels"
+TABLES = Path(__file__).parents[2] / "tritongru" / "planning" / "tables"
 PAGE = "3.7.1"  # Triton whose readings the documents show: that of the torch with which their rows were made
 READ = ("shared_bytes", "registers", "instructions", "barriers", "tensor_core", "spills_on", "faults")
 
@@ -26,7 +26,7 @@ def write(family: str, rows: Iterable[Row]) -> None:
     """In one go, so that nobody reads half a table."""
     rows = [*rows]
     for row in rows:
-        row["readings"] = dict(sorted(row["readings"].items(), key=lambda item: tritons.minor_of(item[0])))
+        row["readings"] = dict(sorted(row["readings"].items(), key=lambda item: triton_versions.minor_of(item[0])))
     path = TABLES / f"{family}.json"
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")

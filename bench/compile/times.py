@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.compile import persistent, resident, stepwise
-from bench.rows import Row, cpu_name, facts, file_name
-from tritongru.devices import GPUS
-from tritongru.launches import Launch, PersistentLaunch
-from tritongru.plan import Pass, plan
+from bench.measure.rows import Row, cpu_name, facts, file_name
+from tritongru.planning.devices import GPUS
+from tritongru.planning.launches import Launch, PersistentLaunch
+from tritongru.planning.plan import Pass, plan
 
 ROWS = Path(__file__).parents[1] / "results" / "compile"
 GPU, BATCH, ROUNDS = "h200", 16, 3

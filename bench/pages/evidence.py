@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from bench.cases import Case
-from bench.measured import TUNED, rows_in
-from bench.pair import OURS, THEIRS
-from bench.report import ASIDE
-from bench.rows import Row
-from bench.timing import geomean
+from bench.analysis.measured import TUNED, rows_in
+from bench.analysis.report import ASIDE
+from bench.measure.cases import Case
+from bench.measure.pair import OURS, THEIRS
+from bench.measure.rows import Row
+from bench.measure.timing import geomean
 
 
 def read(folder: Path) -> list[Row]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bench.rows import Row
+from bench.measure.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,9 +7,9 @@ from functools import partial
 
 from bench.compile.tables import PAGE
 from bench.compile.times import STAGES
+from bench.measure.rows import Row
 from bench.pages.marks import Part, table
-from bench.rows import Row
-from tritongru.launches import rows_of
+from tritongru.planning.launches import rows_of
 
 COUNTS = ("shared_bytes", "registers", "instructions", "barriers", "tensor_core")
 COLUMNS = {

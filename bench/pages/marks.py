@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from bench.rows import Row
+from bench.measure.rows import Row
 
 Part = Callable[[Sequence[Row]], str]
 

@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 
-from bench.numerics import (
+from bench.measure.rows import Row
+from bench.measure.timing import geomean
+from bench.pages.figures import canvas, digest, plain, svg
+from bench.pages.marks import Part, table
+from bench.study.numerics import (
     AS_IT_IS,
     DROPPED,
     ERRORS,
@@ -24,10 +28,6 @@ from bench.numerics import (
     TORCH,
     storage_of,
 )
-from bench.pages.figures import canvas, digest, plain, svg
-from bench.pages.marks import Part, table
-from bench.rows import Row
-from bench.timing import geomean
 
 WEIGHTS = {"default": "torch's initial weights", "long": "weights that remember long"}
 NAMES = dict(zip(ERRORS, ("last y", "dx", "dh0", "dW_hh"), strict=True))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from bench import ceilings
-from bench.cases import Case
+from bench.measure import ceilings
+from bench.measure.cases import Case
+from bench.measure.pair import OURS, THEIRS
+from bench.measure.rows import Row
+from bench.measure.workloads import PRECISIONS, WORKLOADS, workload_cases
 from bench.pages.evidence import COMMAND, MODES, Machine, exponent, machines, number, times
 from bench.pages.marks import Part, table
-from bench.pair import OURS, THEIRS
 from bench.rivals import ALL_RIVALS, FLOOR, FORCED
-from bench.rows import Row
 from bench.suites import SHORT, SUITES, SWEEPS, SWEPT, sweep
-from bench.workloads import PRECISIONS, WORKLOADS, workload_cases
 
 FIGURES = "figures"  # beside the page
 HEADLINE, ROOFLINE, SCALING = (f"performance-{name}.svg" for name in ("workloads", "roofline", "scaling"))

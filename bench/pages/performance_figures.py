@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from bench import ceilings
-from bench.cases import Case
+from bench.measure import ceilings
+from bench.measure.cases import Case
+from bench.measure.pair import OURS, THEIRS
+from bench.measure.rows import Row
+from bench.measure.workloads import workload_cases
 from bench.pages.evidence import MODES, Machine, machines
 from bench.pages.figures import PALETTE, canvas, digest, plain, svg
 from bench.pages.performance import HEADLINE, ROOFLINE, SCALING
-from bench.pair import OURS, THEIRS
 from bench.rivals import GRAPH
-from bench.rows import Row
 from bench.suites import SWEEPS, sweep
-from bench.workloads import workload_cases
 
 COLOURS = {OURS: PALETTE[0], THEIRS: PALETTE[1], GRAPH: PALETTE[4]}
 SHOWN = ("case", "impl", "gpu", "ms", "floor_ms", "rate")

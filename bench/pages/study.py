@@ -6,18 +6,11 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
+from bench.measure.rows import Row
 from bench.pages.marks import Part, table
 from bench.pages.study_rows import TASKS, Machine, Trainings, deciles, machines, together
-from bench.rows import Row
 from bench.study.command import read as read  # a page comes with what reads its rows
-from bench.study.statistics import (
-    Interval,
-    difference_in_words,
-    interval,
-    paired,
-    ratio,
-    ratio_in_words,
-)
+from bench.study.statistics import Interval, difference_in_words, interval, paired, ratio, ratio_in_words
 from bench.study.training import MODELS, SMALL
 
 COMMAND = "python3 -m bench study"

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from bench.measure.rows import Row
 from bench.pages.figures import PALETTE, canvas, digest, plain, svg
 from bench.pages.study_rows import TASKS, Machine, Trainings, deciles, machines
-from bench.rows import Row
 from bench.study.training import MODELS
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
-from bench.rows import Row
+from bench.measure.rows import Row
 from bench.study.statistics import Interval, geometric, interval
 from bench.study.training import MODELS
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.compile.tables import PAGE, as_read_with
+from bench.measure.pair import THEIRS
+from bench.measure.rows import Row
+from bench.measure.workloads import WORKLOADS, Workload, workload_cases
 from bench.pages.evidence import COMMAND, MODES, Machine, machines, number, times
 from bench.pages.marks import Part, table
-from bench.pair import THEIRS
 from bench.rivals import ALL_RIVALS, REGISTRY
-from bench.rows import Row
 from bench.suites import SUITES
-from bench.workloads import WORKLOADS, Workload, workload_cases
-from tritongru.devices import GPUS
-from tritongru.plan import plan
+from tritongru.planning.devices import GPUS
+from tritongru.planning.plan import plan
 
 
 def cases(rows: Sequence[Row]) -> str:

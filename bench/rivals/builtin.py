@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import linear
 
-from bench.cases import Case
-from bench.pair import THEIRS, Call, Pair, Step
-from bench.parity import Data
+from bench.measure.cases import Case
+from bench.measure.pair import THEIRS, Call, Pair, Step
+from bench.measure.parity import Data
 from bench.rivals.rival import Rival, Steps, Unavailable
 from bench.rivals.stack import Recurrence, Tensor, stacked
 

@@ -5,13 +5,13 @@ import math
 import torch
 
 import tritongru
-from bench.cases import Case
-from bench.pair import OURS, THEIRS, Call, Pair, Step
-from bench.parity import Data
+from bench.measure.cases import Case
+from bench.measure.pair import OURS, THEIRS, Call, Pair, Step
+from bench.measure.parity import Data
 from bench.rivals.builtin import graphed
 from bench.rivals.rival import Rival, Steps, Unavailable
-from tritongru.launches import PersistentLaunch
-from tritongru.plan import Plan
+from tritongru.planning.launches import PersistentLaunch
+from tritongru.planning.plan import Plan
 
 FLOOR, OURS_GRAPH, FORCED = "floor", f"{OURS}[graph]", f"{OURS}[triton]"
 
@@ -29,7 +29,7 @@ def floor_of(case: Case, pair: Pair, like: torch.Tensor) -> Call:
         families = {found.family for found in (pair.plan.forward, pair.plan.backward) if found}
         family = next(iter(families - {"persistent"}), pair.plan.family)
         raise Unavailable(f"the {family} family has no exchange")
-    from bench.floor import floor
+    from bench.measure.floor import floor
 
     def call() -> None:
         for launch in launches * case.layers:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-from bench.cases import Case
+from bench.measure.cases import Case
 from bench.rivals.rival import Unavailable, need, one_of
 from bench.rivals.stack import Recurrence, Tensor, Weights, stacked
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 import tritongru
-from bench.cases import Case
-from bench.pair import Call, Pair, Step
+from bench.measure.cases import Case
+from bench.measure.pair import Call, Pair, Step
 
 Steps = Mapping[str, Step]  # of ours and of nn.GRU
 

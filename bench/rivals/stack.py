@@ -7,9 +7,9 @@ from typing import cast
 
 import torch
 
-from bench.cases import Case
-from bench.pair import THEIRS, Call, Pair, Step
-from bench.parity import Data
+from bench.measure.cases import Case
+from bench.measure.pair import THEIRS, Call, Pair, Step
+from bench.measure.parity import Data
 from bench.rivals.rival import Rival, Steps
 
 Tensor = torch.Tensor

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 import tritongru
-from bench.characters import append
-from bench.rows import Row, facts, file_name, lines_of, number
+from bench.measure.rows import Row, facts, file_name, lines_of, number
+from bench.measure.timing import CudaTimer, interleaved
+from bench.study.characters import append
 from bench.study.tasks import TASKS, Task
 from bench.study.training import (
     CLIP,
@@ -28,9 +29,8 @@ from bench.study.training import (
     train,
     width,
 )
-from bench.timing import CudaTimer, interleaved
-from tritongru.devices import device_facts
-from tritongru.plan import fp32_precision
+from tritongru.planning.devices import device_facts
+from tritongru.planning.plan import fp32_precision
 
 CHOOSING_SEED = 1000  # none of those that count
 UNENDING = 10**6  # steps of a schedule that a timing does not reach the end of

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from bench.characters import HELD_OUT, read_text, segments
-from tritongru import demo
+from bench.study.characters import HELD_OUT, read_text, segments
+from tritongru.commands import demo
 
 Layer = Callable[[int, int], nn.RNNBase]
 

@@ -109,7 +109,7 @@ def now(device: torch.device) -> float:
 
 
 class ProcessTimer:
-    """As bench.timing.CpuTimer, by the clock of the study."""
+    """As bench.measure.timing.CpuTimer, by the clock of the study."""
 
     def ms(self, call: Callable[[], object], count: int) -> float:
         start = time.process_time()

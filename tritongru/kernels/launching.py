@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from tritongru.kernels import together
+from tritongru.kernels import cooperative
+from tritongru.kernels.persistent.watchdog import raise_trouble, trouble_of
 from tritongru.kernels.rows import tile_at
-from tritongru.kernels.trouble import raise_trouble, trouble_of
 
 
 def steps(y: Tensor, batch: int, offsets: Tensor | None) -> int:
@@ -56,7 +56,7 @@ def compiler_options(backend: str, num_warps: int) -> dict[str, Any]:
     return options
 
 
-def launch_together(kernel: Any, grid: together.Place, like: Tensor, *args: Any, **kwargs: Any) -> None:
+def launch_together(kernel: Any, grid: cooperative.Place, like: Tensor, *args: Any, **kwargs: Any) -> None:
     """Runs a kernel all of whose programs are on the device at once or none. Behind its tensors ``args`` it gets the
     word in which it says where it gave up.
 
@@ -67,7 +67,7 @@ def launch_together(kernel: Any, grid: together.Place, like: Tensor, *args: Any,
     trouble = trouble_of(device)
     raise_trouble(trouble)
     with on_device_of(like):
-        run = functools.partial(together.launch, kernel, grid)
+        run = functools.partial(cooperative.launch, kernel, grid)
         if device.type == "cuda":
             run = functools.partial(kernel[grid], launch_cooperative_grid=True)
         run(*args, trouble.tensor, **kwargs)

@@ -1,4 +1,4 @@
-"""Which rows of the time-major tensors belong to a batch tile at a step."""
+"""What a kernel finds by its place: the rows of a batch tile at a step, and the recurrent bias of its units."""
 
 import triton
 import triton.language as tl
@@ -21,3 +21,10 @@ def tile_at(t, i_b, T, B, N, offsets, BB: tl.constexpr, PACKED: tl.constexpr):
         first = t.to(tl.int64) * B
         count = tl.where(inside, B, 0)
     return first + i_b * BB, count - i_b * BB
+
+
+@triton.jit
+def bias_of(b_hh, i_d, GATE: tl.constexpr, o_h, H: tl.constexpr, USE: tl.constexpr):
+    if USE:
+        return tl.load(b_hh + (i_d * 3 + GATE) * H + o_h, mask=o_h < H, other=0.0).to(tl.float32)
+    return tl.zeros_like(o_h).to(tl.float32)

@@ -1,0 +1,136 @@
+"""The gate: block by block compile, then case by case parity and, where that is green, speed; then the verdict.
+
+What a block may take at most is added up from the same numbers that limit it, so that the first one fits in the budget.
+What rows of the same machine and commit know already is not asked again, and counts in the verdict.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from bench.analysis.report import REASONS, Result, ending, line, reasons
+from bench.analysis.targets import Calls, judge
+from bench.calls import first_call, host
+from bench.commands.examine import (
+    RESERVE_S,
+    Ask,
+    Budget,
+    Say,
+    answer,
+    asking,
+    compile_all,
+    examine,
+    introduced,
+    rows_of,
+    say,
+)
+from bench.commands.known import calls_on_gpu, known_in, results_of
+from bench.measure.cases import Case
+from bench.measure.ceilings import operations
+from bench.measure.children import STOP_S, Child
+from bench.measure.pair import build
+from bench.measure.rows import Row, RowFile, file_name
+from bench.rivals import ALLOWANCES_S, FORCED
+from bench.suites import CPU_CASES, gate_blocks, gate_cases, gate_rivals
+
+OPENING_S = 10.0  # until the first question: the device's name and the driver's
+CALLS_S = sum(  # of the budget, before any case: the host's part of a call, and the first calls
+    each * (limit + STOP_S)
+    for each, limit in ((len(host.HIDDEN), host.GPU_LIMIT_S), (len(first_call.CASES), first_call.GPU_LIMIT_S))
+)
+COMPILE_S = 60.0  # of a block: a process starts, and compiles kernels that take two seconds each
+CASE_S = 22.0  # of a case: a process that starts again, parity, everybody's first calls and the rounds
+# On top of it, assumed: loops in float64 and of nn.GRU, each layer and direction on its own, and products in float64.
+STEPS_A_SECOND, OPERATIONS_A_SECOND = 400, 5e12
+
+
+def case_limit_s(case: Case, rivals: Sequence[str]) -> float:
+    """Seconds for all questions about a case, asked again or not."""
+    steps = case.time * case.layers * case.directions / STEPS_A_SECOND
+    allowed = sum(ALLOWANCES_S.get(name, 0.0) for name in rivals)
+    return CASE_S + steps + operations(case) / OPERATIONS_A_SECOND + allowed
+
+
+def block_limit_s(block: Sequence[Case], rivals: Callable[[Case], Sequence[str]] = gate_rivals) -> float:
+    """Seconds that a block takes at most, should all that can hang in it hang: each end of a process included."""
+    return COMPILE_S + STOP_S + sum(case_limit_s(case, rivals(case)) + STOP_S for case in block)
+
+
+def run(
+    blocks: Sequence[Sequence[Case]],
+    prepare: Callable[[Sequence[Case]], None],
+    ask: Ask,
+    file: RowFile,
+    where: Row,
+    budget: Budget,
+    impl: str,
+    say: Say = say,
+    calls: Callable[[], Calls] = Calls,
+    known: Mapping[str, Result] | None = None,
+) -> int:
+    """Case by case; the rows of one are on disk before the next begins."""
+    about_a_call, known = calls(), known or {}
+    results = [[known.get(case.name) or Result(case) for case in block] for block in blocks]
+    say("The error over the allowed error, our time, and the others' time over it:")
+    for members in results:
+        todo = [result for result in members if not result.earlier]
+        if todo and budget.left() > RESERVE_S:
+            block = [result.case for result in todo]
+            say(f"A block of {len(block)}, which takes {block_limit_s(block):.0f} s at most.")
+            prepare(block)
+        for result in todo:
+            examine(result, ask, budget, case_limit_s(result.case, gate_rivals(result.case)))
+            if result.left_out != "parity":
+                for one in rows_of(result, impl, where):
+                    file.append(one)
+                say(line(result))
+    flat = [result for members in results for result in members]
+    passed, lines = ending(flat, impl, judge(flat, about_a_call), about_a_call.missing, about_a_call.earlier)
+    for text in (*reasons(flat)[:REASONS], f"Rows: {file.path}", *lines):
+        say(text)
+    return 0 if passed else 1
+
+
+def gate(seconds: float, out: Path, impl: str, only: str, commit: str | None) -> int:
+    budget = Budget(seconds)
+    has_gpu = torch.cuda.is_available()
+    blocks = [[case for case in block if only in case.name] for block in (gate_blocks() if has_gpu else [CPU_CASES])]
+    blocks = [block for block in blocks if block]
+    if not blocks:
+        say(f"No case has {only!r} in its name; names look like {gate_cases()[0].name}.")
+        return 2
+    if not has_gpu:
+        if impl == "triton":
+            say("There is no GPU here, and --impl triton needs one.")
+            return 2
+        from bench.commands.cpu import without_gpu
+
+        return without_gpu(blocks[0], budget.left, out, commit)
+    where, _ = introduced(commit)
+    rows = known_in(out, where)
+    known = results_of(rows, [(case, rivals(case, impl)) for block in blocks for case in block], impl)
+    say(f"Known with commit {where['commit']}: {len(known)} of {sum(map(len, blocks))} cases.")
+    file = RowFile(out / file_name("gate", where["gpu"], where["date"]))
+    child = Child(answer)
+
+    def prepare(block: Sequence[Case]) -> None:
+        compile_all([(case, build) for case in block], impl, budget, COMPILE_S)
+
+    ask = asking(child, impl, lambda case: rivals(case, impl), where, budget)
+
+    def calls() -> Calls:
+        if only:
+            return Calls()
+        with budget.at_most(CALLS_S):
+            return calls_on_gpu(file, where, rows, budget)
+
+    try:
+        return run(blocks, prepare, ask, file, where, budget, impl, calls=calls, known=known)
+    finally:
+        child.stop()
+
+
+def rivals(case: Case, impl: str) -> tuple[str, ...]:
+    """Where our kernels are forced already, they are no rival."""
+    return tuple(name for name in gate_rivals(case) if impl == "auto" or name != FORCED)

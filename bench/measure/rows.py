@@ -1,0 +1,174 @@
+"""Rows: one JSON object per case and implementation, written to disk before the next case starts."""
+
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.measure.cases import Case
+
+SHAPE_KEYS = ("hidden", "inputs", "batch", "time", "layers", "directions", "dtype", "tf32", "mode")
+MACHINE_KEYS = ("gpu", "arch", "driver", "cpu", "python", "torch", "triton", "cudnn")
+WHERE_KEYS = (*MACHINE_KEYS, "commit", "date", "command", "seed")
+KEYS = (
+    *("case", *SHAPE_KEYS),
+    *("impl", "how", "family", "plan", "ms", "us_per_step", "predicted_us", "spread", "rounds", "peak_mib"),
+    *("memory", "parity", "repeatable", "rate", "floor_ms", "bound", "reason"),
+    *WHERE_KEYS,
+)
+Row = dict[str, Any]
+
+
+class NotRows(ValueError):
+    """A file of rows has a line that is none."""
+
+
+def output_of(*command: str) -> str | None:
+    """First line of a command's output, or None if there is no such program or it failed."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=Path(__file__).parent)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.split("\n")
+    return lines[0].strip() or None if done.returncode == 0 else None
+
+
+def commit_here() -> str | None:
+    """What git says of the code; None where it says nothing, or knows another project around this one."""
+    tracked = output_of("git", "ls-files", "--error-unmatch", Path(__file__).name)
+    return tracked and output_of("git", "describe", "--always", "--dirty", "--exclude", "*")
+
+
+def cpu_name() -> str:
+    """What Linux calls the processor; elsewhere what Python knows of it."""
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def facts(gpu: str | None, commit: str | None = None, arch: str | None = None, seed: int | None = None) -> Row:
+    """Where and with what the rows of this run were made."""
+    import torch
+
+    try:
+        import triton
+    except ImportError:  # torch for the CPU brings none
+        triton = None
+    cudnn: Any = torch.backends.cudnn
+    driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else None
+    return {
+        "gpu": gpu,
+        "arch": arch,
+        "driver": driver,
+        "cpu": cpu_name(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton and triton.__version__,
+        "cudnn": cudnn.version(),
+        "commit": commit or commit_here() or "unknown",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "command": shlex.join(["python3", "-m", Path(sys.argv[0]).parent.name, *sys.argv[1:]]),
+        "seed": seed,
+    }
+
+
+def number(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity: what is not a finite number is null."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+
+
+def row(
+    case: Case,
+    impl: str,
+    where: Row,
+    *,
+    family: str | None,
+    parity: float | None,
+    repeatable: bool | None = None,
+    memory: str | None = None,
+    plan: str | None = None,
+    ms: float | None = None,
+    predicted_us: float | None = None,
+    spread: float | None = None,
+    rounds: int | None = None,
+    peak_mib: float | None = None,
+    how: str | None = None,
+    floor_ms: float | None = None,
+    bound: str | None = None,
+    reason: str | None = None,
+) -> Row:
+    shape = {key: getattr(case, key) for key in SHAPE_KEYS} | {"inputs": case.width}
+    result = {
+        "how": how,
+        "family": family,
+        "plan": plan,
+        "ms": number(ms),
+        "us_per_step": number(None if ms is None else 1000 * ms / case.time),
+        "predicted_us": number(predicted_us),
+        "spread": number(spread),
+        "rounds": rounds,
+        "peak_mib": number(peak_mib),
+        "memory": memory,
+        "parity": number(parity),
+        "repeatable": repeatable,
+        "rate": None,
+        "floor_ms": number(floor_ms),
+        "bound": bound,
+        "reason": reason,
+    }
+    return {"case": case.name, **shape, "impl": impl, **result, **where}
+
+
+def shapeless(name: str, impl: str, where: Row, *, family: str | None = None, **found: Any) -> Row:
+    """A row about no shape: what speaks of one is null."""
+    about = row(Case(1, 1, 1, "fp32", "forward"), impl, where, family=family, parity=None, **found)
+    return about | dict.fromkeys(SHAPE_KEYS) | {"case": name, "us_per_step": None}
+
+
+def file_name(kind: str, gpu: str | None, date: str) -> str:
+    device = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") if gpu else ""
+    return "-".join(part for part in (kind, device, date) if part) + ".jsonl"
+
+
+class RowFile:
+    """Appends rows; each is whole and on disk when `append` returns, so a stop at any moment loses nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: Row) -> None:
+        if tuple(row) != KEYS:
+            raise ValueError(f"a row has exactly the keys {', '.join(KEYS)}; got {', '.join(row)}")
+        with self.path.open("ab") as file:
+            file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file; a key that rows did not have when it was written is null."""
+    return [dict.fromkeys(KEYS) | written for written in lines_of(path)]
+
+
+def lines_of(path: Path) -> list[Row]:
+    """What each line of a file says, as it was written.
+
+    Raises:
+        NotRows: if a line is no row.
+    """
+    found = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+        try:
+            found.append({**json.loads(line)})
+        except (ValueError, TypeError):
+            raise NotRows(f"line {number} of {str(path)!r} is no row in JSON; mend or remove it") from None
+    return found

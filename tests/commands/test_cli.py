@@ -1,0 +1,206 @@
+"""The command line as a user meets it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import tritongru
+from tritongru.__main__ import main
+from tritongru.planning.devices import GPUS, MOST
+
+KEYS = {
+    *("device", "family", "reason", "forward", "backward", "us_per_step", "torch_us_per_step", "memory"),
+    *("expected_ratio_forward", "expected_ratio", "torch_unknown", "note"),
+}
+MODEL = "a model, not a measurement"
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, "-m", "tritongru", *arguments], capture_output=True, text=True, timeout=120)
+
+
+def explain(*arguments):
+    done = run("explain", "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_explain_an_h200():
+    answer = explain("--hidden", "128", "--batch", "64", "--time", "512", "--dtype", "float16", "--gpu", "h200")
+    assert answer.keys() >= KEYS
+    assert answer["family"] == "resident"
+    for found in (answer["forward"], answer["backward"]):
+        launch = found["launch"]
+        assert (found["family"], found["programs"], launch["block_b"], sum(launch["chunks"])) == (
+            "resident",
+            4,
+            16,
+            128,
+        )
+        assert 3 * 128 * 128 * 2 <= launch["shared_bytes"] <= GPUS["h200"].shared_bytes
+        assert launch["num_warps"] in (4, 8, 16)
+    assert 0.1 < answer["us_per_step"] < 10
+    assert answer["memory"]["kept"] == 5 * 512 * 64 * 128 * 2
+
+
+def test_explain_why_torch():
+    answer = explain("--hidden", "2000", "--gpu", "a100")
+    assert answer.keys() >= KEYS
+    assert (answer["family"], answer["forward"], answer["us_per_step"]) == ("torch", None, None)
+    assert "hidden size 2000" in answer["reason"]
+
+
+def test_explain_in_words_says_that_the_model_is_one():
+    done = run("explain", "--hidden", "100", "--gpu", "h200", "--bidirectional", "--batch", "17")
+    assert done.returncode == 0
+    assert "resident: " in done.stdout
+    assert "programs 4 of 16 rows" in done.stdout
+    assert "a model, not a measurement" in done.stdout
+    assert done.stdout.startswith("on H200, in float32, products in tf32\nresident: ")
+
+
+@pytest.mark.parametrize("name", ["h200", "H200", "Mi300X", "RTX4090"])
+def test_a_gpu_in_any_case_is_named(name):
+    device = GPUS[name.lower()].name
+    assert explain("--hidden", "64", "--gpu", name)["device"] == device
+    assert run("explain", "--hidden", "64", "--gpu", name).stdout.startswith(f"on {device}, in float32")
+
+
+def test_the_expected_ratio_is_torchs_time_over_ours():
+    """Of what the plan itself prints: a step of each pass, and torch's, which takes as much backward as forward."""
+    asked = ("--hidden", "768", "--batch", "16", "--dtype", "bfloat16", "--gpu", "h200")
+    answer = explain(*asked)
+    ours, theirs = [answer[name]["cost"]["us"] for name in ("forward", "backward")], answer["torch_us_per_step"]
+    assert answer["family"] == "persistent"
+    assert answer["expected_ratio_forward"] == pytest.approx(theirs / ours[0])
+    assert answer["expected_ratio"] == pytest.approx(2 * theirs / sum(ours))
+    assert answer["expected_ratio_forward"] != answer["expected_ratio"]
+    assert MODEL in answer["note"]
+    (line,) = ratio_lines(*asked)
+    forward, both = theirs / ours[0], 2 * theirs / sum(ours)
+    assert line == (
+        f"  expected ratio to torch: {forward:.2f} times as fast forward, {both:.2f} forward and backward together "
+        f"({MODEL}, of the time loops alone)"
+    )
+    answer = explain(*asked, "--inference")
+    assert answer["expected_ratio"] == answer["expected_ratio_forward"] == pytest.approx(theirs / ours[0])
+    (line,) = ratio_lines(*asked, "--inference")
+    assert line == (
+        f"  expected ratio to torch: {theirs / ours[0]:.2f} times as fast forward ({MODEL}, of the time loops alone)"
+    )
+
+
+def test_where_torch_runs_the_ratio_is_of_the_kernels_that_would_have():
+    asked = ("--hidden", "2000", "--gpu", "a100")
+    answer = explain(*asked)
+    ours = [found["cost"]["us"] for found in answer["considered"]]
+    assert (answer["family"], len(ours)) == ("torch", 2)
+    assert answer["expected_ratio"] == pytest.approx(2 * answer["torch_us_per_step"] / sum(ours))
+    assert answer["expected_ratio"] < 1
+    (line,) = ratio_lines(*asked)
+    assert line.startswith(f"  expected ratio to torch, if ours ran: {answer['expected_ratio_forward']:.2f} times as")
+    assert MODEL in line
+
+
+@pytest.mark.parametrize(
+    "arguments, why",
+    [
+        (("--hidden", "128", "--gpu", "h200"), "up to hidden size 192 cuDNN has an algorithm of its own, of which no"),
+        (("--hidden", "64", "--gpu", "mi300x"), "no figure of torch's GRU is known on MI300X"),
+        (("--hidden", "64", "--gpu", "h200", "--dtype", "float64"), "no kernel of ours is there to be compared"),
+    ],
+)
+def test_a_ratio_without_figures_is_unknown(arguments, why):
+    answer = explain(*arguments)
+    assert answer["expected_ratio"] is answer["expected_ratio_forward"] is None
+    (line,) = ratio_lines(*arguments)
+    assert line.startswith(f"  expected ratio to torch: unknown, because {why}")
+
+
+def ratio_lines(*arguments):
+    done = run("explain", *arguments)
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if "ratio" in line]
+
+
+def test_without_a_gpu_explain_hints_at_other_machines(monkeypatch, capsys):
+    """On standard output after the words, but never into JSON."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    hint = "no GPU here: add --gpu h200 (or "
+    assert main(["explain", "--hidden", "8"]) == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == "on the CPU, in float32"
+    assert last.startswith(hint)
+    assert "mi300x" in last
+    assert last.endswith(") to ask about another machine")
+    assert main(["explain", "--hidden", "8", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["device"] == "the CPU"
+    assert printed.err.startswith(hint)
+    assert main(["explain", "--hidden", "8", "--gpu", "a100"]) == 0
+    assert "no GPU here" not in "".join(capsys.readouterr())
+
+
+def test_version():
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"tritongru {tritongru.__version__}\n")
+
+
+def test_explain_options_matter():
+    base = ("--hidden", "100", "--gpu", "h200")
+    assert explain(*base, "--precision", "ieee")["backward"]["family"] == "persistent"
+    assert explain(*base, "--precision", "tf32")["precision"] == "tf32"
+    assert explain(*base, "--inference")["backward"] is None
+    assert explain(*base)["backward"] is not None
+    memory = explain(*base, "--memory", "recompute", "--layers", "2", "--input", "7")["memory"]
+    assert (memory["mode"], memory["kept"]) == ("recompute", 2 * 512 * 100 * 4)
+
+
+def test_env():
+    found = json.loads(run("env", "--json").stdout)
+    assert found.keys() >= {"tritongru", "torch", "triton", "gpu", "python"}
+    assert found["precision of fp32 recurrence"] in ("tf32", "ieee")
+    assert f"torch: {found['torch']}" in run("env").stdout.splitlines()
+
+
+BAD = ("0", "many", "1.5", "1e3", "True", str(10**12), "9" * 5000)
+OPTIONS = {name: f"--{name}" for name in MOST} | {"inputs": "--input"}
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        *((("explain", "--hidden", value), f"{value!r} is not a whole number from 1 to 100000;") for value in BAD),
+        (
+            ("explain", "--hidden", "8", "--gpu", "Z9"),
+            "'Z9' is no known GPU; choose from a100, b200, h100, h200, mi300x",
+        ),
+        (("explain",), "the following arguments are required: --hidden"),
+        (("explain", "--hidden", "8", "--batch", "-3"), "'-3' is not a whole number from 1 to 10000000;"),
+        (("explain", "--hidden", "8", "--batch", str(10**15)), f"'{10**15}' is not a whole number from 1 to 10000000;"),
+        (
+            ("explain", "--hidden", "8", "--time", str(10**30)),
+            f"'{10**30}' is not a whole number from 1 to 1000000000;",
+        ),
+        (("explain", "--hidden", "8", "--layers", str(10**9)), f"'{10**9}' is not a whole number from 1 to 1000;"),
+        (("explain", "--hidden", "8", "--input", str(10**9)), f"'{10**9}' is not a whole number from 1 to 10000000;"),
+        (
+            ("explain", "--gpu", "h200", *(part for name, most in MOST.items() for part in (OPTIONS[name], str(most)))),
+            "(inputs 10000000, hidden 100000, batch 10000000, time 1000000000, layers 1000) have 1.0e+21 values, and "
+            "no GPU holds more than 1e+12; give smaller sizes",
+        ),
+        ((), "required"),
+        (("train",), "invalid choice: 'train'"),
+    ],
+)
+def test_a_bad_value_gets_a_sentence(arguments, says):
+    done = run(*arguments)
+    assert done.returncode == 2
+    *usage, sentence = done.stderr.splitlines()
+    assert says in sentence
+    assert all(line.startswith(("usage:", " ")) for line in usage)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""

@@ -1,0 +1,86 @@
+"""Documents hold what their rows give, and nothing that no row supports."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.__main__ import main
+from bench.commands import plot
+from bench.pages import figures, marks
+
+ROOT = Path(__file__).parents[2]
+ROWS = [{"x": 1, "y": 2.0}, {"x": 2, "y": 3.0}]
+
+
+def draw(rows):
+    """A figure of a line, or none without rows."""
+    if not rows:
+        return None
+    with figures.canvas(2, 2) as figure:
+        axes = figure.subplots()
+        axes.plot([row["x"] for row in rows], [row["y"] for row in rows])
+        figures.plain(axes)
+        return figures.svg(figure, "A line", figures.digest(rows, ("x", "y")))
+
+
+def page_of(rows):
+    parts = {"count": lambda rows: f"{len(rows)} rows"}
+    return plot.Page("page.md", "kind", Path("rows"), lambda folder: rows, parts, {"line.svg": draw})
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "page.md").write_text("# Title\n\n<!-- kind: count -->\n\n7 rows\n\n<!-- end -->\n\nBy hand\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", plot.PAGES, ids=lambda page: page.kind)
+def test_committed_documents_are_what_their_rows_give(page):
+    pytest.importorskip("matplotlib")
+    stale = [path.name for path, content in plot.made(page) if plot.differs(path, content)]
+    assert not stale, "python3 -m bench plot makes them anew"
+
+
+def test_every_figure_belongs_to_a_page():
+    named = {name for page in plot.PAGES for name in page.figures}
+    assert {path.name for path in (ROOT / plot.FIGURES).iterdir()} <= named
+
+
+def test_pages_and_figures_follow_their_rows(root, capsys):
+    pytest.importorskip("matplotlib")
+    figure = root / plot.FIGURES / "line.svg"
+    assert plot.plot(True, root, [page_of(ROWS)]) == 1
+    assert not figure.exists()
+    assert capsys.readouterr().out == ("2 files differ from what the rows give: page.md, docs/figures/line.svg.\n")
+    assert plot.plot(False, root, [page_of(ROWS)]) == 0
+    assert (root / "page.md").read_text() == ("# Title\n\n<!-- kind: count -->\n\n2 rows\n\n<!-- end -->\n\nBy hand\n")
+    assert plot.plot(True, root, [page_of(ROWS)]) == 0
+    assert plot.plot(True, root, [page_of([ROWS[0], ROWS[1] | {"y": 3.1}])]) == 1
+    assert plot.plot(False, root, [page_of([])]) == 0
+    assert not figure.exists(), "a figure that no row supports any more"
+
+
+def test_a_figure_is_the_same_bytes_again_and_carries_what_it_shows():
+    pytest.importorskip("matplotlib")
+    made = draw(ROWS)
+    assert made == draw(ROWS)
+    assert figures.origin(made)[0] == figures.digest(ROWS, ("x", "y"))
+    assert b"<dc:date>" not in made
+    older = made.replace(b"Matplotlib v", b"Matplotlib v0.") + b"<!-- drawn otherwise -->"
+    assert figures.same(made, older)
+    assert not figures.same(made, made + b"\n")
+    other = draw([ROWS[0], ROWS[1] | {"y": 3.1}])
+    assert not figures.same(other, older)
+
+
+@pytest.mark.parametrize("text", ["", "<!-- kind: other -->\n<!-- end -->\n<!-- kind: count -->\n<!-- end -->"])
+def test_marks_and_parts_have_to_agree(text):
+    with pytest.raises(LookupError, match="marks and parts of 'kind' differ"):
+        marks.filled(text, "kind", page_of([]).parts, [])
+
+
+def test_without_matplotlib_one_sentence(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["plot"]) == 2
+    assert capsys.readouterr().out == 'The figures need matplotlib; run: pip install "tritongru[demo]"\n'

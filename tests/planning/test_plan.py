@@ -1,0 +1,597 @@
+"""The plan has an answer for every shape, keeps to what the device has, and uses every row of its tables."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tritongru
+from bench.compile.persistent import chosen
+from bench.compile.tables import as_read_with
+from tritongru.planning import candidates, cost_model
+from tritongru.planning import plan as planning
+from tritongru.planning.candidates import kind_of, persistent_options
+from tritongru.planning.devices import CPU, GPUS, KB, MOST, MOST_VALUES
+from tritongru.planning.launches import (
+    BLOCK_B,
+    Measured,
+    PersistentLaunch,
+    chunks_of,
+    launches,
+    padded,
+    persistent_launches,
+    tritons_read,
+)
+from tritongru.planning.plan import DTYPES, limits, plan, plan_on
+
+H200 = GPUS["h200"]
+devices = st.sampled_from(sorted(GPUS))
+hiddens = st.integers(1, 4096)
+
+
+@given(
+    hiddens,
+    st.sampled_from([*DTYPES, "float64", "complex64"]),
+    devices,
+    st.integers(0, 10**6),
+    st.integers(1, 2),
+    st.booleans(),
+    st.sampled_from(["auto", "triton"]),
+)
+@settings(max_examples=400, deadline=None)
+def test_total_and_within_limits(hidden, dtype, gpu, batch, directions, training, impl):
+    device = GPUS[gpu]
+    answer = plan(hidden, dtype, device, batch=batch, directions=directions, training=training, impl=impl)
+    assert answer.reason
+    if answer.family == "torch":
+        assert answer.forward is answer.backward is None
+        return
+    assert dtype in DTYPES
+    assert answer.family == answer.forward.family
+    assert (answer.backward is not None) == training
+    for found in filter(None, (answer.forward, answer.backward)):
+        check_pass(found, hidden, device, batch, directions)
+
+
+def check_pass(found, hidden, device, batch, directions):
+    launch = found.launch
+    assert launch.shared_bytes <= device.shared_bytes
+    assert device.family not in launch.spills_on
+    if found.family == "resident":
+        assert hidden <= sum(launch.chunks) < hidden + 64
+        assert (found.programs // directions - 1) * BLOCK_B < max(batch, 1)
+        return
+    if found.family == "stepwise":
+        assert found.programs * launch.block_h * launch.block_b >= hidden * batch * directions
+        return
+    assert found.family == "persistent"
+    width = launch.units * (1 if launch.kernel == "forward" else 3)
+    assert hidden <= launch.units
+    assert width == launch.k_split * sum(launch.chunks)
+    assert found.programs == launch.programs(hidden) * launch.groups * directions
+    assert launch.programs(hidden) * launch.block_h >= hidden
+    assert found.turns * launch.groups * launch.block_b >= batch
+    registers = 32 * launch.num_warps * launch.registers
+    at_once = min((device.shared_bytes + KB) // (launch.shared_bytes + KB), 65536 // registers)
+    assert found.programs <= device.multiprocessors * at_once, "a program that is not resident would be waited for"
+
+
+@given(st.integers(1, 2000))
+def test_padding_is_less_than_16_units_and_chunks_add_up(hidden):
+    size = padded(hidden)
+    assert size % 16 == 0
+    assert size - hidden < 16 or size == 32
+    assert sum(chunks_of(size)) == sum(chunks_of(size, 64)) == size
+    assert chunks_of(size).count(16) <= 1
+    assert max(chunks_of(size, 64)) <= 64
+
+
+def form(row):
+    return row.chunks, row.num_warps, row.stages
+
+
+def test_every_row_is_reachable():
+    """Some device picks each configuration under some Triton; one that none picks is dead weight."""
+    families = {gpu.family: gpu for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.shared_bytes)}
+    picked = set()
+    for version in tritons_read():
+        with as_read_with(version):
+            shared = {row.shared_bytes for rows in launches().values() for row in rows}
+            for key, like in itertools.product(launches(), families.values()):
+                for limit in {*shared, like.shared_bytes} if like.backend == key[0] else ():
+                    device = dataclasses.replace(like, shared_bytes=min(limit, like.shared_bytes))
+                    row = candidates.smallest(device, *key[1:])
+                    picked |= set() if row is None else {(*key, form(row))}
+    for (backend, kernel, kind, size), rows in launches().items():
+        for row in rows:
+            if kernel == "forward" or launches().get((backend, "forward", kind, size)):
+                assert (backend, kernel, kind, size, form(row)) in picked
+
+
+def test_every_persistent_row_is_reachable():
+    tables = [persistent_launches(version) for version in tritons_read()]
+    for key in persistent_launches():
+        picked = {row.name for table in tables for row in chosen(key[2], table[key])}
+        assert picked == {row.name for row in persistent_launches()[key]}, key
+
+
+def test_rows_fit_a_chip():
+    for (backend, _, kind, size), rows in launches().items():
+        largest = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.backend == backend)
+        assert all(row.shared_bytes <= largest for row in rows)
+        assert all(sum(row.chunks) == size and row.block_b == BLOCK_B for row in rows)
+        assert kind in ("16-bit", "tf32", "ieee")
+
+
+def test_persistent_rows_are_whole():
+    assert persistent_launches()
+    for (backend, kernel, kind, units), rows in persistent_launches().items():
+        assert backend == "cuda"
+        width = units if kernel == "forward" else 3 * units
+        assert kind in ("16-bit", "tf32", "ieee")
+        names = [row.name for row in rows]
+        assert len(set(names)) == len(names), "a name stands for one row of a size"
+        for row in rows:
+            assert (row.kernel, row.units) == (kernel, units)
+            assert row.k_split * sum(row.chunks) == width
+            assert units % row.block_h == 0, "a program would publish units beyond the slot"
+            assert row.instructions > 0 < row.barriers
+            assert row.tensor_core > 0 < row.registers
+            assert row.slots == {"counter": 2, "data": 32}[row.exchange]
+
+
+GRID = [*itertools.product((256, 384, 512, 768, 1024), (1, 8, 16, 32, 64, 128), DTYPES)]
+LARGE = [*itertools.product((2048,), (1, 8, 16, 32, 64, 128), ["bfloat16"])]
+
+
+# Where the model expects torch to win, because every program would have to read too much from L2: large batches.
+TO_TORCH = {
+    False: {(2048, 128, "bfloat16")},
+    True: {(2048, 64, "bfloat16"), (2048, 128, "bfloat16"), (768, 128, "float32"), (1024, 128, "float32")},
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("hidden, batch, dtype", [*GRID, *LARGE])
+def test_the_grid_on_an_h200(hidden, batch, dtype, training):
+    """Nowhere does the plan take a launch for each step."""
+    answer = plan(hidden, dtype, H200, batch=batch, time=512, training=training)
+    passes = (answer.forward, answer.backward) if training else (answer.forward,)
+    if answer.family == "torch":
+        assert (hidden, batch, dtype) in TO_TORCH[training], answer.reason
+        assert "no gain is expected" in answer.reason
+        return
+    assert {found.family for found in passes} == {"persistent"}
+    assert answer.us_per_step == sum(found.us_per_step for found in passes)
+    assert answer.us_per_step < len(passes) * answer.torch_us_per_step
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden", [64, 100, 128])
+def test_resident_on_an_h200(hidden, dtype):
+    answer = plan(hidden, dtype, H200, batch=64)
+    assert answer.forward.family == "resident"
+    assert answer.backward.family == ("resident" if hidden == 64 or dtype != "float32" else answer.backward.family)
+
+
+def test_no_more_on_chip_than_the_size_needs():
+    """H = 65 and H = 100 hold less on chip than H = 128 does, and cost fewer issue slots."""
+    slots, shared = {}, {}
+    for hidden in (65, 100, 128):
+        launch = plan(hidden, "float16", H200).forward.launch
+        slots[hidden] = launch.instructions * max(1, launch.num_warps / 4)
+        shared[hidden] = launch.shared_bytes
+    assert slots[65] < slots[100] < slots[128]
+    assert shared[65] < shared[100] < shared[128]
+
+
+@pytest.mark.parametrize("hidden, limit", [(200, 256), (384, 384), (700, 768), (768, 768)])
+def test_sizes_that_are_no_power_of_two_do_no_doubled_work(hidden, limit):
+    launch = plan(hidden, "bfloat16", H200, batch=16, training=False).forward.launch
+    assert launch.units == limit
+    assert launch.programs(hidden) * launch.block_h < hidden + launch.block_h
+
+
+@pytest.mark.parametrize(
+    "hidden, dtype, device, reason",
+    [
+        (128, "float32", CPU, "the tensors are on the CPU, where torch's own GRU runs"),
+        (128, "float64", H200, "no kernel computes in float64; convert to one of float32, float16, bfloat16"),
+    ],
+)
+def test_reasons(hidden, dtype, device, reason):
+    answer = plan(hidden, dtype, device)
+    assert (answer.family, answer.reason) == ("torch", reason)
+
+
+@pytest.mark.parametrize("gpu, arch", [("a100", "sm_75"), ("mi300x", "gfx1100")])
+def test_a_chip_outside_the_compile_matrix_gets_torch(gpu, arch):
+    device = dataclasses.replace(GPUS[gpu], arch=arch, name="Other")
+    answer = plan(64, "float16", device)
+    assert answer.family == "torch"
+    assert answer.reason == (
+        f"the kernels are made for NVIDIA chips from sm_80 on and AMD's gfx942 and gfx950, and Other is {arch}"
+    )
+
+
+def test_the_reason_names_the_size_and_the_limit():
+    mi300x = GPUS["mi300x"]
+    largest = {}
+    for kernel in ("forward", "backward"):
+        sizes = [key[3] for key, rows in launches().items() if key[:3] == ("hip", kernel, "16-bit")]
+        rows = launches()
+        fitting = [n for n in sizes if any(candidates.fits(r, mi300x) for r in rows["hip", kernel, "16-bit", n])]
+        largest[kernel] = max(fitting)
+    assert plan(1000, "bfloat16", mi300x, training=False).reason == (
+        f"hidden size 1000 in bfloat16 has no forward kernel on MI300X, which goes up to {largest['forward']}"
+    )
+    hidden = largest["backward"] + 1
+    if hidden <= largest["forward"]:
+        assert plan(hidden, "bfloat16", mi300x).reason == (
+            f"hidden size {hidden} in bfloat16 has no backward kernel on MI300X, which goes up to "
+            f"{largest['backward']}; without gradients (torch.no_grad, eval) the forward kernels run it"
+        )
+
+
+@pytest.mark.parametrize("hidden, dtype", [(4096, "bfloat16"), (2048, "float32"), (3000, "float16")])
+def test_what_the_chip_cannot_hold_is_stepwise_and_auto_gives_it_to_torch(hidden, dtype):
+    ours, auto = (plan(hidden, dtype, H200, batch=16, impl=impl) for impl in ("triton", "auto"))
+    assert ours.forward.family == ours.backward.family == "stepwise"
+    assert "each time step is one launch that reads it again" in ours.reason
+    assert auto.family == "torch"
+    assert auto.reason.startswith(f"no gain is expected with hidden size {hidden} and batch 16 on H200")
+    assert [found.family for found in auto.considered] == ["stepwise", "stepwise"]
+
+
+def test_bidirectional_doubles_the_programs_and_waves_the_time():
+    one, two = (plan(64, "float16", H200, batch=40, directions=d).forward for d in (1, 2))
+    assert (one.programs, two.programs) == (3, 6)
+    many = plan(64, "float16", H200, batch=16 * 133).forward
+    assert many.us_per_step == pytest.approx(2 * one.us_per_step)
+
+
+def test_both_directions_are_resident_together():
+    one, two = (plan(1024, "bfloat16", H200, batch=16, directions=d, training=False) for d in (1, 2))
+    assert two.family == "persistent"
+    assert two.forward.programs <= 132
+    assert two.us_per_step >= one.us_per_step
+
+
+def test_a_model_that_expects_to_lose_gives_way_unless_triton_is_asked_for():
+    batch = limits(1024, "bfloat16", H200, training=False).largest + 1
+    auto, ours = (plan(1024, "bfloat16", H200, batch=batch, training=False, impl=i) for i in ("auto", "triton"))
+    assert auto.family == "torch"
+    assert auto.reason == (
+        f"no gain is expected with hidden size 1024 and batch {batch} on H200: torch's GRU should take "
+        f"{auto.torch_us_per_step:.2f} us a step, ours {ours.us_per_step:.2f}; impl='triton' runs ours regardless"
+    )
+    assert ours.family == "persistent"
+    assert ours.us_per_step > (1 - planning.MARGIN) * ours.torch_us_per_step
+
+
+def test_one_launch_a_step_has_to_be_expected_to_take_half_of_torchs_time(monkeypatch):
+    sizes = {"batch": 64, "directions": 2, "precision": "ieee"}
+    about = plan(1024, "float32", GPUS["h200"], **sizes)
+    ours = sum(found.us_per_step for found in about.considered)
+    assert (about.family, {found.family for found in about.considered}) == ("torch", {"stepwise"})
+    assert ours < 2 * about.torch_us_per_step < 2 * ours
+    assert "takes one launch a step on H200" in about.reason
+    for theirs, family in ((0.99 * ours, "torch"), (1.01 * ours, "stepwise")):  # of one of the two passes
+        planning.plan.cache_clear()
+        monkeypatch.setattr(cost_model, "torch_us", lambda *shape, theirs=theirs, **how: theirs)
+        assert plan(1024, "float32", GPUS["h200"], **sizes).family == family
+    planning.plan.cache_clear()
+
+
+def test_a_sequence_too_short_to_pay_for_its_launches_goes_to_torch(monkeypatch):
+    """One more launch of three microseconds, and a little more than one microsecond saved a step."""
+    assert limits(768, "bfloat16", H200, training=False).shortest < 8
+
+    def plan_of_16(**options):
+        return plan.__wrapped__(768, "bfloat16", H200, batch=16, training=False, **options)
+
+    ours = plan_of_16().us_per_step
+    monkeypatch.setattr(cost_model, "torch_us", lambda *shape, **how: ours + 1.01)
+    assert plan_of_16(time=3).family == "persistent"
+    short = plan_of_16(time=2)
+    assert short.family == "torch"
+    assert short.reason.startswith("with 2 steps the launches around the time loop cost more than the loop saves")
+    assert plan_of_16(time=2, impl="triton").family == "persistent"
+
+
+@given(st.sampled_from([128, 256, 768, 1024, 2048]), st.sampled_from(DTYPES), devices, st.integers(1, 5000))
+@settings(max_examples=100, deadline=None)
+def test_limits_agree_with_the_plan(hidden, dtype, gpu, batch):
+    found = limits(hidden, dtype, GPUS[gpu], training=False)
+    rounded = -(-batch // BLOCK_B) * BLOCK_B
+    if rounded <= found.largest and rounded <= 1024:
+        assert plan(hidden, dtype, GPUS[gpu], batch=batch, training=False).family != "torch"
+    if found.largest == 0:
+        assert plan(hidden, dtype, GPUS[gpu], training=False).reason == found.reason
+
+
+def test_rows_overrule_the_model(monkeypatch):
+    key = "forward", ("sm_90", "16-bit", 768, 1, 1)
+    options = sorted(persistent_options(H200, "forward", "16-bit", 768, 16, 1), key=lambda option: option[0].us)
+    other = options[-1][1]
+    for us, torch_us, family in ((1.5, 8.0, "persistent"), (9.0, 8.0, "torch")):
+        row = {key: Measured(us, torch_us, other.name)}
+        monkeypatch.setattr(planning, "measured", lambda row=row: row)
+        plan.cache_clear()
+        answer = plan(768, "bfloat16", H200, batch=16, training=False)
+        assert answer.family == family
+        if family == "torch":
+            assert answer.reason == "torch's GRU was measured at 8.00 us a step on H200, ours at 9.00"
+        else:
+            assert answer.forward.launch.name == other.name
+    plan.cache_clear()
+
+
+def test_rows_of_a_training_step_overrule_the_model(monkeypatch):
+    key = "train", ("sm_90", "16-bit", 768, 1, 1)
+    options = sorted(persistent_options(H200, "backward", "16-bit", 768, 16, 1), key=lambda option: option[0].us)
+    other = options[-1][1]
+    for us, torch_us, family in ((3.5, 16.0, "persistent"), (17.0, 16.0, "torch")):
+        row = {key: Measured(us, torch_us, other.name)}
+        monkeypatch.setattr(planning, "measured", lambda row=row: row)
+        plan.cache_clear()
+        answer = plan(768, "bfloat16", H200, batch=16)
+        assert answer.family == family
+        if family == "torch":
+            assert answer.reason == (
+                "torch's GRU was measured at 16.00 us a step of forward and backward on H200, ours at 17.00"
+            )
+        else:
+            assert answer.backward.launch.name == other.name
+    plan.cache_clear()
+
+
+def test_the_models_parts_and_constants():
+    """Each part of a step, worked out by hand for one configuration."""
+    device = dataclasses.replace(H200, clock_mhz=1000, multiprocessors=100, mma=1000)
+    cost = cost_model.persistent(
+        device,
+        programs=50,
+        neighbours=50,
+        turns=1,
+        tile_bytes=48_000,
+        weight_bytes=6_400,
+        part_bytes=3_200,
+        multiply_adds=400_000,
+        bits=16,
+        instructions=200,
+        barriers=10,
+        num_warps=8,
+        per_multiprocessor=1,
+        data=False,
+    )
+    assert cost.exchange == pytest.approx(cost_model.BARRIER_US + 50 * cost_model.ARRIVAL_US)
+    assert (cost.l2, cost.tensor, cost.shared, cost.issue, cost.barriers) == pytest.approx((1.0, 0.4, 0.1, 0.4, 0.3))
+    assert cost.math == pytest.approx(0.7)
+    assert cost.us == pytest.approx(cost.exchange + cost_model.L2_LATENCY_US + 1.7)
+
+
+def test_the_parts_of_a_product_pass_through_shared_memory():
+    """Of a forward with two products: fp32 sums of three gates for each row, unit and part of k."""
+    cost, row = next(
+        found
+        for found in persistent_options(H200, "forward", "16-bit", 256, 16, 1)
+        if not found[1].pad and found[1].k_split > 1
+    )
+    clocks = (3 * row.block_h * 256 * 2 + 2 * row.k_split * 3 * row.block_b * row.block_h * 4) / 128
+    assert cost.shared == pytest.approx(clocks / H200.clock_mhz)
+
+
+def test_ieee_is_three_products_of_a_stepwise_launch():
+    (tf32, _), (ieee, _) = (
+        candidates.stepwise_options(H200, "forward", kind, 1024, 256, 1)[0] for kind in ("tf32", "ieee")
+    )
+    assert ieee.tensor == pytest.approx(3 * tf32.tensor)
+
+
+def test_torch_has_no_tensor_cores_for_ieee():
+    """From the data sheet: 66.9 TFLOPS of an H100 without them, 19.5 of an A100, and the pointwise part on top."""
+    for gpu, tflops in (("h100", 66.9), ("a100", 19.5)):
+        rate = cost_model.TORCH_FP32_SHARE * tflops * 1e6 / 2  # multiply-adds a microsecond
+        slow = cost_model.torch_us(GPUS[gpu], 1024, 32, 256, 1, tensor_cores=False)
+        assert slow == pytest.approx(cost_model.TORCH_POINTWISE_US + 3 * 1024**2 * 256 / rate, rel=0.01)
+        assert slow > cost_model.torch_us(GPUS[gpu], 1024, 32, 256, 1)
+
+
+def test_turns_hide_the_exchange():
+    few, many = (
+        {launch.name: cost for cost, launch in persistent_options(H200, "forward", "16-bit", 768, batch, 1)}
+        for batch in (16, 512)
+    )
+    hidden = [name for name in few if few[name].turns == 1 < many[name].turns]
+    assert hidden
+    for name in hidden:
+        assert many[name].us < many[name].turns * few[name].us
+
+
+def test_precision_follows_torchs_switch(monkeypatch):
+    rnn = torch.backends.cudnn.rnn
+    before = rnn.fp32_precision
+    try:
+        for value, expected in (("tf32", "tf32"), ("ieee", "ieee")):
+            rnn.fp32_precision = value
+            answer = plan_on(H200, 64, torch.float32)
+            assert answer.precision == expected
+            assert answer.forward.launch.dot_precision == {"tf32": "tf32", "ieee": "tf32x3"}[expected]
+            assert kind_of("float16", expected) == "16-bit"
+    finally:
+        rnn.fp32_precision = before
+
+
+def test_explain_a_module():
+    gru = tritongru.GRU(8, 65, bidirectional=True)
+    answer = tritongru.explain(gru, batch=20, time=10, device=H200)
+    assert (answer.family, answer.forward.programs, answer.time) == ("resident", 4, 10)
+    assert sum(answer.forward.launch.chunks) == 80
+    assert answer.backward is not None
+    assert tritongru.explain(gru.eval(), device=H200).backward is None
+    assert "a model, not a measurement" in str(answer)
+    assert tritongru.explain(tritongru.GRU(8, 65, impl="torch"), device=H200).family == "torch"
+    assert tritongru.explain(tritongru.GRU(8, 65)).family == "torch", "on a CPU auto runs torch, interpreter or not"
+    with pytest.raises(ValueError, match="batch should be at least 1, got 0"):
+        tritongru.explain(gru, batch=0)
+
+
+@pytest.mark.parametrize("name", ["batch", "time"])
+@pytest.mark.parametrize(
+    "value, error, says",
+    [
+        (10**12, ValueError, "should be at most {most}, got 1000000000000"),
+        (10**30, ValueError, f"should be at most {{most}}, got {10**30}"),
+        (10**5000, ValueError, "should be at most {most}, got a number of 16610 bits"),
+        (-(10**5000), ValueError, "should be at least 1, got a number of 16610 bits"),
+        (2.0, TypeError, "should be a whole number, got 2.0 of type float"),
+        ("16", TypeError, "should be a whole number, got '16' of type str"),
+        (True, TypeError, "should be a whole number, got True of type bool"),
+        (None, TypeError, "should be a whole number, got None of type NoneType"),
+        ([1], TypeError, "should be a whole number, got [1] of type list"),
+        (torch.ones(()), TypeError, "should be a whole number, got tensor(1.) of type Tensor"),
+    ],
+    ids=lambda value: str(value)[:12] if isinstance(value, str) else type(value).__name__,
+)
+def test_explain_refuses_sizes_that_mean_nothing(name, value, error, says):
+    with pytest.raises(error) as found:
+        tritongru.explain(tritongru.GRU(8, 65), device=H200, **{name: value})
+    assert str(found.value) == f"{name} {says.format(most=MOST[name])}"
+
+
+def test_explain_refuses_what_no_gpu_holds_and_takes_the_largest_that_one_might():
+    """Counted by hand: both directions' weights, and one output."""
+    gru = tritongru.GRU(8, 1000, 2, bidirectional=True, device="meta")
+    weights = 2 * 3 * 1000 * ((8 + 1000) + (2000 + 1000))
+    most = (MOST_VALUES - weights) // (2 * 1000 * 1000)  # rows of a batch, with 1000 steps
+    assert tritongru.explain(gru, batch=most, time=1000, device=H200).family == "torch"
+    with pytest.raises(ValueError, match=r"\(hidden 1000, inputs 8, .*\) have 1.0e\+12 values, and no GPU holds more"):
+        tritongru.explain(gru, batch=most + 1, time=1000, device=H200)
+    with pytest.raises(ValueError, match="hidden should be at most 100000, got 1000000"):
+        tritongru.explain(tritongru.GRU(8, 10**6, device="meta"), device=H200)
+
+
+def test_explain_takes_any_kind_of_whole_number():
+    gru = tritongru.GRU(64, 768)
+    answer = tritongru.explain(gru, batch=torch.tensor(16), time=torch.tensor(5), device=H200)
+    assert answer == tritongru.explain(gru, batch=16, time=5, device=H200)
+    assert type(answer.time) is int
+    assert json.loads(json.dumps(answer.as_dict()))["time"] == 5
+
+
+@pytest.mark.parametrize("impl", ["auto", "torch"])
+def test_explain_knows_gpus_by_name(impl):
+    gru = tritongru.GRU(64, 768, impl=impl)
+    for name in ("h200", "H200"):
+        answer = tritongru.explain(gru, batch=16, time=5, device=name)
+        assert answer == tritongru.explain(gru, batch=16, time=5, device=H200)
+        assert str(answer).startswith("on H200, in float32")
+
+
+def test_explain_refuses_a_device_that_is_not_there(monkeypatch):
+    gru = tritongru.GRU(2, 3)
+    known = "the known GPUs are a100, rtx3090, rtx4090, h100, h200, b200, rtx5090, mi300x, mi355x"
+    for device in ("z9", "", 1.5):
+        with pytest.raises(ValueError) as found:
+            tritongru.explain(gru, device=device)
+        assert str(found.value) == f"device {device!r} is neither a known GPU nor a device of torch; {known}"
+    for count, index, here in ((0, "", "no GPU"), (1, ":1", "only 1 GPU"), (2, ":7", "only 2 GPUs")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda count=count: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        for device in (f"cuda{index}", torch.device(f"cuda{index}")):
+            with pytest.raises(ValueError) as found:
+                tritongru.explain(gru, device=device)
+            says = f"torch sees {here} here, got device 'cuda{index}'; to ask about another machine, {known}"
+            assert str(found.value) == says
+
+
+def test_explain_refuses_what_is_no_gru():
+    """The plan of an LSTM's sizes would be a GRU's."""
+    for module in (torch.nn.LSTM(2, 3), torch.nn.Linear(2, 3), tritongru.GRUCell(2, 3)):
+        with pytest.raises(TypeError, match=f"gru should be a tritongru.GRU, got {type(module).__name__}; give such a"):
+            tritongru.explain(module)
+    assert tritongru.explain(torch.nn.GRU(64, 768), batch=16, device=H200).family == "persistent"
+
+
+def test_one_known_pass_of_two_leaves_the_whole_unknown():
+    answer = plan(768, "bfloat16", H200, batch=16)
+    half = dataclasses.replace(answer, backward=dataclasses.replace(answer.backward, cost=None))
+    assert half.expected_ratio is None
+    assert half.expected_ratio_forward == answer.expected_ratio_forward
+    assert "times as fast forward, unknown forward and backward together (a model" in str(half)
+    neither = dataclasses.replace(half, forward=half.backward)
+    assert "expected ratio to torch: unknown, because the model has no figure of this kernel on H200" in str(neither)
+
+
+@given(hiddens, st.sampled_from([*DTYPES, "float64"]), devices, st.integers(1, 10**4), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_a_ratio_is_of_two_figures_or_unknown(hidden, dtype, gpu, batch, training):
+    answer = plan(hidden, dtype, GPUS[gpu], batch=batch, training=training)
+    costs = [found.us_per_step for found in answer.passes]
+    if answer.torch_us_per_step is None or None in costs or not costs:
+        assert answer.expected_ratio is None
+        assert "unknown" in str(answer)
+        assert not answer.passes or answer.torch_unknown or None in costs
+    else:
+        assert answer.expected_ratio == pytest.approx(len(costs) * answer.torch_us_per_step / sum(costs))
+        assert not answer.torch_unknown
+        assert "unknown" not in str(answer)
+    if costs and answer.torch_us_per_step is None:
+        assert hidden <= cost_model.TORCH_SMALL_H or GPUS[gpu].backend == "hip"
+
+
+def test_explain_shows_the_parts():
+    gru = tritongru.GRU(64, 768).to(torch.bfloat16).eval()
+    answer = tritongru.explain(gru, batch=16, time=1024, device=H200)
+    assert isinstance(answer.forward.launch, PersistentLaunch)
+    text = str(answer)
+    for part in ("exchange", "l2", "tensor", "shared", "issue", "barriers"):
+        assert f"{part} {getattr(answer.forward.cost, part):.2f}" in text
+    assert f"predicted for torch: {answer.torch_us_per_step:.2f} us a step forward (a model" in text
+    assert f"exchange by {answer.forward.launch.exchange}; each program serves 1 batch tile\n" in text
+
+
+def test_explain_says_what_a_training_step_costs_and_needs():
+    """Both passes, and the bytes, counted by hand."""
+    gru = tritongru.GRU(64, 768, 2, memory="save").to(torch.bfloat16)
+    answer = tritongru.explain(gru, batch=16, time=1024, device=H200)
+    text, output = str(answer), 1024 * 16 * 768 * 2
+    for name in ("forward", "backward"):
+        found = getattr(answer, name)
+        assert f"  {name}: persistent, programs {found.programs} of " in text
+        assert f"predicted: {found.us_per_step:.2f} us a step, {found.us_per_step * 1.024:.3f} ms for 1024" in text
+    memory = answer.memory
+    assert (memory.mode, memory.parts) == ("save", 1)
+    assert memory.kept == 2 * 5 * output
+    assert memory.forward == memory.kept + 3 * output
+    assert memory.backward == memory.kept + output + output + 5 * output
+    assert f"{memory.backward / 2**20:.1f} MiB at most in the backward" in text
+    gru.memory = "recompute"
+    rebuilt = tritongru.explain(gru, batch=16, time=1024, device=H200).memory
+    assert (rebuilt.mode, rebuilt.parts) == ("recompute", 8)
+    assert rebuilt.kept == 2 * output
+    assert rebuilt.backward == rebuilt.kept + 2 * output + 11 * output // 8
+
+
+def test_auto_saves_gates_until_they_take_an_eighth_of_the_memory():
+    def mode(batch):
+        return plan(1024, "bfloat16", H200, batch=batch, time=1000, inputs=8, layers=3, impl="triton").memory.mode
+
+    rows = H200.memory_bytes // 8 // (4 * 1024 * 2 * 3) // 1000
+    assert (mode(rows), mode(rows + 1)) == ("save", "recompute")
+
+
+def test_triton_never_falls_back(device):
+    with pytest.raises(RuntimeError, match="no kernel computes in float64"):
+        tritongru.GRU(2, 3, impl="triton").double().to(device)(torch.zeros(1, 1, 2, device=device).double())
+
+
+def test_without_a_gpu_or_the_interpreter_triton_says_so(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(RuntimeError, match="the tensors are on the CPU; move module and input to a GPU, or set"):
+        tritongru.GRU(2, 3, impl="triton")(torch.zeros(1, 1, 2))

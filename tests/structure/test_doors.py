@@ -1,0 +1,183 @@
+"""Rooms open one way: which modules of the package, of bench and of the tests may import which others."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from processes import ROOT
+
+PACKAGE = ROOT / "tritongru"
+MOST_FILES = 12  # of Python, beside each other in a folder
+
+# Room -> rooms of ours that it may import when it is imported, and those it may open later. A folder is one room where
+# it has no line of its own for a file.
+DOORS = {
+    "planning.devices": (set(), set()),
+    "planning.cost_model": ({"planning.devices"}, set()),
+    "planning.triton_versions": (set(), set()),
+    "planning.launches": ({"planning.triton_versions"}, set()),
+    "planning.memory": (set(), set()),
+    "planning.candidates": ({"planning.cost_model", "planning.devices", "planning.launches"}, set()),
+    "planning.plan_text": ({"planning.launches"}, {"planning.cost_model", "planning.plan"}),
+    "planning.plan": (
+        {
+            *("planning.candidates", "planning.cost_model", "planning.devices", "planning.launches"),
+            *("planning.memory", "planning.plan_text"),
+        },
+        set(),
+    ),
+    "planning.explaining": ({"planning.devices", "planning.plan"}, set()),
+    "planning": (set(), set()),
+    "plan": ({"planning"}, set()),
+    "reference": (set(), set()),
+    "arguments.records": (set(), set()),
+    "arguments.options": (set(), set()),
+    "arguments.checks": ({"arguments.options", "arguments.records"}, set()),
+    "arguments": (set(), set()),
+    "kernels": ({"arguments.records", "kernels", "planning.launches"}, set()),
+    "layer": ({"arguments.records", "planning"}, {"kernels"}),
+    "route": ({"planning"}, set()),
+    "torch_path": ({"arguments"}, set()),
+    "interop.torch_layer": ({"arguments.records"}, set()),
+    "interop.exporters": ({"arguments"}, set()),
+    "interop.adoption": (set(), set()),
+    "interop.registries": (set(), set()),
+    "interop.compiler_ops": (
+        {"arguments", "interop.exporters", "interop.torch_layer", "layer", "ops", "planning", "route"},
+        set(),
+    ),
+    "interop": (set(), set()),
+    "ops": ({"arguments", "interop.exporters", "layer", "planning"}, set()),
+    "functional": (
+        {
+            *("arguments", "interop.compiler_ops", "interop.exporters", "ops", "planning", "route", "torch_path"),
+        },
+        set(),
+    ),
+    "warmup": ({"arguments", "layer", "planning", "route"}, {"kernels"}),
+    "module": (
+        {
+            *("arguments", "functional", "interop.adoption", "interop.exporters", "planning", "torch_path", "warmup"),
+        },
+        set(),
+    ),
+    "waiting": (set(), set()),
+    "__init__": ({"functional", "interop.registries", "module", "planning", "waiting"}, set()),
+    "commands.demo": ({"", "module", "planning"}, {"", "module", "planning"}),
+    "commands.env": ({"planning"}, set()),
+    "commands.explain": ({"commands.demo", "planning"}, set()),
+    "commands": (set(), set()),
+    "__main__": ({"", "commands"}, set()),
+}
+
+# From the ground up: a folder, or a file beside them, imports from those before it and from itself.
+BENCH = (
+    *("arguments", "measure", "rivals", "calls", "analysis", "study", "compile", "suites", "pages", "commands"),
+    *("test_speed", "__main__"),
+)
+
+
+def module_of(name: str, top: str) -> str:
+    """The longest part of a dotted name that is a module or a folder of ``top``; the rest is a name in it."""
+    parts = name.split(".")
+    while len(parts) > 1:
+        path = ROOT.joinpath(*parts)
+        if path.with_suffix(".py").exists() or path.is_dir():
+            break
+        parts.pop()
+    return ".".join(parts[1:]) if parts[0] == top else name
+
+
+def imports(path: Path, top: str) -> tuple[set[str], set[str]]:
+    """Modules of ``top`` that a file imports: when it is imported itself, and later."""
+    tree = ast.parse(path.read_text())
+    outer = {id(node) for node in tree.body}
+    at_once: set[str] = set()
+    later: set[str] = set()
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} imports from {'.' * node.level}{node.module}: say whose"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            if name.split(".")[0] == top:
+                (at_once if id(node) in outer else later).add(module_of(name, top))
+    return at_once, later
+
+
+def room_of(path: Path, doors=DOORS) -> str:
+    """The most particular line for a file."""
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    if parts[-1] == "__init__" and len(parts) > 1:
+        parts.pop()
+    while parts and ".".join(parts) not in doors:
+        parts.pop()
+    return ".".join(parts)
+
+
+def inside(module: str, rooms: set[str]) -> bool:
+    """Whether a module is one of the rooms, or in one."""
+    return module in rooms or any(room and module.startswith(f"{room}.") for room in rooms)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_doors_of_the_package_open_one_way(path):
+    room = room_of(path)
+    assert room, f"{path} is a new room: say in DOORS which others it may open"
+    at_once, later = imports(path, "tritongru")
+    allowed, allowed_later = DOORS[room]
+    assert not {name for name in at_once if not inside(name, allowed)}, room
+    assert not {name for name in later if not inside(name, allowed | allowed_later)}, room
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_triton_is_imported_by_kernels_alone(path):
+    at_once, later = imports(path, "triton")
+    assert not (at_once | later) or room_of(path) == "kernels"
+
+
+def test_the_doors_make_no_circle():
+    """Whatever a room imports at once, however far away, never leads back to it."""
+    opens = {room: {one for one in DOORS if inside(one, allowed)} for room, (allowed, _) in DOORS.items()}
+    seen = {room: set(opens[room]) for room in DOORS}
+    for _ in DOORS:
+        seen = {room: found.union(*(opens[one] for one in found)) for room, found in seen.items()}
+    assert [room for room in DOORS if room in seen[room]] == ["kernels"]  # one room of several files
+
+
+def bench_room(module: str) -> str:
+    return module.split(".")[0]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "bench").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT / "bench"))
+)
+def test_doors_of_bench_open_one_way(path):
+    room = path.relative_to(ROOT / "bench").with_suffix("").parts[0]
+    if room == "__init__":
+        room = "arguments"  # has nothing to import either
+    assert room in BENCH, f"{path} is a new room: say in BENCH what it stands on"
+    below = BENCH[: BENCH.index(room) + 1]
+    at_once, later = imports(path, "bench")
+    assert {bench_room(name) for name in at_once | later} <= set(below)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT / "tests"))
+)
+def test_what_tests_share_is_in_support(path):
+    """A test imports from tests/support and from its own folder."""
+    names = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+    others = {other.stem for other in (ROOT / "tests").rglob("*.py") if other.parent not in (path.parent, SUPPORT)}
+    assert not names & others - {other.stem for other in SUPPORT.glob("*.py")}
+
+
+SUPPORT = ROOT / "tests" / "support"
+
+
+@pytest.mark.parametrize("tree", ["tritongru", "bench", "tests"])
+def test_folders_are_small_enough_to_be_looked_over(tree):
+    counts = {folder: len(list(folder.glob("*.py"))) for folder in [ROOT / tree, *(ROOT / tree).rglob("*/")]}
+    assert {str(folder): count for folder, count in counts.items() if count > MOST_FILES} == {}

@@ -1,0 +1,334 @@
+"""What a caller passes is checked before native code reads it: types, sizes, devices and places in memory.
+
+Where torch has a text for a fault, it is torch's. Values that lie on a GPU are never read here: the kernels clamp them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tritongru.arguments.options import Options, autocast_dtype, steps_of
+
+Others = dict[str, tuple[Tensor | None, tuple[int, ...]]]  # tensors and the shapes that they should have, by name
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} should be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_layers(num_layers: object) -> None:
+    if not isinstance(num_layers, int) or isinstance(num_layers, bool):
+        raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
+    if num_layers < 1:
+        raise ValueError(f"num_layers should be at least 1, got {num_layers}")
+
+
+def check_flags(**values: object) -> None:
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+
+
+def check_dropout(dropout: object) -> None:
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+        raise ValueError(f"dropout should be a number in range [0, 1], got {dropout!r}")
+
+
+def check_tensors(**values: object) -> None:
+    """Of an operator, too: torch hands it None where its schema says Tensor."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} should be a Tensor, got {type(value).__name__}")
+
+
+def check_dtype(input: Tensor, weight: Tensor) -> None:
+    if input.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
+        raise ValueError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). Convert input: "
+            f"input.to({weight.dtype}), or convert model: model.to({input.dtype})"
+        )
+
+
+def check_features(input: Tensor, batch_sizes: Tensor | None, features: int) -> None:
+    rank = 3 if batch_sizes is None else 2
+    if input.dim() != rank:
+        raise RuntimeError(f"input must have {rank} dimensions, got {input.dim()}")
+    if input.size(-1) != features:
+        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {features}, got {input.size(-1)}")
+
+
+def check_weights(weights: object, options: Options) -> None:
+    """The number of weights, that they are tensors, and that the first two are matrices, whose sizes others follow."""
+    if isinstance(weights, Tensor) or not isinstance(weights, Sequence):
+        raise TypeError(f"weights should be a list or tuple of tensors, got {type(weights).__name__}")
+    expected = options.num_layers * options.directions * options.tensors
+    if len(weights) != expected:
+        raise ValueError(
+            f"weights should hold {expected} tensors ({options.tensors} for each of {options.num_layers} layers and "
+            f"{options.directions} directions), got {len(weights)}"
+        )
+    for k, weight in enumerate(weights):
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"weight {k} of the GRU should be a Tensor, got {type(weight).__name__}")
+    for k in (0, 1):
+        if weights[k].dim() != 2:
+            raise RuntimeError(f"weight {k} of the GRU should have 2 dimensions, got {weights[k].dim()}")
+
+
+def check_batch_sizes(batch_sizes: Any) -> Tensor:
+    """The rows of each step, contiguous: torch's GRU reads them as they lie in memory, one at least."""
+    check_tensors(batch_sizes=batch_sizes)
+    if batch_sizes.dtype != torch.int64:
+        raise RuntimeError(f"expected scalar type Long but found {scalar_type(batch_sizes)}")
+    if batch_sizes.layout is not torch.strided or batch_sizes.dim() != 1:
+        kind = str(batch_sizes.layout).removeprefix("torch.")
+        raise RuntimeError(
+            f"batch_sizes should be a dense tensor of 1 dimension, got a {kind} one of {batch_sizes.dim()}"
+        )
+    if batch_sizes.device.type != "cpu":
+        raise RuntimeError(f"batch_sizes should always be on CPU, got them on {batch_sizes.device}")
+    if batch_sizes.shape[0] == 0:
+        raise IndexError("index 0 is out of bounds for dimension 0 with size 0")
+    return batch_sizes.contiguous()  # type: ignore[no-any-return]
+
+
+def check_for_kernels(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
+) -> None:
+    """What a kernel would not notice: it reads memory by the shapes and types that it is told."""
+    check_weights(weights, options)
+    dtype, casts = input.dtype, autocast_dtype(input) is not None
+    _check_same_device(input, hx, weights)
+    if batch_sizes is None and steps_of(input, None, options) == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if hx is not None and hx.dtype != dtype and not casts:
+        raise RuntimeError(
+            "Input and hidden tensors are not the same dtype, found input tensor with "
+            f"{scalar_type(input)} and hidden tensor with {scalar_type(hx)}"
+        )
+    hidden, directions, each = weights[1].shape[-1], options.directions, options.tensors
+    # What is copied on the way is read before the operators look at it; they look at everything.
+    if (casts or directions == 2 or options.batch_first) and not torch.compiler.is_compiling():
+        _check_storages((input, hx), weights)
+    shapes = ((3 * hidden, input.shape[-1]), (3 * hidden, hidden), (3 * hidden,), (3 * hidden,))
+    for k, weight in enumerate(weights):
+        shape = shapes[k % each] if k % each or k < directions * each else (3 * hidden, directions * hidden)
+        if weight.shape != shape:
+            raise RuntimeError(f"weight {k} of the GRU should have the shape {shape}, got {tuple(weight.shape)}")
+        if weight.dtype != dtype and not casts:
+            raise RuntimeError(f"weight {k} of the GRU should have the dtype {dtype}, got {weight.dtype}")
+
+
+def check_for_torch(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
+) -> None:
+    """What torch's own GRU would not notice: it reads what a storage no longer holds, with a bias on the device meta it
+    returns memory that nobody wrote, and without biases it takes the gates of a ``w_ih`` that has too few rows for them
+    from anywhere in memory."""
+    _check_storages((input, None, batch_sizes), weights if input.is_cuda else ())  # of views torch looks itself
+    _check_same_device(input, hx, weights)
+    if options.bias:
+        return
+    for k, weight in enumerate(weights):
+        if weight.dim() == 2 and weight.shape[0] < 3:
+            raise RuntimeError(
+                f"weight {k} of the GRU should have a row for each of three gates at least, got {weight.shape[0]}"
+            )
+
+
+def check_order(data: Tensor, hx: Tensor | None, *indices: Tensor | None) -> None:
+    """Of packed rows: torch puts states into another order by indices that it does not look at."""
+    if torch.compiler.is_compiling():
+        return
+    for name, order in zip(("sorted_indices", "unsorted_indices"), indices, strict=True):
+        if order is not None:
+            check_tensors(**{name: order})
+            if order.device != data.device:
+                raise RuntimeError(f"{name} should be on the device of the data, {data.device}, got {order.device}")
+            _check_storage(name, order)
+    if isinstance(hx, Tensor):
+        _check_storage("hx", hx)
+
+
+def _check_storages(own: Sequence[Tensor | None], weights: Sequence[Tensor]) -> None:
+    """Of input, hx and batch_sizes, and of the weights."""
+    for name, tensor in zip(("input", "hx", "batch_sizes"), own, strict=False):
+        if tensor is not None:
+            _check_storage(name, tensor)
+    for k, weight in enumerate(weights):
+        _check_storage(k, weight)
+
+
+def _check_storage(name: str | int, tensor: Tensor) -> None:
+    """Of a tensor, or the weight of that number; those that a transform or a compiler stands for have none."""
+    if tensor.layout is torch.strided and torch._C._has_storage(tensor):
+        _check_memory(name, tensor)
+
+
+def _check_same_device(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> None:
+    device = input.device
+    if hx is not None and hx.device != device:
+        raise _elsewhere(input, "hidden", hx)
+    for weight in weights:
+        if weight.device != device:
+            raise _elsewhere(input, "parameter", weight)
+
+
+def _elsewhere(input: Tensor, kind: str, tensor: Tensor) -> RuntimeError:
+    return RuntimeError(
+        f"Input and {kind} tensors are not at the same device, found input tensor at {input.device} and {kind} tensor "
+        f"at {tensor.device}"
+    )
+
+
+def scalar_type(tensor: Tensor) -> str:
+    """The dtype as torch's C++ messages spell it: Float, Double, BFloat16."""
+    return tensor.type().rpartition(".")[2].removesuffix("Tensor")
+
+
+def check_ranks(x: Tensor, w_hh: Tensor) -> None:
+    """Of the two tensors whose sizes those of the others follow."""
+    if x.dim() != 2 or w_hh.dim() != 3:
+        raise RuntimeError(f"x should have 2 dimensions and w_hh 3, got {x.dim()} and {w_hh.dim()}")
+
+
+def check_layer(
+    x: Tensor,  # (N, I)
+    w_ih: Tensor,  # (D 3H, I)
+    w_hh: Tensor,  # (D, 3H, H)
+    b_ih: Tensor | None,  # (D 3H,)
+    b_hh: Tensor | None,  # (D, 3H)
+    h0: Tensor | None,  # (D, B, H)
+    offsets: Tensor | None,  # (T + 1,)
+    batch: int,
+    others: Others | None = None,  # tensors of a backward, each with its shape
+    casts: bool = False,  # whether the dtypes may differ
+) -> None:
+    """What an operator is given, by whomever: a kernel reads memory by the sizes and types that it is told."""
+    if x is None or w_ih is None or w_hh is None:
+        check_tensors(x=x, w_ih=w_ih, w_hh=w_hh)
+    check_ranks(x, w_hh)
+    (N, I), (D, _, H) = x.shape, w_hh.shape
+    if D not in (1, 2) or H < 1 or batch < 0:
+        raise RuntimeError(
+            f"there should be 1 or 2 directions, 1 hidden unit at least and no negative batch, got {D} directions, "
+            f"hidden size {H} and batch {batch}"
+        )
+    if (b_ih is None) != (b_hh is None):
+        raise RuntimeError(f"b_ih and b_hh go together, got {'b_hh' if b_ih is None else 'b_ih'} alone")
+    device, dtype, size, strided = x.device, None if casts else x.dtype, x.itemsize, torch.strided
+    given: Others = {
+        "x": (x, (N, I)),
+        "w_ih": (w_ih, (D * 3 * H, I)),
+        "w_hh": (w_hh, (D, 3 * H, H)),
+        "b_ih": (b_ih, (D * 3 * H,)),
+        "b_hh": (b_hh, (D, 3 * H)),
+        "h0": (h0, (D, batch, H)),
+    }
+    if others is not None:
+        given |= others
+    for name, (tensor, shape) in given.items():
+        if tensor is None or (
+            tensor.dtype is dtype
+            and tensor.shape == shape
+            and tensor.device == device
+            and tensor.layout is strided
+            and tensor.is_contiguous()
+            and tensor.storage_offset() * size + tensor.nbytes <= tensor.untyped_storage().nbytes()
+        ):
+            continue  # all is as it should be, found out in less time than _check_tensor takes
+        _check_tensor(name, tensor, shape, dtype, device)
+    if offsets is not None:
+        _check_offsets(offsets, N, batch, device)
+    elif batch == 0 and N > 0:
+        raise RuntimeError(f"x has {N} rows, and a batch of 0 has none")
+    elif batch > 0 and N == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    elif batch > 0 and N % batch > 0:
+        raise RuntimeError(f"x should have as many rows for each step as the batch, {batch}, got {N} rows")
+
+
+def check_devices(**tensors: Tensor | None) -> None:
+    """What the fakes of the operators look at: torch asks them too where one tensor of many is on the device meta, and
+    then takes what they return, memory that nobody has written, for the result."""
+    first = next(iter(tensors))
+    device: Any = getattr(tensors[first], "device", None)
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != device:
+            raise RuntimeError(f"{name} should be on the device of {first}, {device}, got {tensor.device}")
+
+
+def _check_tensor(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None, device: torch.device
+) -> None:
+    if tensor.shape != shape:
+        raise RuntimeError(f"{name} should have the shape {shape}, got {tuple(tensor.shape)}")
+    if dtype is not None and tensor.dtype != dtype:
+        raise RuntimeError(f"{name} should have the dtype {dtype} of x, got {tensor.dtype}")
+    if tensor.device != device:
+        raise RuntimeError(f"{name} should be on the device of x, {device}, got {tensor.device}")
+    _check_memory(name, tensor)
+
+
+def _check_memory(name: str | int, tensor: Tensor) -> None:
+    """A storage may be smaller than its tensor: FSDP, for one, frees that of parameters which are not in use."""
+    if tensor.layout is not torch.strided:
+        raise RuntimeError(f"{name} should be a dense tensor, got layout {tensor.layout}")
+    needed = int(tensor.nbytes)
+    if needed and not tensor.is_contiguous():
+        steps = ((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+        needed = int(1 + sum(steps)) * tensor.itemsize
+    if needed:
+        needed += int(tensor.storage_offset()) * tensor.itemsize
+    held = tensor.untyped_storage().nbytes()
+    if held < needed:
+        what = f"weight {name} of the GRU" if isinstance(name, int) else name
+        raise RuntimeError(f"{what} needs {needed} bytes of memory, and its storage, freed or cut, holds {held}")
+
+
+def check_not_captured(data: Tensor) -> None:
+    """Packed rows come with sizes in host memory, which a CUDA graph would keep for each replay."""
+    if data.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a PackedSequence cannot be captured into a CUDA graph, which would keep its lengths for every replay; "
+            "capture a call with padded input, or call the layer outside of the graph"
+        )
+
+
+def _check_offsets(offsets: Tensor, rows: int, batch: int, device: torch.device) -> None:
+    """Values on a GPU are not read: there the kernels keep them within the rows."""
+    if offsets.dim() != 1 or offsets.shape[0] < 2 or offsets.dtype != torch.int64:
+        raise RuntimeError(
+            "offsets should be int64 and of one dimension, with one value more than there are steps, got "
+            f"{offsets.dtype} of the shape {tuple(offsets.shape)}"
+        )
+    _check_tensor("offsets", offsets, tuple(offsets.shape), None, device)
+    if device.type == "cpu":
+        sizes = offsets.diff()
+        if offsets[0] != 0 or offsets[-1] != rows or sizes[0] > batch or (sizes < 0).any() or (sizes.diff() > 0).any():
+            raise RuntimeError(
+                f"offsets should rise from 0 to the {rows} rows by {batch} at most and never by more than the step "
+                f"before, got {offsets.tolist()}"
+            )
+
+
+def check_rows(data: Tensor, batch_sizes: Tensor) -> int:
+    """The number of rows that batch_sizes counts, for kernels; torch's error where the data has fewer."""
+    _check_memory("batch_sizes", batch_sizes)
+    if (batch_sizes[1:] > batch_sizes[:-1]).any():
+        raise RuntimeError(f"batch_sizes should never grow from step to step, got {batch_sizes.tolist()}")
+    if batch_sizes[-1] < 0:
+        raise RuntimeError(f"batch_sizes should never be negative, got {batch_sizes.tolist()}")
+    rows = data.shape[0]
+    counts = batch_sizes.clamp(max=rows + 1)  # the sums of larger ones might overflow
+    ends = counts.cumsum(0)
+    if ends[-1] > rows:
+        step = int(torch.searchsorted(ends, rows, right=True))
+        start = int(ends[step] - counts[step])
+        raise RuntimeError(f"start ({start}) + length ({int(batch_sizes[step])}) exceeds dimension size ({rows}).")
+    return int(ends[-1])

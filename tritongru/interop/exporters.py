@@ -1,0 +1,92 @@
+"""What tracers and exporters get in place of a call: a node that others can read, or a sentence."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tritongru.arguments.options import Options, batch_of, steps_of
+
+
+def exports_to_onnx() -> bool:
+    """Whether ``torch.onnx.export`` is at work; it need not have been imported for that question."""
+    onnx = sys.modules.get("torch.onnx")
+    return onnx is not None and bool(onnx.is_in_onnx_export())
+
+
+exports_to_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as in `route`
+
+
+def onnx_gru(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: Options) -> tuple[Tensor, Tensor]:
+    """One ONNX GRU node for each layer, whose batch and time may stay symbols; arguments as of ``functional.run``.
+
+    ONNX orders the gates z, r, h; ``linear_before_reset`` is torch's formula (https://onnx.ai/onnx/operators/onnx__GRU.html).
+    """
+    T, B = steps_of(input, None, options), batch_of(input, None, options)
+    D, H, each = options.directions, weights[1].shape[-1], options.tensors
+    x = input.transpose(0, 1) if options.batch_first else input
+    attributes: dict[str, Any] = {
+        "hidden_size": H,
+        "direction": "bidirectional" if options.bidirectional else "forward",
+        "linear_before_reset": 1,
+    }
+    states = []
+    for layer in range(options.num_layers):
+        if layer > 0 and options.training and options.dropout > 0:
+            x = torch.dropout(x, options.dropout, True)
+        own = [_gates_of_onnx(w) for w in weights[layer * D * each : (layer + 1) * D * each]]
+        w, r, *biases = (torch.stack(own[k::each]) for k in range(each))
+        b = torch.cat(biases, dim=1) if biases else None
+        h0 = None if hx is None else hx[layer * D : (layer + 1) * D]
+        y, hn = torch.onnx.ops.symbolic_multi_out(
+            "GRU",
+            (x, w, r, b, None, h0),
+            attributes,
+            dtypes=(x.dtype, x.dtype),
+            shapes=((T, D, B, H), (D, B, H)),
+        )
+        x = y.transpose(1, 2).reshape(T, B, D * H)
+        states.append(hn)
+    return x.transpose(0, 1) if options.batch_first else x, torch.cat(states)
+
+
+def _gates_of_onnx(weight: Tensor) -> Tensor:
+    r, z, n = weight.chunk(3)
+    return torch.cat((z, r, n))
+
+
+def refuse_program() -> None:
+    """For the fakes of operators: ONNX has no node for them.
+
+    Raises:
+        RuntimeError: while ``torch.onnx.export`` converts a program that ``torch.export`` made.
+    """
+    if exports_to_onnx():
+        raise RuntimeError(
+            "a program from torch.export that holds tritongru's kernels cannot become ONNX; give torch.onnx.export the "
+            "module itself, or export it with impl='torch'"
+        )
+
+
+def fx_leaf(gru: nn.Module, input: Any, hx: Any) -> Any:
+    """What ``torch.fx`` records of a call: one node, as of a layer of torch's own. ``input`` or ``hx`` is a Proxy.
+
+    Raises:
+        TraceError: where the layer itself is what is traced, or FX quantisation traces, which knows torch.nn.GRU alone.
+    """
+    proxy = input if isinstance(input, torch.fx.Proxy) else hx
+    tracer: Any = proxy.tracer
+    if type(tracer).__name__ == "QuantizationTracer":
+        raise torch.fx.proxy.TraceError(
+            "FX quantisation knows torch.nn.GRU by its type alone; put gru.to_torch() in place of each tritongru.GRU"
+        )
+    if gru is getattr(tracer, "root", None):
+        raise torch.fx.proxy.TraceError(
+            "torch.fx takes a tritongru.GRU as one node of the model around it; to trace the layer alone, put it into "
+            "torch.nn.Sequential"
+        )
+    return tracer.create_proxy("call_module", tracer.path_of_module(gru), (input, hx), {})

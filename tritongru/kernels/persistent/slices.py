@@ -1,0 +1,191 @@
+"""A program's slice of W_hh on chip, its product with a batch tile, and the program's own places in tensors and slots.
+
+Blocks of a program's own values are flat, (OWN,): with one dimension there is one way to deal them out to threads, the
+same for every load, store and result.
+"""
+
+import triton
+import triton.language as tl
+
+from tritongru.kernels.persistent.exchange import (
+    collect_counted,
+    collect_words,
+    first_unit,
+    operand_of,
+    parts,
+    place,
+    unit_at,
+)
+
+
+@triton.constexpr_function
+def own_values(BB, BH, THREADS):
+    """Values of a program's own block. With fewer of them than threads they repeat, so that each thread has one."""
+    return max(BB * BH, THREADS)
+
+
+@triton.jit
+def swapped(o):
+    """Neighbouring threads take units 0, 2, 1, 3 of four: the compiler would otherwise pair units in a thread for the
+    wider loads, and pass every block through shared memory between loads of different widths."""
+    return o // 4 * 4 + o % 2 * 2 + o // 2 % 2
+
+
+@triton.jit
+def own_places(i_h, BB: tl.constexpr, BH: tl.constexpr, OWN: tl.constexpr):
+    """Row of the tile, unit, and whether it is no repetition, of each of a program's own values."""
+    o = tl.arange(0, OWN)
+    return o // BH % BB, i_h * BH + swapped(o % BH), o < BB * BH
+
+
+@triton.jit
+def own_words(i_h, BB: tl.constexpr, BH: tl.constexpr, OWN: tl.constexpr, E: tl.constexpr):
+    """Where the program's own words lie in a slot, and which are no repetitions, in the order of `exchange.words`."""
+    o = tl.arange(0, OWN // E)
+    o_u = o % (BH // E) * E if E == 2 else swapped(o % BH)
+    return place(o // (BH // E) % BB, i_h * BH + o_u, BB, E) // E, o < BB * BH // E
+
+
+@triton.jit
+def operand_places(KS: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
+    """Place along k (over all KS parts) and column of each value of a right operand: flat, k running fastest, for so it
+    will lie in shared memory, and the products' loads from there are wide. A whole operand, for KS == 1, is loaded as a
+    block: its many values, flat, would spill."""
+    if KS == 1:
+        o_k = tl.arange(0, K)[None, :, None]
+        o_n = tl.arange(0, N)[None, None, :]
+    else:
+        o = tl.arange(0, KS * N * K)
+        o_k = o // (N * K) * K + o % K
+        o_n = o // K % N
+    return o_k, o_n
+
+
+@triton.jit
+def operand(b, KS: tl.constexpr, N: tl.constexpr):
+    if KS > 1:
+        b = tl.permute(tl.reshape(b, (KS, N, b.shape[0] // (KS * N))), (0, 2, 1))
+    return b
+
+
+@triton.jit
+def load_w_forward(
+    w_hh,  # (3H, H) of the program's direction
+    i_h,
+    GATE: tl.constexpr,
+    GATES: tl.constexpr,
+    H: tl.constexpr,
+    BH: tl.constexpr,
+    KS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    E: tl.constexpr,
+    PARTS: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Columns of W_hh^T for the program's units, gates GATE .. GATE + GATES side by side, cut and ordered along k as
+    the tile of states is collected."""
+    b_w = ()
+    for i in tl.static_range(len(CHUNKS)):
+        for part in tl.static_range(PARTS):
+            o_k, o_n = operand_places(KS, CHUNKS[i] // PARTS, GATES * BH)
+            o_k = unit_at(o_k, part, E, PARTS) + first_unit(CHUNKS, KS, i)
+            o_g, o_h = GATE + o_n // BH, i_h * BH + o_n % BH
+            m = (o_k < H) & (o_h < H) & (o_g < 3)
+            b = tl.load(w_hh + (o_g * H + o_h) * H + o_k, mask=m, other=0.0)
+            b_w += (operand(b.to(tl.float32) if UPCAST else b, KS, GATES * BH),)
+    return b_w
+
+
+@triton.jit
+def load_w_backward(
+    w_hh,  # (3H, H) of the program's direction
+    i_h,
+    H: tl.constexpr,
+    BH: tl.constexpr,
+    KS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    E: tl.constexpr,
+    PARTS: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Columns of W_hh for the program's units, the rows of r, z and n one after the other along k, cut and ordered as
+    the tile of gate gradients is collected."""
+    UNITS: tl.constexpr = first_unit(CHUNKS, KS, len(CHUNKS)) // 3
+    b_w = ()
+    for i in tl.static_range(len(CHUNKS)):
+        for part in tl.static_range(PARTS):
+            o_k, o_n = operand_places(KS, CHUNKS[i] // PARTS, BH)
+            o_k = unit_at(o_k, part, E, PARTS) + first_unit(CHUNKS, KS, i)
+            o_h = i_h * BH + o_n
+            m = (o_k % UNITS < H) & (o_h < H)
+            b = tl.load(w_hh + (o_k // UNITS * H + o_k % UNITS) * H + o_h, mask=m, other=0.0)
+            b_w += (operand(b.to(tl.float32) if UPCAST else b, KS, BH),)
+    return b_w
+
+
+@triton.jit
+def nothing(BB: tl.constexpr, N: tl.constexpr, KS: tl.constexpr):
+    if KS == 1:
+        b = tl.zeros((BB, N), tl.float32)
+    else:
+        b = tl.zeros((KS, BB, N), tl.float32)
+    return b
+
+
+@triton.jit
+def product(b_k, b_w, b_acc, KS: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
+    """Adds a chunk's product. Each of KS groups of warps has a part of k, or, for KS == 1, of the rows."""
+    if UPCAST:
+        b_k = b_k.to(tl.float32)
+    if KS == 1:
+        b_k = tl.reshape(b_k, (b_k.shape[1], b_k.shape[2]))
+        b_w = tl.reshape(b_w, (b_w.shape[1], b_w.shape[2]))
+    return tl.dot(b_k, b_w, b_acc, input_precision=PRECISION)
+
+
+@triton.jit
+def collect_products(
+    slot,
+    b_w,
+    b_w_n,  # of the second product, if TWO
+    left,  # of the looks of this step
+    N: tl.constexpr,
+    N_N: tl.constexpr,
+    TWO: tl.constexpr,
+    BB: tl.constexpr,
+    KS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    E: tl.constexpr,
+    DATA: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The tile in a slot, chunk by chunk, times the program's slice of W_hh (and a second one): sums over N and N_N
+    columns, and what is left of the looks when all words of the tile have come."""
+    PARTS: tl.constexpr = parts(DATA, E)
+    b_acc = nothing(BB, N, KS)
+    b_acc_n = nothing(BB, N_N, KS)
+    for i in tl.static_range(len(CHUNKS)):
+        if DATA:
+            b_words, left = collect_words(slot, i, left, BB, KS, CHUNKS, E)
+        for part in tl.static_range(PARTS):
+            if DATA:
+                b_k = operand_of(b_words, part, slot.dtype.element_ty, BB, KS, CHUNKS[i], E)
+            else:
+                b_k = collect_counted(slot, i, BB, KS, CHUNKS, E)
+            b_acc = product(b_k, b_w[i * PARTS + part], b_acc, KS, UPCAST, PRECISION)
+            if TWO:
+                b_acc_n = product(b_k, b_w_n[i * PARTS + part], b_acc_n, KS, UPCAST, PRECISION)
+    return b_acc, b_acc_n, left
+
+
+@triton.jit
+def results(b_acc, GATES: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, OWN: tl.constexpr, KS: tl.constexpr):
+    """The sum over KS, (GATES, OWN). One trip through shared memory hands each thread the parts of the results that are
+    its own, and it adds them up."""
+    b = tl.permute(tl.reshape(b_acc, (KS, BB, GATES, BH // 4, 2, 2)), (0, 2, 1, 3, 5, 4))
+    o = tl.arange(0, KS * GATES * OWN)
+    if OWN > BB * BH:
+        o = o // OWN * (BB * BH) + o % (BB * BH)
+    b = tl.gather(tl.reshape(b, (KS * GATES * BB * BH,)), o, 0)
+    return tl.sum(tl.reshape(b, (KS, GATES, OWN)), axis=0)

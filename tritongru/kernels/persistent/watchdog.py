@@ -1,0 +1,76 @@
+"""What becomes of a wait that does not end: the program gives up, goes on with NaN, and leaves word for the host, which
+raises at the next launch or in `tritongru.synchronize`.
+
+A wait that never ends would mean that a program is missing, which a cooperative launch rules out, or a fault in a
+kernel. Either way a GPU that hangs is worse than an error.
+"""
+
+import ctypes
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tritongru.kernels.persistent.exchange import IN_VAIN, give_up
+
+# Looks that a program makes in one step, at a counter and at all chunks of words together, before it gives up. A look
+# is a trip to L2 and back, at a chunk one for all of its words: 0.65 us and more (published, H100), so this is about
+# two seconds, and more on a busy chip. Looks are counted, not time, so that a kernel that is paused (by a
+# debugger, by time slices) is not hurt.
+LIMIT = 3_000_000
+
+
+@triton.jit
+def report(s, i_b, i_h, i_d):
+    """Step, batch tile, program and direction in one word, which is never zero; `raise_trouble` takes it apart."""
+    word = (tl.full((), 65536, tl.int64) * s + i_b % 65536) * 32768 + i_h
+    return word * 2 + i_d + 1
+
+
+@triton.jit
+def patience(trouble, counter, limit, left, s, start, i_b, i_h, i_d):
+    """The limit for the next wait, at step s of the launch. Once a wait was in vain there is none any more: the host
+    gets a word, with the step from the ``start`` of the sequence, and at each of its tiles the program gives up."""
+    if left == IN_VAIN:
+        if limit != IN_VAIN:
+            tl.store(trouble, report(start + s, i_b, i_h, i_d))
+        give_up(counter, s, tl.num_programs(0))
+        limit = IN_VAIN
+    return limit
+
+
+class Trouble(NamedTuple):
+    """A word in host memory that kernels on the device write, and the host's own view of it."""
+
+    tensor: Tensor
+    word: ctypes.c_int64
+
+
+words: dict[torch.device, Trouble] = {}  # of the devices that kernels ran on
+
+
+@functools.cache
+def trouble_of(device: torch.device) -> Trouble:
+    with torch.inference_mode(False):  # the first launch may be under inference mode, the next change outside
+        tensor = torch.zeros(1, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
+    words[device] = Trouble(tensor, ctypes.c_int64.from_address(tensor.data_ptr()))
+    return words[device]
+
+
+def raise_trouble(trouble: Trouble) -> None:
+    """Raises what kernels have written so far, without waiting for them."""
+    word = trouble.word.value - 1
+    if word < 0:
+        return
+    trouble.word.value = 0
+    word, direction = divmod(word, 2)
+    word, program = divmod(word, 1 << 15)
+    step, tile = divmod(word, 1 << 16)
+    raise RuntimeError(
+        f"a persistent GRU kernel gave up at its time step {step}: program {program} of batch tile {tile}, direction "
+        f"{direction}, waited for the others in vain, and results from there on are NaN; the call that launched it has "
+        "to be repeated (impl='torch' does not depend on programs that wait for each other)"
+    )

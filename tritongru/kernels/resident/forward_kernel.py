@@ -1,0 +1,81 @@
+"""The forward of the resident family: one program runs all time steps of its rows."""
+
+import triton
+import triton.language as tl
+
+from tritongru.kernels.chunks import (
+    load_bias,
+    load_state,
+    load_w_forward,
+    products_forward,
+    store_state,
+    units,
+)
+from tritongru.kernels.chunks import start as first_of
+from tritongru.kernels.gates import gru_step, kept
+from tritongru.kernels.rows import tile_at
+
+
+@triton.jit(do_not_specialize=["T", "B", "N"])
+def resident_forward_kernel(
+    gx,  # (N, D, 3H) input projections with b_ih; N rows in time-major order
+    w_hh,  # (D, 3H, H)
+    b_hh,  # (D, 3H) if USE_BIAS
+    h0,  # (D, B, H) if USE_H0
+    y,  # (N, D, H)
+    hn,  # (D, B, H)
+    gates,  # (N, D, H, 4) if SAVE_GATES: r, z (see `gates.kept`), n and a = W_hn h + b_hn
+    offsets,  # (T + 1,) first row of each step, if PACKED
+    T,
+    B,
+    N,  # rows, if PACKED
+    D: tl.constexpr,
+    H: tl.constexpr,
+    USE_BIAS: tl.constexpr,
+    USE_H0: tl.constexpr,
+    SAVE_GATES: tl.constexpr,
+    PACKED: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BB: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    DT: tl.constexpr = y.dtype.element_ty
+    SERIES: tl.constexpr = DT == tl.float32
+    REFINE: tl.constexpr = SERIES and PRECISION != "tf32"
+    i_b, i_d = tl.program_id(0), tl.program_id(1)
+    o_b = tl.arange(0, BB)[:, None]
+    n_tile = B - i_b * BB
+    row_state = i_d.to(tl.int64) * B + i_b * BB
+    b_w = load_w_forward(w_hh + i_d * 3 * H * H, H, CHUNKS, UPCAST)
+    b_bias = load_bias(b_hh, i_d, H, CHUNKS, USE_BIAS)
+    b_h = load_state(h0, row_state, n_tile, BB, H, CHUNKS, USE_H0)
+    for s in tl.range(T, num_stages=STAGES):
+        t = s + i_d * (T - 1 - 2 * s)  # direction 1 walks from the last step to the first
+        row, n_b = tile_at(t, i_b, T, B, N, offsets, BB, PACKED)
+        row = row * D + i_d
+        m_b = o_b < n_b
+        b_k, b_next = (), ()
+        for i in tl.static_range(len(CHUNKS)):
+            b_k += (b_h[i].to(DT).to(tl.float32) if UPCAST else b_h[i].to(DT),)
+        for j in tl.static_range(len(CHUNKS)):
+            o_h = units(CHUNKS, j)[None, :]
+            m = m_b & (o_h < H)
+            p_x = gx + row * (3 * H) + (o_b * (D * 3 * H) + o_h)
+            b_r = tl.load(p_x, mask=m, other=0.0).to(tl.float32) + b_bias[3 * j]
+            b_z = tl.load(p_x + H, mask=m, other=0.0).to(tl.float32) + b_bias[3 * j + 1]
+            b_x = tl.load(p_x + 2 * H, mask=m, other=0.0).to(tl.float32)
+            b_a = tl.broadcast_to(b_bias[3 * j + 2], b_x.shape)
+            b_r, b_z, b_a = products_forward(b_k, b_w, b_r, b_z, b_a, j, CHUNKS, PRECISION)
+            b_r, b_z, b_n, b_new = gru_step(b_r, b_z, b_x, b_a, b_h[j], SERIES, REFINE)
+            tl.store(y + row * H + (o_b * (D * H) + o_h), b_new.to(DT), mask=m)
+            if SAVE_GATES:
+                b_g = tl.join(tl.join(b_r, b_n), tl.join(kept(b_z), b_a)).to(DT)  # [..., 0, :] = r z, [..., 1, :] = n a
+                b_g = tl.reshape(b_g, (BB, 4 * CHUNKS[j]))
+                o_g = 4 * first_of(CHUNKS, j) + tl.arange(0, 4 * CHUNKS[j])[None, :]
+                p_g = gates + row * (4 * H) + (o_b * (D * 4 * H) + o_g)
+                tl.store(p_g, b_g, mask=m_b & (o_g < 4 * H))
+            b_next += (tl.where(m, b_new, b_h[j]) if PACKED else b_new,)
+        b_h = b_next
+    store_state(hn, b_h, row_state, n_tile, BB, H, CHUNKS)

@@ -1,0 +1,151 @@
+"""What a time step should cost, in microseconds: a model, to be replaced by rows wherever there are any.
+
+Each constant has its unit and its source. *published*: taken from public figures, not measured here; *assumed*: a guess
+that the first measured rows must replace.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tritongru.planning.devices import Device
+
+SCHEDULERS = 4  # instruction schedulers of a multiprocessor, one warp's instruction a clock each (published)
+BARRIER_CLOCKS = 30  # a block-wide barrier (assumed)
+SHARED_BYTES_PER_CLOCK = 128  # of shared memory, a multiprocessor (published)
+L2_BYTES_PER_CLOCK = 24  # that L2 gives out, for each multiprocessor of the chip: about 5.5 TB/s on an H100 (published)
+L2_BYTES_PER_CLOCK_ALONE = 64  # that a multiprocessor takes in (published)
+L2_LATENCY_US = 0.2  # from a load to its value in L2 (published: 0.13 to 0.2 on an H100)
+HOP_US = 0.65  # from one multiprocessor's store with release to another's sight of it (published, H100)
+BARRIER_US = 0.98  # a barrier of all multiprocessors without its arrivals (published: 1.07 to 1.09 with 132 of them)
+ARRIVAL_US = 0.00074  # one more atomic on the same address (published, H100)
+READINGS = 2.0  # how often a tile is read until all of it is there, where the data is its own flag (assumed)
+LAUNCH_US = 3.0  # one more kernel launch that nothing hides (assumed)
+STEP_LAUNCH_US = 15.0  # one Triton launch from Python, of which the stepwise family has one a step (assumed)
+STEP_SHARE = 0.7  # of memory's and the tensor cores' rate that such a launch reaches (assumed)
+TORCH_STEP_US = 7.0  # cuDNN's standard algorithm, two launches a step (published: 7 to 12 at small batch)
+TORCH_SMALL_H = 192  # up to here cuDNN has an algorithm of its own, of which no figure is known
+TORCH_POINTWISE_US = 4.0  # of a step, what is not the product (assumed)
+TORCH_MMA_SHARE = 0.5  # of the warp-level tensor-core rate that a product of a step reaches (assumed)
+FP32_LANES = 128  # fp32 multiply-adds of a multiprocessor in a clock without tensor cores (published); on sm_80 half
+TORCH_FP32_SHARE = 0.7  # of that rate that cuDNN's product in IEEE fp32 reaches (assumed)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Microseconds of one time step. ``exchange``: until everybody's arrival is seen. ``l2``: the tile on its way from
+    L2. ``tensor``, ``shared``, ``issue``: tensor cores, shared memory and instruction issue, which overlap;
+    ``barriers``: inside a program. ``turns``: batch tiles that a program serves one after the other. ``us``: all."""
+
+    us: float
+    exchange: float
+    l2: float
+    tensor: float
+    shared: float
+    issue: float
+    barriers: float
+    turns: int = 1
+
+    @property
+    def math(self) -> float:
+        return max(self.tensor, self.shared, self.issue) + self.barriers
+
+
+def resident(device: Device, instructions: int, barriers: int, num_warps: int, waves: int) -> Cost:
+    """One program alone: instruction issue and barriers; the tensor cores' work is in the instructions."""
+    issue = instructions * max(1.0, num_warps / SCHEDULERS) / device.clock_mhz
+    waiting = BARRIER_CLOCKS * barriers / device.clock_mhz
+    return Cost(waves * (issue + waiting), 0.0, 0.0, 0.0, 0.0, issue, waiting, waves)
+
+
+def persistent(
+    device: Device,
+    *,
+    programs: int,
+    neighbours: int,
+    turns: int,
+    tile_bytes: int,
+    weight_bytes: int,
+    part_bytes: int,
+    multiply_adds: int,
+    bits: int,
+    instructions: int,
+    barriers: int,
+    num_warps: int,
+    per_multiprocessor: int,
+    data: bool,
+) -> Cost:
+    """A step of ``programs`` programs, of which ``neighbours`` share a tile, each serving ``turns`` tiles.
+
+    ``tile_bytes``: state that a program collects for a tile. ``weight_bytes``: its slice of W_hh, read from shared
+    memory for each tile. ``part_bytes``: products that its warps write to shared memory, to be read and added up there.
+    ``multiply_adds``: of a tile, in numbers of ``bits`` bits. ``per_multiprocessor``: programs that share one. While
+    one tile's state is on its way, a program with several works on another: then the exchange costs nothing, and what
+    is left is the slower of L2 and the programs' own work."""
+    busy = min(per_multiprocessor, math.ceil(programs / device.multiprocessors))  # programs on the fullest one
+    clocks = 1.0 / device.clock_mhz
+    alone = busy * tile_bytes / L2_BYTES_PER_CLOCK_ALONE * clocks
+    together = max(alone, programs * tile_bytes / (device.multiprocessors * L2_BYTES_PER_CLOCK) * clocks)
+    if data:
+        exchange, together, alone = HOP_US, READINGS * together, READINGS * alone
+    else:
+        exchange = BARRIER_US + ARRIVAL_US * neighbours
+    tensor = busy * multiply_adds / (device.mma * 16 / bits) * clocks
+    shared = busy * (weight_bytes + 2 * part_bytes) / SHARED_BYTES_PER_CLOCK * clocks
+    issue = instructions * max(1.0, busy * num_warps / SCHEDULERS) * clocks
+    waiting = BARRIER_CLOCKS * barriers * clocks
+    work = max(tensor, shared, issue) + waiting
+    us = max(
+        exchange + L2_LATENCY_US + together + work,
+        turns * (L2_LATENCY_US + alone + work),
+        turns * together,
+    )
+    return Cost(us, exchange, together, tensor, shared, issue, waiting, turns)
+
+
+def stepwise(device: Device, weight_bytes: int, tiles: int, multiply_adds: int, bits: int) -> Cost:
+    """A launch for each step, which reads W_hh again: from L2 where it fits, else from memory; and each of the batch
+    tiles reads it from L2."""
+    tensor = multiply_adds / (STEP_SHARE * device.mma * 16 / bits) / device.multiprocessors / device.clock_mhz
+    reading = max(_reading_us(device, weight_bytes), _l2_us(device, tiles * weight_bytes)) / STEP_SHARE
+    return Cost(max(STEP_LAUNCH_US, reading, tensor), 0.0, reading, tensor, 0.0, 0.0, 0.0)
+
+
+def _reading_us(device: Device, size: int) -> float:
+    if size > device.l2_bytes and device.memory_gbs:
+        return size / device.memory_gbs / 1000
+    return _l2_us(device, size)
+
+
+def _l2_us(device: Device, size: int) -> float:
+    return size / (device.multiprocessors * L2_BYTES_PER_CLOCK) / device.clock_mhz
+
+
+def torch_us(
+    device: Device, hidden: int, bits: int, batch: int, directions: int, tensor_cores: bool = True
+) -> float | None:
+    """A step of torch's own GRU, forward, and as much again backward; or None where nothing is known of it. Two
+    directions are taken to overlap but for their work. ``tensor_cores``: whether its products may use them, which IEEE
+    fp32 forbids."""
+    if torch_unknown(device, hidden):
+        return None
+    rate = TORCH_MMA_SHARE * device.mma * 16 / bits
+    if not tensor_cores:
+        rate = TORCH_FP32_SHARE * FP32_LANES / (2 if device.family == "sm_80" else 1)
+    weights = 3 * directions * hidden * hidden
+    work = weights * batch / (rate * device.multiprocessors * device.clock_mhz)
+    if weights * bits // 8 > device.l2_bytes:
+        work = max(work, _reading_us(device, weights * bits // 8))
+    return max(TORCH_STEP_US, TORCH_POINTWISE_US + work)
+
+
+def torch_unknown(device: Device, hidden: int) -> str:
+    """Why nothing is known of torch's own GRU there; empty where something is."""
+    if device.backend != "cuda":
+        return f"no figure of torch's GRU is known on {device.name}"
+    if not device.mma or not device.clock_mhz:
+        return f"the clock and the tensor cores' rate of {device.name} are not known"
+    if hidden <= TORCH_SMALL_H:
+        return f"up to hidden size {TORCH_SMALL_H} cuDNN has an algorithm of its own, of which no figure is known"
+    return ""

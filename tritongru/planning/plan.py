@@ -1,0 +1,357 @@
+"""Which kernel family runs a GRU layer, with which tiles, and what a time step should cost.
+
+``plan`` is a pure function of (shape, dtype, precision, device facts), so every decision can be asked for without the
+device. The launches themselves are data: ``kernels/resident.json``, ``persistent.json`` and ``stepwise.json`` list, for
+each kernel, kind of arithmetic and padded hidden size, the configurations that compile without spilling, and
+``kernels/measured.json`` the shapes for which rows in bench/results say otherwise than the model does.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from tritongru.planning import candidates, cost_model
+from tritongru.planning.candidates import kind_of
+from tritongru.planning.devices import AMD_CHIPS, KB, Device, device_facts, is_served
+from tritongru.planning.launches import (
+    BLOCK_B,
+    AnyLaunch,
+    Launch,
+    PersistentLaunch,
+    Shape,
+    launches,
+    measured,
+    shape_of,
+)
+from tritongru.planning.memory import Memory, memory_of
+from tritongru.planning.plan_text import MODEL, words
+
+PRECISIONS = ("tf32", "ieee")
+DTYPES = ("float32", "float16", "bfloat16")
+MARGIN = 0.05  # by which a kernel must be expected to be faster than torch
+STEPWISE_MARGIN = 0.5  # the same of one launch a step: most of what the model says of it is assumed
+LARGEST_BATCH = 1 << 16  # up to which `limits` looks for a batch size that torch should run
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How the time loop of one pass, forward or backward, runs: a kernel family's configuration, and the model's
+    prediction of a step, which is no measurement; products outside the loop are not in it."""
+
+    family: str
+    launch: AnyLaunch
+    programs: int
+    turns: int
+    cost: cost_model.Cost | None
+
+    @property
+    def us_per_step(self) -> float | None:
+        return None if self.cost is None else self.cost.us
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decision for one layer. ``forward`` and ``backward`` are None where torch runs it; what the plan would have
+    taken is then in ``considered``. ``torch_us_per_step`` is of the forward pass, and backward as much again; where
+    it is None though a kernel of ours would run, ``torch_unknown`` says why."""
+
+    family: str
+    reason: str
+    device: str
+    dtype: str
+    precision: str | None = None
+    time: int | None = None
+    forward: Pass | None = None
+    backward: Pass | None = None
+    considered: tuple[Pass, ...] = ()
+    torch_us_per_step: float | None = None
+    torch_unknown: str = ""
+    memory: Memory | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {
+            "us_per_step": self.us_per_step,
+            "expected_ratio_forward": self.expected_ratio_forward,
+            "expected_ratio": self.expected_ratio,
+            "note": f"us_per_step, torch_us_per_step and the expected ratios are {MODEL}",
+        }
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """What ours runs or, where torch runs, would have run: forward first."""
+        return tuple(found for found in (self.forward, self.backward) if found) or self.considered
+
+    @property
+    def us_per_step(self) -> float | None:
+        """Of forward and, if there is one, backward together."""
+        return _us(tuple(found for found in (self.forward, self.backward) if found))
+
+    @property
+    def expected_ratio(self) -> float | None:
+        """Torch's time over ours in ``passes`` together, of the time loops alone: a model, not a measurement, and None
+        where the model has no figure of one of the two."""
+        return self._ratio(self.passes)
+
+    @property
+    def expected_ratio_forward(self) -> float | None:
+        return self._ratio(self.passes[:1])
+
+    def _ratio(self, passes: tuple[Pass, ...]) -> float | None:
+        ours, theirs = _us(passes), self.torch_us_per_step
+        return None if ours is None or theirs is None else len(passes) * theirs / ours
+
+    def __str__(self) -> str:
+        return words(self)
+
+
+def _us(passes: tuple[Pass, ...]) -> float | None:
+    times = [found.us_per_step for found in passes]
+    return None if not times or None in times else sum(us for us in times if us is not None)
+
+
+@functools.lru_cache(maxsize=4096)
+def plan(
+    hidden: int,
+    dtype: str,
+    device: Device,
+    *,
+    batch: int = 1,
+    time: int | None = None,
+    directions: int = 1,
+    precision: str = "tf32",
+    training: bool = True,
+    impl: str = "auto",
+    inputs: int | None = None,
+    layers: int = 1,
+    memory: str = "auto",
+) -> Plan:
+    """The plan of one layer; with ``inputs``, that of a stack of layers together with the memory it needs.
+
+    Args:
+        hidden: hidden size H.
+        dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or any other torch dtype's name (which no kernel serves).
+        device: facts of the device, e.g. ``GPUS["h200"]``.
+        batch: batch size B.
+        time: time steps T, if known.
+        directions: 1, or 2 for a bidirectional layer.
+        precision: ``"tf32"`` or ``"ieee"``: how fp32 products are made; 16-bit types ignore it.
+        training: whether a backward pass must be possible as well.
+        impl: ``"auto"`` gives torch what torch is expected to do faster; ``"triton"`` takes a kernel wherever there is
+            one.
+        inputs: input features I of the first layer, of which only memory depends.
+        layers: stacked layers L, likewise.
+        memory: ``"auto"``, ``"save"`` or ``"recompute"``, as of :func:`tritongru.gru`.
+    """
+    answer = Plan("torch", "", device.name, dtype, precision if dtype == "float32" else None, time)
+    if device.backend == "cpu":
+        return replace(answer, reason=f"the tensors are on {device.name}, where torch's own GRU runs")
+    if not is_served(device):
+        served = f"NVIDIA chips from sm_80 on and AMD's {' and '.join(AMD_CHIPS)}"
+        return replace(answer, reason=f"the kernels are made for {served}, and {device.name} is {device.arch}")
+    if dtype not in DTYPES:
+        return replace(answer, reason=f"no kernel computes in {dtype}; convert to one of {', '.join(DTYPES)}")
+    kind = kind_of(dtype, precision)
+    forward = _pass(device, "forward", kind, hidden, batch, directions)
+    backward = _pass(device, "backward", kind, hidden, batch, directions) if training else None
+    if forward is None or (training and backward is None):
+        return replace(answer, reason=_too_large("backward" if forward else "forward", kind, hidden, dtype, device))
+    bits = 32 if dtype == "float32" else 16
+    theirs = cost_model.torch_us(device, hidden, bits, batch, directions, tensor_cores=kind != "ieee")
+    passes = (forward,) if backward is None else (forward, backward)
+    answer = replace(answer, torch_us_per_step=theirs, torch_unknown=cost_model.torch_unknown(device, hidden))
+    if impl == "auto" and any(found.family != "resident" for found in passes):
+        refusal = _slower(device, kind, hidden, batch, time, directions, passes, theirs)
+        if refusal is not None:
+            return replace(answer, reason=refusal, considered=passes)
+    kb = 3 * hidden * hidden * bits // 8 / KB
+    reason = {
+        "resident": f"W_hh ({kb:.0f} KB) fits one multiprocessor, so one launch runs the whole time loop",
+        "persistent": f"W_hh ({kb:.0f} KB) stays on chip, spread over several programs for each batch tile, so one "
+        "launch runs the whole time loop",
+        "stepwise": f"W_hh ({kb:.0f} KB) does not stay on chip with batch {batch}, so each time step is one launch "
+        "that reads it again",
+    }
+    if inputs is not None and time is not None:
+        sizes = {"layers": layers, "directions": directions, "itemsize": bits // 8}
+        needed = memory_of(
+            time, batch, inputs, hidden, **sizes, memory=memory, device_bytes=device.memory_bytes, learns=training
+        )
+        answer = replace(answer, memory=needed)
+    return replace(answer, family=forward.family, reason=reason[forward.family], forward=forward, backward=backward)
+
+
+def _pass(device: Device, kernel: str, kind: str, hidden: int, batch: int, directions: int) -> Pass | None:
+    """The cheapest configuration by the model, or the one that rows say is best."""
+    found = measured().get(
+        ("forward" if kernel == "forward" else "train", _shape(device, kind, hidden, batch, directions))
+    )
+    asked = None if found is None else found.launch
+    option = candidates.cheapest(device, kernel, kind, hidden, batch, directions, asked)
+    if option is None:
+        return None
+    cost, launch = option
+    tiles = math.ceil(batch / launch.block_b)
+    if isinstance(launch, PersistentLaunch):
+        programs = launch.programs(hidden) * launch.groups * directions
+        return Pass("persistent", launch, programs, math.ceil(tiles / launch.groups), cost)
+    if isinstance(launch, Launch):
+        return Pass("resident", launch, tiles * directions, 1, cost)
+    return Pass("stepwise", launch, tiles * math.ceil(hidden / launch.block_h) * directions, 1, cost)
+
+
+def _shape(device: Device, kind: str, hidden: int, batch: int, directions: int) -> Shape:
+    return shape_of(device.family, kind, hidden, batch, directions)
+
+
+def _slower(
+    device: Device,
+    kind: str,
+    hidden: int,
+    batch: int,
+    time: int | None,
+    directions: int,
+    passes: tuple[Pass, ...],
+    theirs: float | None,
+) -> str | None:
+    """Why torch is expected to win, if it is."""
+    step = "a step" if len(passes) == 1 else "a step of forward and backward"
+    found = measured().get(
+        ("forward" if len(passes) == 1 else "train", _shape(device, kind, hidden, batch, directions))
+    )
+    if found is not None:
+        if found.us <= found.torch_us:
+            return None
+        return f"torch's GRU was measured at {found.torch_us:.2f} us {step} on {device.name}, ours at {found.us:.2f}"
+    ours = _us(passes)
+    if ours is None or theirs is None:
+        return None
+    theirs *= len(passes)
+    if any(found.family == "stepwise" for found in passes) and (1 - STEPWISE_MARGIN) * theirs < ours < theirs:
+        return (
+            f"hidden size {hidden} with batch {batch} takes one launch a step on {device.name}, of which too little is "
+            f"known to prefer it ({ours:.2f} us {step} expected) to torch's GRU ({theirs:.2f}); impl='triton' runs "
+            "ours regardless"
+        )
+    if ours > (1 - MARGIN) * theirs:
+        return (
+            f"no gain is expected with hidden size {hidden} and batch {batch} on {device.name}: torch's GRU should "
+            f"take {theirs:.2f} us {step}, ours {ours:.2f}; impl='triton' runs ours regardless"
+        )
+    if time is not None and time < shortest(ours, theirs, len(passes)):
+        return (
+            f"with {time} step{'s' if time != 1 else ''} the launches around the time loop cost more than the loop "
+            "saves; impl='triton' runs ours regardless"
+        )
+    return None
+
+
+def shortest(ours: float, theirs: float, passes: int = 1) -> int:
+    """Steps from which the time saved pays for one more launch a pass (of what clears the exchange)."""
+    return 1 if ours >= theirs else math.ceil(passes * cost_model.LAUNCH_US / (theirs - ours))
+
+
+def _too_large(kernel: str, kind: str, hidden: int, dtype: str, device: Device) -> str:
+    sizes = (
+        size
+        for (backend, name, other, size), rows in launches().items()
+        if (backend, name, other) == (device.backend, kernel, kind)
+        and any(candidates.fits(row, device) for row in rows)
+    )
+    arithmetic = f"{dtype} ({kind})" if dtype == "float32" else dtype
+    hint = "" if kernel == "forward" else "; without gradients (torch.no_grad, eval) the forward kernels run it"
+    return (
+        f"hidden size {hidden} in {arithmetic} has no {kernel} kernel on {device.name}, which goes up to "
+        f"{max(sizes, default=0)}{hint}"
+    )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where ``impl="auto"`` takes a kernel: from ``shortest`` time steps and up to ``largest`` rows of a batch;
+    ``reason`` says why torch runs everything else, or, if ``largest`` is 0, everything."""
+
+    reason: str
+    shortest: int
+    largest: int
+
+
+@functools.lru_cache(maxsize=1024)
+def limits(
+    hidden: int, dtype: str, device: Device, *, directions: int = 1, precision: str = "tf32", training: bool = True
+) -> Limits:
+    """The plan's answers for all batch sizes and lengths at once, so that a compiler may keep both symbolic."""
+
+    def at(batch: int) -> Plan:
+        return plan(hidden, dtype, device, batch=batch, directions=directions, precision=precision, training=training)
+
+    steps, largest, tile = 1, 0, 1
+    while tile * BLOCK_B <= LARGEST_BATCH:
+        answer = at((tile - 1) * BLOCK_B + 1)  # of the batches with so many tiles, the one with the least to gain
+        if answer.family == "torch":
+            return Limits(answer.reason, steps, largest)
+        passes = 1 + training
+        if answer.family != "resident" and answer.torch_us_per_step and answer.us_per_step:
+            steps = max(steps, shortest(answer.us_per_step, passes * answer.torch_us_per_step, passes))
+        largest = tile * BLOCK_B
+        tile += 1 if tile < 64 else tile // 8
+    return Limits("", steps, 1 << 62)
+
+
+def plan_on(
+    device: torch.device | Device,
+    hidden: int,
+    dtype: torch.dtype,
+    *,
+    batch: int = 1,
+    time: int | None = None,
+    directions: int = 1,
+    training: bool = True,
+    impl: str = "auto",
+    inputs: int | None = None,
+    layers: int = 1,
+    memory: str = "auto",
+) -> Plan:
+    """``plan`` for a torch device (or for the facts of one) under torch's present precision switch."""
+    return plan(
+        hidden,
+        str(dtype).removeprefix("torch."),
+        device if isinstance(device, Device) else device_facts(device),
+        batch=batch,
+        time=time,
+        directions=directions,
+        precision=fp32_precision(),
+        training=training,
+        impl=impl,
+        inputs=inputs,
+        layers=layers,
+        memory=memory,
+    )
+
+
+def limits_on(
+    device: torch.device | Device, hidden: int, dtype: torch.dtype, *, directions: int = 1, training: bool = True
+) -> Limits:
+    """``limits`` for a torch device under torch's present precision switch."""
+    return limits(
+        hidden,
+        str(dtype).removeprefix("torch."),
+        device if isinstance(device, Device) else device_facts(device),
+        directions=directions,
+        precision=fp32_precision(),
+        training=training,
+    )
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """What a cached answer depends on besides its arguments: the switch, which only fp32 heeds."""
+    return fp32_precision() if dtype == torch.float32 else ""
+
+
+def fp32_precision() -> str:
+    """``"tf32"`` or ``"ieee"``: torch's switch for recurrent layers, ``torch.backends.cudnn.rnn.fp32_precision``."""
+    return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]

@@ -1,0 +1,70 @@
+"""A plan in words. Whatever it says of time is the model's prediction, and every line with one says so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tritongru.planning.launches import Launch, PersistentLaunch
+
+if TYPE_CHECKING:
+    from tritongru.planning.cost_model import Cost
+    from tritongru.planning.plan import Pass, Plan
+
+MODEL = "a model, not a measurement"
+
+
+def words(plan: Plan) -> str:
+    # The switch for TF32 says nothing of a CPU's products.
+    arithmetic = f"{plan.dtype}, products in {plan.precision}" if plan.precision and plan.passes else plan.dtype
+    lines = [f"on {plan.device}, in {arithmetic}", f"{plan.family}: {plan.reason}"]
+    for name, found in (("forward", plan.forward), ("backward", plan.backward)):
+        if found is not None:
+            lines += _pass(found, name, plan.time)
+    if plan.torch_us_per_step is not None:
+        us, passes = plan.torch_us_per_step, " and as much backward" if len(plan.passes) > 1 else ""
+        lines.append(f"  predicted for torch: {us:.2f} us a step forward{passes} ({MODEL})")
+    lines.append(f"  {_ratio(plan)}")
+    if plan.memory is not None:
+        lines += plan.memory.lines()
+    return "\n".join(lines)
+
+
+def _pass(found: Pass, name: str, time: int | None) -> list[str]:
+    launch = found.launch
+    units = sum(launch.chunks) if isinstance(launch, Launch) else launch.block_h
+    lines = [
+        f"  {name}: {found.family}, programs {found.programs} of {launch.block_b} rows x {units} hidden units, "
+        f"{launch.num_warps} warps, {launch.shared_bytes} bytes of shared memory each"
+    ]
+    if isinstance(launch, PersistentLaunch):
+        served = f"{found.turns} batch tile{'s' if found.turns != 1 else ''}"
+        lines.append(f"    exchange by {launch.exchange}; each program serves {served}")
+    if found.cost is not None:
+        us = found.cost.us
+        whole = "" if time is None else f", {us * time / 1000:.3f} ms for {time} step{'s' if time != 1 else ''}"
+        lines.append(f"    predicted: {us:.2f} us a step{whole} ({MODEL})")
+        lines.append(f"    {_parts(found.cost)}")
+    return lines
+
+
+def _parts(cost: Cost) -> str:
+    names = ("exchange", "l2", "tensor", "shared", "issue", "barriers")
+    shown = [f"{name} {getattr(cost, name):.2f}" for name in names if getattr(cost, name) > 0]
+    return ", ".join(shown) + " (us; tensor, shared and issue overlap)" if cost.exchange else ", ".join(shown)
+
+
+def _ratio(plan: Plan) -> str:
+    what = "expected ratio to torch" if plan.forward or not plan.passes else "expected ratio to torch, if ours ran"
+    if plan.expected_ratio_forward is None:
+        return f"{what}: unknown, because {_unknown(plan)}"
+    figures = f"{plan.expected_ratio_forward:.2f} times as fast forward"
+    if len(plan.passes) > 1:
+        both = plan.expected_ratio
+        figures += f", {'unknown' if both is None else f'{both:.2f}'} forward and backward together"
+    return f"{what}: {figures} ({MODEL}, of the time loops alone)"
+
+
+def _unknown(plan: Plan) -> str:
+    if not plan.passes:
+        return "no kernel of ours is there to be compared"
+    return plan.torch_unknown or f"the model has no figure of this kernel on {plan.device}"
