@@ -22,9 +22,9 @@ def synchronize(device: torch.device | str | int | None = None) -> None:
     found = _device(device)
     if found.type == "cuda":
         torch.cuda.synchronize(found)
-    trouble = sys.modules.get("tritongru.kernels.persistent.watchdog")  # else no kernel has run yet
-    if trouble is not None and found in trouble.words:
-        trouble.raise_trouble(trouble.words[found])
+    watchdog = sys.modules.get("tritongru.kernels.persistent.watchdog")  # else no kernel has run yet
+    if watchdog is not None and found in watchdog.reports:
+        watchdog.raise_report(watchdog.reports[found])
 
 
 def _device(device: torch.device | str | int | None) -> torch.device:

@@ -177,14 +177,14 @@ def _run(works: list[_Work], device: torch.device) -> list[float]:
 
 def _prepare(works: list[_Work], device: torch.device) -> None:
     """What threads must not make at once: a kernel's table of compiled forms (two would each make one, and one of them
-    would be lost with what is in it), and the word for trouble."""
+    would be lost with what is in it), and the word in which kernels report."""
     from tritongru.kernels import rebuild
     from tritongru.kernels.persistent import launch as persistent
-    from tritongru.kernels.persistent.watchdog import trouble_of
+    from tritongru.kernels.persistent.watchdog import report_of
     from tritongru.kernels.resident import launch as resident
     from tritongru.kernels.stepwise import launch as stepwise
 
-    trouble_of(device)
+    report_of(device)
     rooms = {"persistent": persistent, "resident": resident, "stepwise": stepwise}
     for family, kernel in {(work.family, work.kernel) for work in works}:
         name = f"{family}_{kernel}_kernel"

@@ -43,7 +43,7 @@ def _no_launch(*args: object, **kwargs: object) -> None:
 
 
 def without_launches() -> None:
-    from tritongru.kernels import cooperative, rebuild
+    from tritongru.kernels import interpreter_threads, rebuild
     from tritongru.kernels.persistent import launch as persistent
     from tritongru.kernels.resident import launch as resident
     from tritongru.kernels.stepwise import launch as stepwise
@@ -52,7 +52,7 @@ def without_launches() -> None:
         for name in vars(room):
             if name.endswith("_kernel"):
                 setattr(room, name, _NoKernel())
-    cooperative.launch = _no_launch
+    interpreter_threads.launch = _no_launch
 
 
 def without_products_and_zeros() -> None:
@@ -80,7 +80,7 @@ def samples(hidden: int) -> dict[str, list[float]]:
     without_launches()
     gru = tritongru.GRU(8, hidden, impl="triton", memory="save")
     x, hx, dy = torch.ones(2, 1, 8), torch.ones(1, 1, hidden), torch.ones(2, 1, hidden)
-    gru(x, hx)  # what is made once for all calls: plan, and the word for trouble, which has to be zero
+    gru(x, hx)  # what is made once for all calls: plan, and the word in which kernels report, which has to be zero
     without_products_and_zeros()
 
     def timed(call: Callable[[], object]) -> tuple[float, float]:

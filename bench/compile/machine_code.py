@@ -24,7 +24,7 @@ ELEMENT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 INTEGERS = ("T", "B", "N", "s", "start", "count", "tiles", "limit")  # arguments that are no pointers
 TENSOR_CORE = r"\b[HIDQ]G?MMA\b|\bUT\w*MMA\b"  # and not HFMA2.MMA, by which a constant comes into a register
 # Those that do not have the storage dtype.
-POINTERS = {"dh": "*fp32", "offsets": "*i64", "trouble": "*i64", "counters": "*i32", "state": "*fp32"}
+POINTERS = {"dh": "*fp32", "offsets": "*i64", "report": "*i64", "counters": "*i32", "state": "*fp32"}
 
 
 def dtype_of(kind: str, i: int = 0) -> str:

@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tritongru.kernels.launching import compiler_options, launch_together
+from tritongru.kernels.launching import compiler_options
+from tritongru.kernels.persistent.cooperative import launch_cooperative
 from tritongru.kernels.persistent.exchange import (
     arrive,
     clear,
@@ -30,7 +31,7 @@ from tritongru.kernels.persistent.exchange import (
     wait_for_slot,
 )
 from tritongru.kernels.persistent.launch import workspace
-from tritongru.kernels.persistent.watchdog import LIMIT, patience
+from tritongru.kernels.persistent.watchdog import LIMIT, spin_budget
 from tritongru.planning.launches import PersistentLaunch
 
 
@@ -46,7 +47,7 @@ def floor_kernel(
     y,  # (D, tiles, GATES, BB, programs * BH) words, written: the tile after T steps
     slots,  # (D, tiles, SLOTS, GATES * BB * words of a row) zeros: the exchange
     counters,  # (D, tiles, 32) int32 zeros, as in the persistent kernel
-    trouble,  # (1,) int64 that the host can read: where a program gave up waiting
+    report,  # (1,) int64 that the host can read: where a program gave up waiting
     T,
     tiles,
     limit,
@@ -96,7 +97,7 @@ def floor_kernel(
                 else:
                     b_k = collect_counted(p_slot, i, BB, KS, CHUNKS, 1)
                 b ^= folded(b_k, BB, KS, CHUNKS[i])
-            limit = patience(trouble, counter, limit, left, s, 0, i_b, i_h, i_d)
+            limit = spin_budget(report, counter, limit, left, s, 0, i_b, i_h, i_d)
             if DATA:
                 empty_half(slot, counter, s, o_word, m_own, SLOT, SLOTS, GATES, 1)
             p_new = slot + (s + 1) % SLOTS * SLOT
@@ -124,7 +125,7 @@ def floor(like: Tensor, time: int, tiles: int, directions: int, hidden: int, lau
     sizes = blocks(launch)
     tile = (sizes["GATES"], launch.block_b, programs * sizes["BH"])
     y = torch.empty((directions, tiles, *tile), dtype=torch.int32, device=like.device)
-    launch_together(
+    launch_cooperative(
         floor_kernel,
         (programs, launch.groups, directions),
         like,

@@ -68,7 +68,7 @@ def test_a_wrong_gradient_is_seen(monkeypatch):
 
 @in_the_interpreter
 def test_a_wait_in_vain_that_nobody_reports_is_seen(monkeypatch):
-    monkeypatch.setattr("tritongru.kernels.launching.raise_trouble", lambda trouble: trouble.tensor.zero_())
+    monkeypatch.setattr("tritongru.kernels.persistent.cooperative.raise_report", lambda report: report.tensor.zero_())
     found = smoke.in_vain(TINY)
     assert found.fault == "a wait in vain was not reported"
 

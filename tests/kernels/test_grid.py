@@ -16,8 +16,7 @@ from test_persistent import launch_for, layer_tensors
 from test_persistent_backward import backward_for
 from tolerance import assert_close_to_float64
 
-from tritongru.kernels import launching
-from tritongru.kernels.persistent import exchange, slices
+from tritongru.kernels.persistent import cooperative, exchange, slices
 from tritongru.kernels.persistent import launch as persistent
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the simulator runs in the interpreter")
@@ -226,14 +225,14 @@ def test_a_program_that_dies_ends_in_an_error_and_not_in_a_hang(way, form):
         simulated(3, kill={(1, 0, 0): 60}, patience=10_000),
     ):
         way.run(way.tensors, launch(way, form), ROWS, limit=50)
-    assert launching.trouble_of(torch.device("cpu")).word.value == 0
+    assert cooperative.report_of(torch.device("cpu")).word.value == 0
     with simulated(3):
         assert_right(way, way.run(way.tensors, launch(way, form), ROWS))
 
 
 def in_vain(way, form, monkeypatch, seed, limit=50, groups=None, **options):
     """What comes of a launch in which some program waits in vain."""
-    monkeypatch.setattr(launching, "raise_trouble", lambda trouble: trouble.tensor.zero_())
+    monkeypatch.setattr(cooperative, "raise_report", lambda report: report.tensor.zero_())
     with simulated(seed, patience=10_000, **options):
         return way.run(way.tensors, launch(way, form), ROWS, limit=limit, groups=groups)
 

@@ -11,7 +11,7 @@ from tolerance import assert_close_to_float64
 from triton.runtime import interpreter
 
 from tritongru import reference
-from tritongru.kernels import cooperative
+from tritongru.kernels import interpreter_threads
 from tritongru.kernels.persistent import launch as persistent
 from tritongru.planning.launches import PersistentLaunch, chunks_of
 from tritongru.planning.plan import plan_on
@@ -221,8 +221,8 @@ def test_a_program_that_raises_ends_those_that_wait_for_it(exchange, monkeypatch
                 raise ValueError("no more")
         return original(self, *arguments)
 
-    original = cooperative._Builder.create_masked_load
-    monkeypatch.setattr(cooperative._Builder, "create_masked_load", masked_load)
+    original = interpreter_threads._Builder.create_masked_load
+    monkeypatch.setattr(interpreter_threads._Builder, "create_masked_load", masked_load)
     with pytest.raises(Exception, match="no more"):
         run(tensors, launch)
     monkeypatch.undo()
@@ -260,7 +260,7 @@ def test_offsets_beyond_32_bits():
     gx[:, -rows:] = torch.addmm(tensors["b_ih"], tensors["x"], tensors["w_ih"].t()).view(T, rows, 1, 3 * H)
     h0[:, -rows:] = tensors["h0"]
     slots[-1], counters[-1] = 0, 0
-    cooperative.launch_at(
+    interpreter_threads.launch_at(
         [(i, tiles - 1, 0) for i in range(programs)],
         persistent.persistent_forward_kernel,
         (programs, tiles, 1),

@@ -8,7 +8,7 @@ from loops import NAN, RESULTS, expected, kept, layer_tensors, run_backward
 from test_persistent import launch_for
 from tolerance import assert_close_to_float64
 
-from tritongru.kernels import cooperative
+from tritongru.kernels import interpreter_threads
 from tritongru.kernels.persistent import launch as persistent
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tests/test_gpu_persistent.py")
@@ -183,7 +183,7 @@ def test_offsets_beyond_32_bits():
     dy[:, -rows:] = tensors["dy"].view(T, rows, 1, H)
     h0[:, -rows:], dh[:, -rows:] = tensors["h0"], tensors["dhn"].float()
     slots[-1], counters[-1] = 0, 0
-    cooperative.launch_at(
+    interpreter_threads.launch_at(
         [(i, tiles - 1, 0) for i in range(programs)],
         persistent.persistent_backward_kernel,
         (programs, tiles, 1),

@@ -118,7 +118,8 @@ import stand_in
 from layers import Case, build
 from bench.floor import floor
 from tritongru.kernels import persistent, resident
-from tritongru.kernels.launching import launch_together, on_device_of
+from tritongru.kernels.launching import on_device_of
+from tritongru.kernels.persistent.cooperative import launch_cooperative
 from tritongru.plan import plan_on
 
 torch.set_num_threads(1)
@@ -203,18 +204,18 @@ resident.on_device_of = on_device_of
 
 def forgets(kernel, grid, like, *args, **kwargs):
     with on_device_of(like):
-        kernel[grid](*args, meeting.arguments["trouble"], **kwargs)
+        kernel[grid](*args, meeting.arguments["report"], **kwargs)
 
 
-persistent.launch_together = forgets
+persistent.launch_cooperative = forgets
 with caught("not cooperative"), torch.no_grad():
     large(x)
-persistent.launch_together = launch_together
+persistent.launch_cooperative = launch_cooperative
 with caught("cooperative"), torch.cuda.device(1):
     machine.check(dataclasses.replace(alone, cooperative=True))
 
-machine.execute = lambda launched: launched.arguments["trouble"].fill_(1)
-with caught("trouble", RuntimeError), torch.no_grad():
+machine.execute = lambda launched: launched.arguments["report"].fill_(1)
+with caught("report", RuntimeError), torch.no_grad():
     large(x)
     large(x)
 print(json.dumps([room, found]))
@@ -245,7 +246,7 @@ def test_each_check_can_fail():
         "launch_cooperative_grid=False",
         "cooperative": f"{name}, whose programs do not wait for each other, is launched with "
         "launch_cooperative_grid=True",
-        "trouble": "a persistent GRU kernel gave up at its time step 0: .*",
+        "report": "a persistent GRU kernel gave up at its time step 0: .*",
     }
     assert found.keys() == expected.keys()
     matches = {what: re.fullmatch(text, found[what]) for what, text in expected.items()}
@@ -277,7 +278,7 @@ def pretend(launched):
             arguments[name].fill_(math.nan if behind else 0)
     if behind:
         assert arguments["limit"] == 1000
-        arguments["trouble"].fill_(1)
+        arguments["report"].fill_(1)
 
 
 torch.set_num_threads(1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from loops import NAN, RESULTS, check, layer_tensors, plain, run_backward, run_forward
 
-from tritongru.kernels import cooperative
+from tritongru.kernels import interpreter_threads
 from tritongru.kernels.stepwise import launch as stepwise
 from tritongru.planning.launches import StepwiseLaunch
 
@@ -112,7 +112,7 @@ class LastTile:
 
     def __getitem__(self, grid):
         places = list(itertools.product([grid[0] - 1], range(grid[1]), range(grid[2])))
-        return functools.partial(cooperative.launch_at, places, self.kernel, grid)
+        return functools.partial(interpreter_threads.launch_at, places, self.kernel, grid)
 
 
 def test_offsets_beyond_32_bits(monkeypatch):

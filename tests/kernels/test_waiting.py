@@ -14,8 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import tritongru
 from bench.commands.smoke import one_arrival_short
 from tritongru.arguments import checks
-from tritongru.kernels import launching
-from tritongru.kernels.persistent import watchdog
+from tritongru.kernels.persistent import cooperative, watchdog
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tests/test_gpu_persistent.py")
 CPU = torch.device("cpu")
@@ -25,7 +24,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("way", ["forward", "backward"])
 def test_a_missing_arrival_leaves_nothing_but_nan_and_is_reported(way, exchange, monkeypatch):
     raised = []
-    monkeypatch.setattr(launching, "raise_trouble", raised.append)
+    monkeypatch.setattr(cooperative, "raise_report", raised.append)
     with one_arrival_short():
         if way == "forward":
             y, hn, _ = run_forward(layer_tensors(H=32), launch_for(32, exchange=exchange), limit=20)
@@ -56,16 +55,16 @@ def test_what_is_no_device_to_wait_for_is_refused_in_a_sentence(device, error, s
 
 
 def test_where_no_kernel_ran_there_is_nothing_to_report():
-    watchdog.trouble_of.cache_clear()
-    watchdog.words.clear()
+    watchdog.report_of.cache_clear()
+    watchdog.reports.clear()
     with FakeTensorMode():
         tritongru.synchronize()
-    assert not watchdog.words
+    assert not watchdog.reports
 
 
 @pytest.mark.parametrize("device", [None, "cpu", "cpu:0", CPU])
 def test_synchronize_says_where_a_kernel_gave_up(device):
-    watchdog.trouble_of(CPU).word.value = ((70 * 65536 + 3) * 32768 + 5) * 2 + 1 + 1
+    watchdog.report_of(CPU).word.value = ((70 * 65536 + 3) * 32768 + 5) * 2 + 1 + 1
     with pytest.raises(RuntimeError, match="step 70: program 5 of batch tile 3, direction 1, waited for the others"):
         tritongru.synchronize(device)
     tritongru.synchronize(device)
@@ -82,7 +81,7 @@ CASES = {"resident": Case(H=24), "persistent": Case(H=200, T=2, layers=2, bidire
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_default_device_elsewhere_changes_nothing(case):
     """As under torch.set_default_device: on "meta" a tensor that was forgotten would have no memory."""
-    watchdog.trouble_of.cache_clear()
+    watchdog.report_of.cache_clear()
     ours, x, hx = build(case, CPU)
     ours.impl = "triton"
     packed = pack_padded_sequence(x, torch.tensor([case.T] * case.B))
@@ -92,7 +91,7 @@ def test_a_default_device_elsewhere_changes_nothing(case):
     for value, expected in zip(found, results(ours, x, hx), strict=True):
         assert torch.equal(value, expected)
     assert torch.equal(of_packed[0].data, ours(packed, hx)[0].data)
-    assert watchdog.trouble_of(CPU).tensor.device == CPU
+    assert watchdog.report_of(CPU).tensor.device == CPU
 
 
 def test_packed_rows_are_not_captured(monkeypatch):

@@ -59,7 +59,7 @@ def launched(monkeypatch):
     def together(kernel, grid, like, *args, **kwargs):
         record(kernel.fn.__name__, *args, **kwargs)
 
-    monkeypatch.setattr(persistent, "launch_together", together)
+    monkeypatch.setattr(persistent, "launch_cooperative", together)
     return found
 
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tritongru.kernels.gates import gru_step_backward, kept, sigmoid, tanh
+from tritongru.kernels.gates import encode_update, gru_step_backward, sigmoid, tanh
 
 
 @triton.jit
@@ -22,7 +22,7 @@ def tanh_kernel(x, y, n, BLOCK: tl.constexpr, SERIES: tl.constexpr, REFINE: tl.c
 def kept_kernel(z, found, DT: tl.constexpr, BLOCK: tl.constexpr):
     """The part of dh that z and 1 - z let through after z was saved in DT: (dh z, dn) of dh = 1, n = 0."""
     o = tl.arange(0, BLOCK)
-    b_z = kept(tl.load(z + o)).to(DT).to(tl.float32)
+    b_z = encode_update(tl.load(z + o)).to(DT).to(tl.float32)
     b_one, b_zero = tl.full((BLOCK,), 1.0, tl.float32), tl.zeros((BLOCK,), tl.float32)
     _, _, b_dn, _, b_dh = gru_step_backward(b_one, b_zero, b_z, b_zero, b_zero, b_zero)
     tl.store(found + o, b_dh)

@@ -21,7 +21,7 @@ from triton._C.libtriton import ir
 from triton.runtime import interpreter
 from triton.runtime.interpreter import GridExecutor, InterpretedFunction, InterpreterBuilder, TensorHandle
 
-from tritongru.kernels import cooperative
+from tritongru.kernels import interpreter_threads
 
 Index = tuple[int, int, int]
 
@@ -217,7 +217,7 @@ class Simulation(GridExecutor):
             threading.Thread(target=contextvars.copy_context().run, args=(self._live, p), daemon=True)
             for p in self.live
         ]
-        with mock.patch.multiple(builder, **hooks), cooperative.one_thread_prepares():
+        with mock.patch.multiple(builder, **hooks), interpreter_threads.one_thread_prepares():
             try:
                 for thread in threads:
                     thread.start()
@@ -396,7 +396,7 @@ def simulated(
     Raises SimulationError where a program fails or the programs hang.
     """
     launches: list[Simulation] = []
-    one_by_one, at_once = InterpretedFunction.run, cooperative.launch
+    one_by_one, at_once = InterpretedFunction.run, interpreter_threads.launch
 
     def chosen(kernel):
         return only_for is None or kernel in only_for
@@ -412,7 +412,10 @@ def simulated(
         launches.append(launch)
         return launch(*args, **kwargs)
 
-    with mock.patch.object(InterpretedFunction, "run", run), mock.patch.object(cooperative, "launch", launch_here):
+    with (
+        mock.patch.object(InterpretedFunction, "run", run),
+        mock.patch.object(interpreter_threads, "launch", launch_here),
+    ):
         yield launches
 
 

@@ -25,8 +25,8 @@ from triton.runtime.jit import mangle_type
 from tritongru import route, warmup
 from tritongru.interop import compiler_ops
 from tritongru.kernels import launching, rebuild
+from tritongru.kernels.persistent import cooperative, watchdog
 from tritongru.kernels.persistent import launch as persistent
-from tritongru.kernels.persistent import watchdog
 from tritongru.kernels.resident import launch as resident
 from tritongru.kernels.stepwise import launch as stepwise
 from tritongru.planning import plan
@@ -305,8 +305,8 @@ def install(execute: Callable[[Launched], None] | None = None, gpu: str = "h200"
     torch.cuda.current_device, torch.cuda.device = cuda.current_device, cuda.device
     torch.cuda.current_stream, torch.cuda.stream = cuda.current_stream, cuda.stream
     launching.device_of = lambda y: device
-    pinned = watchdog.trouble_of  # pinned memory needs a GPU's library
-    launching.trouble_of = watchdog.trouble_of = lambda where: pinned(torch.device("cpu"))
+    pinned = watchdog.report_of  # pinned memory needs a GPU's library
+    cooperative.report_of = watchdog.report_of = lambda where: pinned(torch.device("cpu"))
     route._missing = lambda where, interpreted: ""
     for room in (plan, route, compiler_ops, warmup):
         room.device_facts = lambda where: facts

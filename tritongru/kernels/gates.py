@@ -52,16 +52,16 @@ def gru_step(g_r, g_z, gx_n, a, h, SERIES: tl.constexpr, REFINE: tl.constexpr):
 
 
 @triton.jit
-def kept(z):
+def encode_update(z):
     """z as it is saved for the backward: z itself or, from 1/2 on, z - 1. In 16 bit a z next to 1, a unit with a long
     memory, would round to 1, and no gradient would reach the unit."""
     return z - ((z >= 0.5) & (z < 1.0)).to(tl.float32)  # z = 1 stays: z - 1 = 0 would read as z = 0
 
 
 @triton.jit
-def gru_step_backward(dh, r, z_kept, n, a, h_prev):
+def gru_step_backward(dh, r, z_encoded, n, a, h_prev):
     """Gradients of the pre-activations (of r, z, n and of ``a``) and the part of dh that reaches h_prev directly."""
-    z = z_kept + (z_kept < 0).to(tl.float32)
+    z = z_encoded + (z_encoded < 0).to(tl.float32)
     rest = 1.0 - z
     dn = dh * rest * (1.0 - n * n)
     dz = dh * (h_prev - n) * z * rest

@@ -1,5 +1,4 @@
-"""What every launcher needs: the number of steps, the compiler's options, the device of the tensors, and a launch of
-programs that wait for each other."""
+"""What every launcher needs: the number of steps, the compiler's options and the device of the tensors."""
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
@@ -9,8 +8,6 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from tritongru.kernels import cooperative
-from tritongru.kernels.persistent.watchdog import raise_trouble, trouble_of
 from tritongru.kernels.rows import tile_at
 
 
@@ -54,22 +51,3 @@ def compiler_options(backend: str, num_warps: int) -> dict[str, Any]:
     if backend == "cuda":
         options["maxnreg"] = min(255, 65536 // (32 * num_warps))
     return options
-
-
-def launch_together(kernel: Any, grid: cooperative.Place, like: Tensor, *args: Any, **kwargs: Any) -> None:
-    """Runs a kernel all of whose programs are on the device at once or none. Behind its tensors ``args`` it gets the
-    word in which it says where it gave up.
-
-    Raises:
-        RuntimeError: if an earlier launch on this device gave up waiting.
-    """
-    device = device_of(like)
-    trouble = trouble_of(device)
-    raise_trouble(trouble)
-    with on_device_of(like):
-        run = functools.partial(cooperative.launch, kernel, grid)
-        if device.type == "cuda":
-            run = functools.partial(kernel[grid], launch_cooperative_grid=True)
-        run(*args, trouble.tensor, **kwargs)
-    if device.type == "cpu":
-        raise_trouble(trouble)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tritongru.kernels.gates import gru_step, kept
+from tritongru.kernels.gates import encode_update, gru_step
 from tritongru.kernels.launching import on_device_of, options_of
 
 BLOCK = 512
@@ -34,7 +34,7 @@ def rebuild_kernel(
     b_x = tl.load(gx + o_g + 2 * H, mask=m, other=0.0).to(tl.float32)
     b_a = tl.load(gh + o_g + 2 * H, mask=m, other=0.0).to(tl.float32)
     b_r, b_z, b_n, _ = gru_step(g_r, g_z, b_x, b_a, tl.zeros_like(b_a), DT == tl.float32, REFINE)
-    b_g = tl.reshape(tl.join(tl.join(b_r, b_n), tl.join(kept(b_z), b_a)).to(DT), (BLOCK, 4))
+    b_g = tl.reshape(tl.join(tl.join(b_r, b_n), tl.join(encode_update(b_z), b_a)).to(DT), (BLOCK, 4))
     p_g = gates + (row * D + i_d) * (4 * H) + o_h * 4
     tl.store(p_g[:, None] + tl.arange(0, 4)[None, :], b_g, mask=m[:, None])
 

@@ -23,7 +23,7 @@ from tritongru.kernels.persistent.slices import (
     own_words,
     results,
 )
-from tritongru.kernels.persistent.watchdog import patience
+from tritongru.kernels.persistent.watchdog import spin_budget
 from tritongru.kernels.rows import tile_at
 
 
@@ -57,7 +57,7 @@ def persistent_backward_kernel(
     offsets,  # (T + 1,) if PACKED
     slots,  # (D, tiles, SLOTS, BB * 3 units) zeros: the exchange of dr, dz and da
     counters,  # (D, tiles, 32) int32 zeros
-    trouble,  # (1,) int64
+    report,  # (1,) int64
     T,
     B,
     start,
@@ -127,13 +127,13 @@ def persistent_backward_kernel(
                 b_r, b_z, b_n, b_a, b_hp, b_dy = saved(p_g, p_y, p_h0, p_dy, m, m_prev, USE_H0, USE_DY)
             left = wait_for_slot(counter, s, programs, limit, SLOTS, DATA)
             if not DATA:
-                limit = patience(trouble, counter, limit, left, s, start, i_b, i_h, i_d)
+                limit = spin_budget(report, counter, limit, left, s, start, i_b, i_h, i_d)
             b_acc, _, left = collect_products(
                 *(slot + s % SLOTS * SLOT, b_w, b_w, left),
                 *(BH, BH, False, BB, KS, CHUNKS, E, DATA, UPCAST, PRECISION),
             )
             if DATA:
-                limit = patience(trouble, counter, limit, left, s, start, i_b, i_h, i_d)
+                limit = spin_budget(report, counter, limit, left, s, start, i_b, i_h, i_d)
                 empty_half(slot, counter, s, o_word, m_word, SLOT, SLOTS, 3, E)
             if KS == 1:
                 b_r, b_z, b_n, b_a, b_hp, b_dy = saved(p_g, p_y, p_h0, p_dy, m, m_prev, USE_H0, USE_DY)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tritongru.kernels.gates import gru_step, kept
+from tritongru.kernels.gates import encode_update, gru_step
 from tritongru.kernels.persistent.exchange import (
     IN_VAIN,
     arrive,
@@ -23,7 +23,7 @@ from tritongru.kernels.persistent.slices import (
     own_words,
     results,
 )
-from tritongru.kernels.persistent.watchdog import patience
+from tritongru.kernels.persistent.watchdog import spin_budget
 from tritongru.kernels.rows import bias_of, tile_at
 
 
@@ -58,12 +58,12 @@ def persistent_forward_kernel(
     h0,  # (D, B, H) if USE_H0
     y,  # (N, D, H)
     hn,  # (D, B, H)
-    gates,  # (N, D, H, 4) if SAVE_GATES: r, z (see `gates.kept`), n and a = W_hn h + b_hn
+    gates,  # (N, D, H, 4) if SAVE_GATES: r, z (see `gates.encode_update`), n and a = W_hn h + b_hn
     offsets,  # (T + 1,) first row of each step, if PACKED
     slots,  # (D, tiles, SLOTS, BB * units) zeros: the exchange
     state,  # (D, tiles, programs, BB, BH) fp32, each part touched by one program alone
     counters,  # (D, tiles, 32) int32 zeros, of which the first counts: each counter has a cache line of its own
-    trouble,  # (1,) int64 that the host can read: where a program gave up waiting
+    report,  # (1,) int64 that the host can read: where a program gave up waiting
     T,
     B,
     tiles,
@@ -139,13 +139,13 @@ def persistent_forward_kernel(
                 b_r, b_z, b_x = inputs(p_x, m, H)
             left = wait_for_slot(counter, s, programs, limit, SLOTS, DATA)
             if not DATA:  # at once: a value that waits for the end of the products costs them a register
-                limit = patience(trouble, counter, limit, left, s, 0, i_b, i_h, i_d)
+                limit = spin_budget(report, counter, limit, left, s, 0, i_b, i_h, i_d)
             b_acc, b_acc_n, left = collect_products(
                 *(slot + s % SLOTS * SLOT, b_w, b_w_n, left),
                 *(GATES * BH, BH, not PAD, BB, KS, CHUNKS, E, DATA, UPCAST, PRECISION),
             )
             if DATA:
-                limit = patience(trouble, counter, limit, left, s, 0, i_b, i_h, i_d)
+                limit = spin_budget(report, counter, limit, left, s, 0, i_b, i_h, i_d)
                 empty_half(slot, counter, s, o_word, m_word, SLOT, SLOTS, 1, E)
             if KS == 1:
                 b_r, b_z, b_x = inputs(p_x, m, H)
@@ -167,7 +167,7 @@ def persistent_forward_kernel(
                 arrive(counter)
             tl.store(y + row * H + (o_b * (D * H) + o_h), b_y, mask=m)
             if SAVE_GATES:
-                b_g = tl.reshape(tl.join(tl.join(b_r, b_n), tl.join(kept(b_z), b_a)).to(DT), (OWN, 4))
+                b_g = tl.reshape(tl.join(tl.join(b_r, b_n), tl.join(encode_update(b_z), b_a)).to(DT), (OWN, 4))
                 p_g = gates + row * (4 * H) + (o_b * (D * 4 * H) + o_h * 4)
                 tl.store(p_g[:, None] + tl.arange(0, 4)[None, :], b_g, mask=m[:, None])
 

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from tritongru.kernels.launching import kernel_options, launch_together, steps
+from tritongru.kernels.launching import kernel_options, steps
 from tritongru.kernels.persistent.backward_kernel import persistent_backward_kernel
+from tritongru.kernels.persistent.cooperative import launch_cooperative
 from tritongru.kernels.persistent.forward_kernel import persistent_forward_kernel
 from tritongru.kernels.persistent.watchdog import LIMIT
 from tritongru.planning.launches import PersistentLaunch
@@ -32,7 +33,7 @@ def forward(
     D, B, H = hn.shape
     tiles, programs = -(-B // launch.block_b), launch.programs(H)
     counters, slots, state = workspace(y, D * tiles, launch, programs * launch.block_b * launch.block_h)
-    launch_together(
+    launch_cooperative(
         persistent_forward_kernel,
         (programs, launch.groups, D),
         y,
@@ -78,7 +79,7 @@ def backward(
     T = steps(y, B, offsets)
     tiles = -(-B // launch.block_b)
     counters, slots, _ = workspace(y, D * tiles, launch)
-    launch_together(
+    launch_cooperative(
         persistent_backward_kernel,
         (launch.programs(H), launch.groups, D),
         y,

@@ -124,7 +124,7 @@ def load_w_backward(
 
 
 @triton.jit
-def nothing(BB: tl.constexpr, N: tl.constexpr, KS: tl.constexpr):
+def zero_accumulator(BB: tl.constexpr, N: tl.constexpr, KS: tl.constexpr):
     if KS == 1:
         b = tl.zeros((BB, N), tl.float32)
     else:
@@ -163,8 +163,8 @@ def collect_products(
     """The tile in a slot, chunk by chunk, times the program's slice of W_hh (and a second one): sums over N and N_N
     columns, and what is left of the looks when all words of the tile have come."""
     PARTS: tl.constexpr = parts(DATA, E)
-    b_acc = nothing(BB, N, KS)
-    b_acc_n = nothing(BB, N_N, KS)
+    b_acc = zero_accumulator(BB, N, KS)
+    b_acc_n = zero_accumulator(BB, N_N, KS)
     for i in tl.static_range(len(CHUNKS)):
         if DATA:
             b_words, left = collect_words(slot, i, left, BB, KS, CHUNKS, E)

@@ -24,48 +24,48 @@ LIMIT = 3_000_000
 
 
 @triton.jit
-def report(s, i_b, i_h, i_d):
-    """Step, batch tile, program and direction in one word, which is never zero; `raise_trouble` takes it apart."""
+def encode_place(s, i_b, i_h, i_d):
+    """Step, batch tile, program and direction in one word, which is never zero; `raise_report` takes it apart."""
     word = (tl.full((), 65536, tl.int64) * s + i_b % 65536) * 32768 + i_h
     return word * 2 + i_d + 1
 
 
 @triton.jit
-def patience(trouble, counter, limit, left, s, start, i_b, i_h, i_d):
+def spin_budget(report, counter, limit, left, s, start, i_b, i_h, i_d):
     """The limit for the next wait, at step s of the launch. Once a wait was in vain there is none any more: the host
     gets a word, with the step from the ``start`` of the sequence, and at each of its tiles the program gives up."""
     if left == IN_VAIN:
         if limit != IN_VAIN:
-            tl.store(trouble, report(start + s, i_b, i_h, i_d))
+            tl.store(report, encode_place(start + s, i_b, i_h, i_d))
         give_up(counter, s, tl.num_programs(0))
         limit = IN_VAIN
     return limit
 
 
-class Trouble(NamedTuple):
+class Report(NamedTuple):
     """A word in host memory that kernels on the device write, and the host's own view of it."""
 
     tensor: Tensor
     word: ctypes.c_int64
 
 
-words: dict[torch.device, Trouble] = {}  # of the devices that kernels ran on
+reports: dict[torch.device, Report] = {}  # of the devices that kernels ran on
 
 
 @functools.cache
-def trouble_of(device: torch.device) -> Trouble:
+def report_of(device: torch.device) -> Report:
     with torch.inference_mode(False):  # the first launch may be under inference mode, the next change outside
         tensor = torch.zeros(1, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
-    words[device] = Trouble(tensor, ctypes.c_int64.from_address(tensor.data_ptr()))
-    return words[device]
+    reports[device] = Report(tensor, ctypes.c_int64.from_address(tensor.data_ptr()))
+    return reports[device]
 
 
-def raise_trouble(trouble: Trouble) -> None:
+def raise_report(report: Report) -> None:
     """Raises what kernels have written so far, without waiting for them."""
-    word = trouble.word.value - 1
+    word = report.word.value - 1
     if word < 0:
         return
-    trouble.word.value = 0
+    report.word.value = 0
     word, direction = divmod(word, 2)
     word, program = divmod(word, 1 << 15)
     step, tile = divmod(word, 1 << 16)

@@ -12,7 +12,7 @@ from tritongru.kernels.chunks import (
     units,
 )
 from tritongru.kernels.chunks import start as first_of
-from tritongru.kernels.gates import gru_step, kept
+from tritongru.kernels.gates import encode_update, gru_step
 from tritongru.kernels.rows import tile_at
 
 
@@ -24,7 +24,7 @@ def resident_forward_kernel(
     h0,  # (D, B, H) if USE_H0
     y,  # (N, D, H)
     hn,  # (D, B, H)
-    gates,  # (N, D, H, 4) if SAVE_GATES: r, z (see `gates.kept`), n and a = W_hn h + b_hn
+    gates,  # (N, D, H, 4) if SAVE_GATES: r, z (see `gates.encode_update`), n and a = W_hn h + b_hn
     offsets,  # (T + 1,) first row of each step, if PACKED
     T,
     B,
@@ -71,7 +71,8 @@ def resident_forward_kernel(
             b_r, b_z, b_n, b_new = gru_step(b_r, b_z, b_x, b_a, b_h[j], SERIES, REFINE)
             tl.store(y + row * H + (o_b * (D * H) + o_h), b_new.to(DT), mask=m)
             if SAVE_GATES:
-                b_g = tl.join(tl.join(b_r, b_n), tl.join(kept(b_z), b_a)).to(DT)  # [..., 0, :] = r z, [..., 1, :] = n a
+                # [..., 0, :] = r z, [..., 1, :] = n a
+                b_g = tl.join(tl.join(b_r, b_n), tl.join(encode_update(b_z), b_a)).to(DT)
                 b_g = tl.reshape(b_g, (BB, 4 * CHUNKS[j]))
                 o_g = 4 * first_of(CHUNKS, j) + tl.arange(0, 4 * CHUNKS[j])[None, :]
                 p_g = gates + row * (4 * H) + (o_b * (D * 4 * H) + o_g)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from tritongru.kernels.chunks import load_block
-from tritongru.kernels.gates import gru_step, kept
+from tritongru.kernels.gates import encode_update, gru_step
 from tritongru.kernels.rows import bias_of, tile_at
 
 
@@ -50,7 +50,7 @@ def stepwise_forward_kernel(
     b_hh,  # (D, 3H) if USE_BIAS
     h0,  # (D, B, H) if USE_H0
     y,  # (N, D, H)
-    gates,  # (N, D, H, 4) if SAVE_GATES: r, z (see `gates.kept`), n and a = W_hn h + b_hn
+    gates,  # (N, D, H, 4) if SAVE_GATES: r, z (see `gates.encode_update`), n and a = W_hn h + b_hn
     state,  # (D, B, H) fp32: h of each row's last step; a program touches its own units alone
     offsets,  # (T + 1,) first row of each step, if PACKED
     s,
@@ -104,7 +104,8 @@ def stepwise_forward_kernel(
         tl.store(p_state, b_new, mask=m)
         tl.store(y + row * H + (o_b * (D * H) + o_h), b_new.to(DT), mask=m)
         if SAVE_GATES:
-            b_g = tl.join(tl.join(b_r, b_n), tl.join(kept(b_z), b_a)).to(DT)  # [..., 0, :] = r z, [..., 1, :] = n a
+            # [..., 0, :] = r z, [..., 1, :] = n a
+            b_g = tl.join(tl.join(b_r, b_n), tl.join(encode_update(b_z), b_a)).to(DT)
             o_g = 4 * i_h * BH + tl.arange(0, 4 * BH)[None, :]
             p_g = gates + row * (4 * H) + (o_b * (D * 4 * H) + o_g)
             tl.store(p_g, tl.reshape(b_g, (BB, 4 * BH)), mask=(o_b < n_b) & (o_g < 4 * H))
