@@ -25,6 +25,7 @@ from tritongru.arguments.checks import (
     check_weights,
 )
 from tritongru.arguments.options import IMPLS, Options, autocast_dtype, batch_of, is_traced, steps_of
+from tritongru.arguments.records import LayerCall, Rows, Weights
 from tritongru.interop import compiler_ops
 from tritongru.interop.exporters import exports_to_onnx, onnx_gru
 from tritongru.planning.memory import MEMORIES, gate_bytes, saves
@@ -129,11 +130,11 @@ def run(
     save_gates = saves(options.memory, size, route.device_bytes)
     input, hx, weights = _cast(input, hx, weights, cast)
     if batch_sizes is None:
-        y, h_n = _run_layers(_rows(input, options), hx, weights, options, ops.gru_layer, None, batch, save_gates)
+        y, h_n = _run_layers(_rows(input, options), hx, weights, Rows(batch), options, ops.gru_layer, save_gates)
         return _as_input(y, T, batch, options), h_n
     check_not_captured(input)
     x, offsets = _packed_rows(input, batch_sizes)
-    return _run_layers(x, hx, weights, options, ops.gru_layer, offsets, batch, save_gates)
+    return _run_layers(x, hx, weights, Rows(batch, offsets), options, ops.gru_layer, save_gates)
 
 
 def _run_compiled(
@@ -157,8 +158,8 @@ def _run_compiled(
         input, hx, weights = _cast(input, hx, weights, cast)
         cast = None
     memory = options.memory if learns else "none"
-    rest = (batch, impl, memory, options.num_layers, cast)
-    y, h_n = _run_layers(_rows(input, options), hx, weights, options, compiler_ops.gru_layer, *rest)
+    rest = (impl, memory, options.num_layers, cast)
+    y, h_n = _run_layers(_rows(input, options), hx, weights, Rows(batch), options, compiler_ops.gru_layer, *rest)
     return _as_input(y, T, batch, options), h_n
 
 
@@ -190,8 +191,9 @@ def _run_layers(
     x: Tensor,  # (N, I)
     hx: Tensor | None,  # (L * D, B, H)
     weights: Sequence[Tensor],
+    rows: Rows,
     options: Options,
-    run_layer: Callable[..., tuple[Tensor, Tensor]],  # of x, w_ih, w_hh, b_ih, b_hh, h0
+    run_layer: Callable[..., tuple[Tensor, Tensor]],  # of a LayerCall
     *rest: Any,  # of its arguments
 ) -> tuple[Tensor, Tensor]:  # y (N, D * H), h_n (L * D, B, H)
     layers, directions, each = options.num_layers, options.directions, options.tensors
@@ -201,21 +203,21 @@ def _run_layers(
             x = torch.dropout(x, options.dropout, True)
         own = weights[layer * directions * each : (layer + 1) * directions * each]
         h0 = hx if hx is None or layers == 1 else hx[layer * directions : (layer + 1) * directions]
-        y, hn = run_layer(x, *layer_weights(own, each), h0, *rest)
+        y, hn = run_layer(LayerCall(x, layer_weights(own, each), h0, rows), *rest)
         x = y.view(-1, directions * y.shape[2])
         states.append(hn)
     return x, states[0] if layers == 1 else torch.cat(states)
 
 
-def layer_weights(own: Sequence[Tensor], each: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def layer_weights(own: Sequence[Tensor], each: int) -> Weights:
     """A layer's weights with both directions in one tensor, so that one product and one launch serve them."""
     if len(own) == each:
         w_ih, w_hh, *biases = own
-        return (w_ih, w_hh.unsqueeze(0), *((biases[0], biases[1].unsqueeze(0)) if biases else (None, None)))
+        return Weights(w_ih, w_hh.unsqueeze(0), *((biases[0], biases[1].unsqueeze(0)) if biases else (None, None)))
     w_ih, w_hh = torch.cat((own[0], own[each])), torch.stack((own[1], own[each + 1]))
     if each == 2:
-        return w_ih, w_hh, None, None
-    return w_ih, w_hh, torch.cat((own[2], own[each + 2])), torch.stack((own[3], own[each + 3]))
+        return Weights(w_ih, w_hh, None, None)
+    return Weights(w_ih, w_hh, torch.cat((own[2], own[each + 2])), torch.stack((own[3], own[each + 3])))
 
 
 def _packed_rows(data: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,7 @@
 """One layer around its time loop: what is sequential runs in the kernels of one family, the rest in products over many
 rows at once.
 
-Rows are time-major and without padding: row ``t * B + b``, or, for packed input, ``offsets[t] + b``. ``N`` rows, ``D``
-directions (1 or 2).
+Shapes are those of the records in ``tritongru/arguments/records.py``.
 """
 
 from __future__ import annotations
@@ -14,6 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tritongru.arguments.records import (
+    GateGradients,
+    LayerCall,
+    OutputGradients,
+    Outputs,
+    Part,
+    Recurrence,
+    Rows,
+    Saved,
+    Weights,
+)
 from tritongru.planning.launches import AnyLaunch, Launch, PersistentLaunch, StepwiseLaunch
 from tritongru.planning.memory import part_steps
 
@@ -21,71 +31,51 @@ GROUP_ROWS = 64  # that are summed first
 MANY_VALUES = 1 << 17  # from which on they are: a buffer of 1 MiB
 
 
-def forward(
-    x: Tensor,  # (N, I)
-    w_ih: Tensor,  # (D 3H, I)
-    w_hh: Tensor,  # (D, 3H, H)
-    b_ih: Tensor | None,  # (D 3H,)
-    b_hh: Tensor | None,  # (D, 3H)
-    h0: Tensor | None,  # (D, B, H)
-    offsets: Tensor | None,  # (T + 1,)
-    batch: int,  # B
-    save_gates: bool,
-    launch: AnyLaunch,
-) -> tuple[Tensor, Tensor, Tensor]:  # y (N, D, H), hn (D, B, H), gates (N, D, H, 4) or (0,)
-    D, H = w_hh.shape[0], w_hh.shape[2]
-    gx = project(x, w_ih, b_ih)
-    y = x.new_empty((x.shape[0], D, H))
-    hn = x.new_empty((D, batch, H))
-    gates = x.new_empty((x.shape[0], D, H, 4) if save_gates else (0,))
-    operands = (gx, w_hh.contiguous(), _dense(b_hh), _dense(h0))
-    _families()[type(launch)].forward(*operands, y, hn, gates, _dense(offsets), launch)
-    return y, hn, gates
+def forward(call: LayerCall, save_gates: bool, launch: AnyLaunch) -> Outputs:
+    x, weights, h0, rows = call
+    N, D, B, H = call.sizes
+    gx = project(x, weights.w_ih, weights.b_ih)
+    outputs = Outputs(x.new_empty((N, D, H)), x.new_empty((D, B, H)), x.new_empty((N, D, H, 4) if save_gates else (0,)))
+    recurrence = _recurrence(weights.w_hh, weights.b_hh, h0, rows)
+    _families()[type(launch)].forward(gx, recurrence, outputs, launch)
+    return outputs
 
 
 def backward(
-    dy: Tensor | None,  # (N, D, H)
-    dhn: Tensor | None,  # (D, B, H)
-    x: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    offsets: Tensor | None,
-    y: Tensor,
-    gates: Tensor,  # (N, D, H, 4), or (0,): then they are rebuilt
-    batch: int,
-    needs: list[bool],  # of x, w_ih, w_hh, b_ih, b_hh, h0; a gradient that nobody needs is an empty tensor
+    grads: OutputGradients,
+    call: LayerCall,
+    saved: Saved,
+    needs: list[bool],  # of the call's leaves; a gradient that nobody needs is an empty tensor
     launch: AnyLaunch,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Walks the steps in parts: first the loop over the part's steps, then the products over its rows."""
-    N, D, H = y.shape
-    dy, w_hh, h0 = _dense(dy), w_hh.contiguous(), _dense(h0)
-    offsets, y, gates = _dense(offsets), y.contiguous(), gates.contiguous()
-    saved = gates.numel() > 0
-    T = N // batch if offsets is None else offsets.shape[0] - 1
-    each = T if offsets is not None else part_steps(T, batch, H, D, y.itemsize, saved)
+    x, weights, h0, rows = call
+    N, D, B, H = call.sizes
+    dy, dhn = _dense(grads.dy), grads.dhn
+    y, gates = saved.y.contiguous(), saved.gates.contiguous()
+    recurrence = _recurrence(weights.w_hh, None, h0, rows)
+    has_gates = gates.numel() > 0
+    T = rows.steps(N)
+    each = T if rows.offsets is not None else part_steps(T, B, H, D, y.itemsize, has_gates)
     if dhn is None:
-        dh = torch.zeros((D, batch, H), dtype=torch.float32, device=y.device)
+        dh = torch.zeros((D, B, H), dtype=torch.float32, device=y.device)
     else:
         dh = dhn.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    found = _Gradients(x, w_ih, w_hh, needs, several=each < T)
+    found = _Gradients(x, weights, needs, several=each < T)
     for start in range(0, T, each):
-        count = min(each, T - start)
-        whole = slice(0, N)
-        rows = [whole] * D if count == T else _rows_of_steps(T, start, count, D, batch)
-        before = None if saved else _all_before(y, h0, offsets, batch, rows)
+        part = Part(start, min(each, T - start))
+        own = [slice(0, N)] * D if part.length == T else _rows_of_part(T, part, D, B)
+        before = None if has_gates else _all_before(y, recurrence, own)
         if before is None:
-            some = gates if count == T else _rows_of(gates, rows)
+            some = gates if part.length == T else _rows_of(gates, own)
         else:
-            some = _rebuilt_gates(x, w_ih, w_hh, b_ih, b_hh, before, rows, launch.dot_precision)
-        dgx, da = y.new_empty((some.shape[0], D, 3 * H)), y.new_empty((some.shape[0], D, H))
-        _families()[type(launch)].backward(dy, dh, w_hh, h0, y, some, dgx, da, offsets, launch, start, count)
+            some = _rebuilt_gates(x, weights, before, own, launch.dot_precision)
+        of_gates = GateGradients(y.new_empty((some.shape[0], D, 3 * H)), y.new_empty((some.shape[0], D, H)))
+        _families()[type(launch)].backward(dy, dh, recurrence, Saved(y, some), of_gates, launch, part)
         del some
         if before is None and needs[2]:  # after the launch, which it would delay
-            before = _all_before(y, h0, offsets, batch, rows)
-        found.add(dgx, da, before, rows)
+            before = _all_before(y, recurrence, own)
+        found.add(of_gates, before, own)
     dx, dw_ih, dw_hh, db_ih, db_hh = found.of_inputs_and_weights()
     return dx, dw_ih, dw_hh, db_ih, db_hh, dh.to(y.dtype) if needs[5] else y.new_empty(0)
 
@@ -94,10 +84,10 @@ class _Gradients:
     """Gradients of the input and the weights, part by part: of one part as the products give them, of several as sums
     in fp32. Each part's rows are contiguous, and the same for both directions only where there is one part."""
 
-    def __init__(self, x: Tensor, w_ih: Tensor, w_hh: Tensor, needs: list[bool], several: bool) -> None:
-        self.x, self.w_ih, self.several = x, w_ih, several
+    def __init__(self, x: Tensor, weights: Weights, needs: list[bool], several: bool) -> None:
+        self.x, self.w_ih, self.several = x, weights.w_ih, several
         self.need_x, self.need_w_ih, self.need_w_hh, self.need_b_ih, self.need_b_hh = needs[:5]
-        self.directions, self.gates, self.hidden = w_hh.shape
+        self.directions, _, self.hidden = weights.w_hh.shape
         self.apart = several and self.directions == 2
         self.dx: Tensor | None = None
         if self.need_x:
@@ -107,8 +97,8 @@ class _Gradients:
         self.db: Tensor | None = None
         self.db_a: Tensor | None = None
 
-    def add(self, dgx: Tensor, da: Tensor, before: list[Tensor] | None, rows: list[slice]) -> None:
-        D, H = self.directions, self.hidden
+    def add(self, found: GateGradients, before: list[Tensor] | None, rows: list[slice]) -> None:
+        (dgx, da), D, H = found, self.directions, self.hidden
         sides = self._sides(dgx, rows)
         for dg, w_ih, _, dx in sides:
             if dx is not None and self.apart:
@@ -182,13 +172,18 @@ def _families() -> dict[type, Any]:
     return {Launch: resident, PersistentLaunch: persistent, StepwiseLaunch: stepwise}
 
 
+def _recurrence(w_hh: Tensor, b_hh: Tensor | None, h0: Tensor | None, rows: Rows) -> Recurrence:
+    return Recurrence(w_hh.contiguous(), _dense(b_hh), _dense(h0), rows._replace(offsets=_dense(rows.offsets)))
+
+
 def _dense(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
-def _rows_of_steps(T: int, start: int, count: int, D: int, batch: int) -> list[slice]:
-    """For each direction the rows of the steps that the backward walks from the one after ``start`` others on."""
-    firsts = (T - start - count, start)[:D]
+def _rows_of_part(T: int, part: Part, D: int, batch: int) -> list[slice]:
+    """For each direction the rows of the steps that the backward walks."""
+    count = part.steps(T)
+    firsts = (T - part.start - count, part.start)[:D]
     return [slice(first * batch, (first + count) * batch) for first in firsts]
 
 
@@ -198,12 +193,13 @@ def _rows_of(gates: Tensor, rows: list[slice]) -> Tensor:
     return torch.stack([gates[some, d] for d, some in enumerate(rows)], dim=1)
 
 
-def _all_before(y: Tensor, h0: Tensor | None, offsets: Tensor | None, batch: int, rows: list[slice]) -> list[Tensor]:
-    return [_states_before(y, h0, offsets, batch, d, some) for d, some in enumerate(rows)]
+def _all_before(y: Tensor, recurrence: Recurrence, rows: list[slice]) -> list[Tensor]:
+    return [_states_before(y, recurrence, d, some) for d, some in enumerate(rows)]
 
 
-def _states_before(y: Tensor, h0: Tensor | None, offsets: Tensor | None, batch: int, d: int, rows: slice) -> Tensor:
+def _states_before(y: Tensor, recurrence: Recurrence, d: int, rows: slice) -> Tensor:
     """h[t-1] of these rows, (n, H): the step before it in direction 0, after it in direction 1, h0 at the ends."""
+    h0, (batch, offsets) = recurrence.h0, recurrence.rows
     N, H = y.shape[0], y.shape[2]
     if offsets is not None:
         first = y.new_zeros((batch, H)) if h0 is None else h0[d]
@@ -232,20 +228,12 @@ def _rows_before(N: int, offsets: Tensor, batch: int, d: int) -> Tensor:
     return before.clamp_(0, N + batch - 1)
 
 
-def _rebuilt_gates(
-    x: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    before: list[Tensor],
-    rows: list[slice],
-    precision: str,
-) -> Tensor:
+def _rebuilt_gates(x: Tensor, weights: Weights, before: list[Tensor], rows: list[slice], precision: str) -> Tensor:
     """The gates that the forward kernel would have saved. Every state before is known by now, so no second pass over
     time is needed, only products over many rows."""
     from tritongru.kernels.rebuild import rebuild
 
+    w_ih, w_hh, b_ih, b_hh = weights
     D, gates, H = w_hh.shape
     found = x.new_empty((before[0].shape[0], D, H, 4))
     for d in range(D):

@@ -12,94 +12,82 @@ import torch
 from torch import Tensor
 
 from tritongru import layer
-from tritongru.arguments.checks import Others, check_devices, check_layer, check_ranks, check_tensors
+from tritongru.arguments.checks import (
+    Others,
+    check_choice,
+    check_devices,
+    check_layer,
+    check_needs,
+    check_ranks,
+    check_tensors,
+)
+from tritongru.arguments.options import FAMILIES
+from tritongru.arguments.records import LayerCall, OutputGradients, Saved
 from tritongru.interop.exporters import refuse_program
 from tritongru.planning.launches import AnyLaunch
 from tritongru.planning.plan import plan_on, precision_of
 
+# ``family`` names whose kernels run, so that several can serve one device in one process.
 torch.library.define(
     "tritongru::gru_forward",
     "(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, Tensor? offsets, SymInt batch, "
-    "bool save_gates) -> (Tensor y, Tensor hn, Tensor gates)",
+    "bool save_gates, str family) -> (Tensor y, Tensor hn, Tensor gates)",
 )
 torch.library.define(
     "tritongru::gru_backward",
     "(Tensor? dy, Tensor? dhn, Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, "
-    "Tensor? offsets, Tensor y, Tensor gates, SymInt batch, bool[] needs) "
+    "Tensor? offsets, SymInt batch, Tensor y, Tensor gates, bool[] needs, str family) "
     "-> (Tensor dx, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh, Tensor dh0)",
 )
+CALL = 8  # flat arguments that a `LayerCall` is made of
 
 
-def gru_forward(
-    x: Tensor,  # (N, I)
-    w_ih: Tensor,  # (D 3H, I)
-    w_hh: Tensor,  # (D, 3H, H)
-    b_ih: Tensor | None,  # (D 3H,)
-    b_hh: Tensor | None,  # (D, 3H)
-    h0: Tensor | None,  # (D, B, H), zeros if None
-    offsets: Tensor | None,  # (T + 1,) int64 on x's device: first row of each step, for packed rows
-    batch: int,  # B
-    save_gates: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # y (N, D, H), hn (D, B, H), gates (N, D, H, 4) or (0,)
-    check_layer(x, w_ih, w_hh, b_ih, b_hh, h0, offsets, batch)
-    if batch == 0:
-        return _fake_forward(x, w_ih, w_hh, b_ih, b_hh, h0, offsets, batch, save_gates)
-    launch = launch_of(x, w_hh, batch, backward=False)
-    return layer.forward(x, w_ih, w_hh, b_ih, b_hh, h0, offsets, batch, save_gates, launch)
+def gru_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer: y (N, D, H), hn (D, B, H), gates (N, D, H, 4) or (0,).
+
+    Args:
+        given: those of ``LayerCall.of``, ``save_gates`` and ``family``, of ``FAMILIES``.
+    """
+    call, (save_gates, family) = LayerCall.of(*given[:CALL]), given[CALL:]
+    check_choice("family", family, FAMILIES)
+    check_layer(call)
+    if call.rows.batch == 0:
+        return _fake_forward(*given)
+    return tuple(layer.forward(call, save_gates, launch_of(call, backward=False)))  # type: ignore[return-value]
 
 
-def gru_backward(
-    dy: Tensor | None,  # (N, D, H)
-    dhn: Tensor | None,  # (D, B, H)
-    x: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    offsets: Tensor | None,
-    y: Tensor,
-    gates: Tensor,
-    batch: int,
-    needs: list[bool],  # of x, w_ih, w_hh, b_ih, b_hh, h0; a gradient that nobody needs is an empty tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check_backward(dy, dhn, x, w_ih, w_hh, b_ih, b_hh, h0, offsets, y, gates, batch, needs)
-    if batch == 0:
-        grads = _fake_backward(dy, dhn, x, w_ih, w_hh, b_ih, b_hh, h0, offsets, y, gates, batch, needs)
-        return tuple(g.zero_() for g in grads)  # type: ignore[return-value]
-    launch = launch_of(x, w_hh, batch, backward=True)
-    return layer.backward(dy, dhn, x, w_ih, w_hh, b_ih, b_hh, h0, offsets, y, gates, batch, needs, launch)
+def gru_backward(dy: Tensor | None, dhn: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
+    """The gradients that are needed of x, w_ih, w_hh, b_ih, b_hh and h0; one that nobody needs is an empty tensor.
+
+    Args:
+        dy: (N, D, H).
+        dhn: (D, B, H).
+        given: those of ``LayerCall.of``, ``y`` and ``gates`` of the forward, six ``needs`` and ``family``.
+    """
+    call, (y, gates, needs, family) = LayerCall.of(*given[:CALL]), given[CALL:]
+    grads, saved = OutputGradients(dy, dhn), Saved(y, gates)
+    check_choice("family", family, FAMILIES)
+    _check_backward(grads, call, saved, needs)
+    if call.rows.batch == 0:
+        return tuple(grad.zero_() for grad in _fake_backward(dy, dhn, *given))
+    return layer.backward(grads, call, saved, needs, launch_of(call, backward=True))
 
 
-def _check_backward(
-    dy: Tensor | None,
-    dhn: Tensor | None,
-    x: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    offsets: Tensor | None,
-    y: Tensor,
-    gates: Tensor,
-    batch: int,
-    needs: list[bool],
-) -> None:
+def _check_backward(grads: OutputGradients, call: LayerCall, saved: Saved, needs: list[bool]) -> None:
+    (x, (_, w_hh, *_), *_), (y, gates) = call, saved
     check_tensors(x=x, w_hh=w_hh, y=y, gates=gates)
     check_ranks(x, w_hh)
-    if len(needs) != 6:
-        raise RuntimeError(f"needs should hold 6 values, got {len(needs)}")
-    D, H = w_hh.shape[0], w_hh.shape[2]
-    shape = (x.shape[0], D, H)
-    others: Others = {"dy": (dy, shape), "dhn": (dhn, (D, batch, H)), "y": (y, shape)}
-    others["gates"] = (gates, (0,) if gates.dim() == 1 else (*shape, 4))
-    check_layer(x, w_ih, w_hh, b_ih, b_hh, h0, offsets, batch, others)
+    check_needs(needs)
+    N, D, B, H = call.sizes
+    others: Others = {"dy": (grads.dy, (N, D, H)), "dhn": (grads.dhn, (D, B, H)), "y": (y, (N, D, H))}
+    others["gates"] = (gates, (0,) if gates.dim() == 1 else (N, D, H, 4))
+    check_layer(call, others)
 
 
-def launch_of(x: Tensor, w_hh: Tensor, batch: int, backward: bool) -> AnyLaunch:
+def launch_of(call: LayerCall, backward: bool) -> AnyLaunch:
     """The plan's configuration of a kernel, whatever torch's GRU would take."""
-    return _launch_of(x.device, w_hh.shape[2], x.dtype, batch, w_hh.shape[0], backward, precision_of(x.dtype))
+    x, (_, D, B, H) = call.x, call.sizes
+    return _launch_of(x.device, H, x.dtype, B, D, backward, precision_of(x.dtype))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -120,45 +108,24 @@ def _launch_of(
     return found.launch
 
 
-def _fake_forward(
-    x: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    offsets: Tensor | None,
-    batch: int,
-    save_gates: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     refuse_program()
-    check_devices(x=x, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, h0=h0, offsets=offsets)
-    D, H = w_hh.shape[0], w_hh.shape[2]
-    gates = x.new_empty((x.shape[0], D, H, 4) if save_gates else (0,))
-    return x.new_empty((x.shape[0], D, H)), x.new_empty((D, batch, H)), gates
+    call, (save_gates, _) = LayerCall.of(*given[:CALL]), given[CALL:]
+    check_devices(**_named(call))
+    x, (N, D, B, H) = call.x, call.sizes
+    return x.new_empty((N, D, H)), x.new_empty((D, B, H)), x.new_empty((N, D, H, 4) if save_gates else (0,))
 
 
-def _fake_backward(
-    dy: Tensor | None,
-    dhn: Tensor | None,
-    x: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    offsets: Tensor | None,
-    y: Tensor,
-    gates: Tensor,
-    batch: int,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    others = {"b_ih": b_ih, "b_hh": b_hh, "h0": h0, "offsets": offsets, "y": y, "gates": gates, "dy": dy, "dhn": dhn}
-    check_devices(x=x, w_ih=w_ih, w_hh=w_hh, **others)
-    D, H = w_hh.shape[0], w_hh.shape[2]
-    shapes = (x.shape, w_ih.shape, w_hh.shape, (D * 3 * H,), (D, 3 * H), (D, batch, H))
-    grads = [x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True)]
-    return grads[0], grads[1], grads[2], grads[3], grads[4], grads[5]
+def _fake_backward(dy: Tensor | None, dhn: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
+    call, (y, gates, needs, _) = LayerCall.of(*given[:CALL]), given[CALL:]
+    check_devices(**_named(call), y=y, gates=gates, dy=dy, dhn=dhn)
+    x, w, (_, D, B, H) = call.x, call.weights, call.sizes
+    shapes = (x.shape, w.w_ih.shape, w.w_hh.shape, (D * 3 * H,), (D, 3 * H), (D, B, H))
+    return tuple(x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True))
+
+
+def _named(call: LayerCall) -> dict[str, Tensor | None]:
+    return {"x": call.x, **call.weights._asdict(), "h0": call.h0, "offsets": call.rows.offsets}
 
 
 for _name, _implementation, _fake in (
@@ -174,38 +141,27 @@ class GRULayer(torch.autograd.Function):
     but the states, and rebuilds them in the backward."""
 
     @staticmethod
-    def forward(
-        x: Tensor,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        b_ih: Tensor | None,
-        b_hh: Tensor | None,
-        h0: Tensor | None,
-        offsets: Tensor | None,
-        batch: int,
-        save_gates: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        result: tuple[Tensor, Tensor, Tensor] = torch.ops.tritongru.gru_forward.default(
-            x, w_ih, w_hh, b_ih, b_hh, h0, offsets, batch, save_gates
-        )
+    def forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+        result: tuple[Tensor, Tensor, Tensor] = torch.ops.tritongru.gru_forward.default(*given)
         return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, w_ih, w_hh, b_ih, b_hh, h0, offsets, batch, _ = inputs
+        *tensors, batch, _, family = inputs
         y, _, gates = output
         ctx.mark_non_differentiable(gates)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, w_ih, w_hh, b_ih, b_hh, h0, offsets, y, gates)
-        ctx.batch = batch
+        ctx.save_for_backward(*tensors, y, gates)
+        ctx.batch, ctx.family = batch, family
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dgates: None) -> tuple[Tensor | None, ...]:
         needs = list(ctx.needs_input_grad[:6])
+        *tensors, y, gates = ctx.saved_tensors
         twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # create_graph=True
         run: Any = GRULayerBackward.apply if twice else torch.ops.tritongru.gru_backward.default
-        grads = run(dy, dhn, *ctx.saved_tensors, ctx.batch, needs)
-        return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None, None
+        grads = run(dy, dhn, *tensors, ctx.batch, y, gates, needs, ctx.family)
+        return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None, None, None
 
 
 # torch reads the signature at every call; asking Python for it would take longer than the call.
@@ -237,21 +193,11 @@ class GRULayerBackward(torch.autograd.Function):
         refuse_second_derivative()
 
 
-def gru_layer(
-    x: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    offsets: Tensor | None,
-    batch: int,
-    save_gates: bool,
-) -> tuple[Tensor, Tensor]:
-    """One layer, (y, hn), with a derivative where one is asked for; arguments as of ``gru_forward``."""
-    tensors = (x, w_ih, w_hh, b_ih, b_hh, h0)
+def gru_layer(call: LayerCall, save_gates: bool, family: str = FAMILIES[0]) -> tuple[Tensor, Tensor]:
+    """One layer, (y, hn), with a derivative where one is asked for."""
+    tensors, (batch, offsets) = call.leaves, call.rows
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        y, hn, _ = GRULayer.apply(*tensors, offsets, batch, save_gates)  # type: ignore[no-untyped-call]
+        y, hn, _ = GRULayer.apply(*tensors, offsets, batch, save_gates, family)  # type: ignore[no-untyped-call]
     else:
-        y, hn, _ = torch.ops.tritongru.gru_forward.default(*tensors, offsets, batch, False)
+        y, hn, _ = torch.ops.tritongru.gru_forward.default(*tensors, offsets, batch, False, family)
     return y, hn

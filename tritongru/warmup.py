@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tritongru import layer
 from tritongru.arguments.options import autocast_dtype
+from tritongru.arguments.records import LayerCall, OutputGradients, Rows, Saved, Weights
 from tritongru.planning.devices import device_facts
 from tritongru.planning.memory import gate_bytes, saves
 from tritongru.planning.plan import Pass, plan_on
@@ -120,9 +121,9 @@ def _forwards(
         D, H = state.w_hh.shape[0], state.w_hh.shape[2]
         x, w_ih = state.w_hh.new_empty(batch, 0), state.w_hh.new_empty(D * 3 * H, 0)  # no features: no product to make
         for save in sorted(save_gates):
-            arguments = (x, w_ih, state.w_hh, None, state.b_hh, state.h0, _offsets(x, packed), batch, save)
+            call = LayerCall(x, Weights(w_ih, state.w_hh, None, state.b_hh), state.h0, _rows(x, packed))
             flags = _flags(state, packed, gates=save)
-            yield _Work(found.family, "forward", flags, _call(layer.forward, *arguments, found.launch))
+            yield _Work(found.family, "forward", flags, _call(layer.forward, call, save, found.launch))
 
 
 def _backwards(
@@ -135,8 +136,8 @@ def _backwards(
         x, w_ih = state.w_hh.new_empty(batch, 0), state.w_hh.new_empty(D * 3 * H, 0)
         y, gates = x.new_zeros(batch, D, H), x.new_zeros(batch, D, H, 4)
         for dy in (None, y):
-            weights = (w_ih, state.w_hh, None, None, state.h0, _offsets(x, packed))
-            arguments = (dy, None, x, *weights, y, gates, batch, [False] * 6)
+            call = LayerCall(x, Weights(w_ih, state.w_hh, None, None), state.h0, _rows(x, packed))
+            arguments = (OutputGradients(dy, None), call, Saved(y, gates), [False] * 6)
             flags = _flags(state, packed, dy=dy is not None)
             yield _Work(found.family, "backward", flags, _call(layer.backward, *arguments, found.launch))
     if rebuilds:
@@ -150,8 +151,10 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
     return lambda: function(*arguments)
 
 
-def _offsets(x: Tensor, packed: bool) -> Tensor | None:
-    return torch.tensor([0, x.shape[0]], device=x.device) if packed else None
+def _rows(x: Tensor, packed: bool) -> Rows:
+    """Of one time step."""
+    batch = x.shape[0]
+    return Rows(batch, torch.tensor([0, batch], device=x.device) if packed else None)
 
 
 def _run(works: list[_Work], device: torch.device) -> list[float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from bench.measure.cases import Case
 from bench.measure.pair import DTYPES, Build, Pair, build
 from tritongru import layer
+from tritongru.arguments.records import LayerCall, OutputGradients, Saved
 from tritongru.functional import layer_weights
 from tritongru.planning.candidates import Option, kind_of, persistent_options, stepwise_options
 from tritongru.planning.devices import Device
@@ -26,7 +27,8 @@ class Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, passes: tuple[AnyLaunch, AnyLaunch], *tensors: Tensor) -> tuple[Tensor, Tensor]:
         x, w_ih, w_hh, b_ih, b_hh, h0 = tensors
-        y, hn, gates = layer.forward(x, w_ih, w_hh, b_ih, b_hh, h0, None, h0.shape[1], True, passes[0])
+        call = LayerCall.of(x, w_ih, w_hh, b_ih, b_hh, h0, None, h0.shape[1])
+        y, hn, gates = layer.forward(call, True, passes[0])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, y, gates)
         ctx.launch = passes[1]
@@ -37,7 +39,8 @@ class Step(torch.autograd.Function):
         x, w_ih, w_hh, b_ih, b_hh, h0, y, gates = ctx.saved_tensors
         needs, batch = list(ctx.needs_input_grad[1:]), h0.shape[1]
         tensors = (x, w_ih, w_hh, b_ih, b_hh, h0)
-        found = layer.backward(dy, dhn, *tensors, None, y, gates, batch, needs, ctx.launch)
+        call = LayerCall.of(*tensors, None, batch)
+        found = layer.backward(OutputGradients(dy, dhn), call, Saved(y, gates), needs, ctx.launch)
         return None, *(grad if need else None for grad, need in zip(found, needs, strict=True))
 
 
@@ -54,7 +57,7 @@ class Forced(torch.nn.Module):
         tensors = (x.flatten(0, 1), *layer_weights(tuple(self.parameters()), 4), h0)
         forward, backward = self.launches
         if backward is None:
-            y, hn, _ = layer.forward(*tensors, None, x.shape[1], False, launch=forward)
+            y, hn, _ = layer.forward(LayerCall.of(*tensors, None, x.shape[1]), False, forward)
         else:
             y, hn = Step.apply((forward, backward), *tensors)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:2], h0.shape[0] * h0.shape[2]), hn

@@ -62,7 +62,7 @@ def test_opcheck(impl, options, device):
     *tensors, B, impl, _, _, cast = given
     y, hn, kept = torch.ops.tritongru.gru_routed_forward(*given)
     for needs in ([True] * 6, [False, True, False, True, False, True]):
-        args = (torch.randn_like(y), torch.randn_like(hn), *tensors, y, kept, B, impl, cast, needs)
+        args = (torch.randn_like(y), torch.randn_like(hn), *tensors, B, impl, cast, y, kept, needs)
         torch.library.opcheck(torch.ops.tritongru.gru_routed_backward, args)
 
 
@@ -323,7 +323,7 @@ def test_a_reserve_serves_two_backwards_and_partial_needs(cudnn):
     dy, dhn = torch.randn_like(y), torch.randn_like(hn)
 
     def backward(dy, dhn, needs):
-        given = (dy, dhn, *tensors, y, kept, B, impl, cast, needs)
+        given = (dy, dhn, *tensors, B, impl, cast, y, kept, needs)
         return torch.ops.tritongru.gru_routed_backward(*given)
 
     everything = backward(dy, dhn, [True] * 6)
@@ -335,7 +335,7 @@ def test_a_reserve_serves_two_backwards_and_partial_needs(cudnn):
         torch.testing.assert_close(found[k], everything[k])
     for given in ((dy, None), (None, dhn)):
         assert all(grad.numel() for grad in backward(*given, [True] * 6))
-    zeros = torch.ops.tritongru.gru_routed_backward(None, None, *tensors, y, kept, B, impl, cast, [True] * 6)
+    zeros = torch.ops.tritongru.gru_routed_backward(None, None, *tensors, B, impl, cast, y, kept, [True] * 6)
     assert all(not grad.any() for grad in zeros)
 
 

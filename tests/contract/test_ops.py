@@ -30,26 +30,26 @@ CASES = [{}, {"D": 2, "packed": True}, {"bias": False, "hx": False}]
 @pytest.mark.parametrize("options", CASES, ids=str)
 @pytest.mark.parametrize("save", [True, False])
 def test_opcheck_forward(options, save, device):
-    torch.library.opcheck(torch.ops.tritongru.gru_forward, (*arguments(device, **options), save))
+    torch.library.opcheck(torch.ops.tritongru.gru_forward, (*arguments(device, **options), save, "triton"))
 
 
 @pytest.mark.parametrize("options", CASES, ids=str)
 @pytest.mark.parametrize("needs", [[True] * 6, [False, True, False, True, False, True]], ids=["all", "some"])
 def test_opcheck_backward(options, needs, device):
     *tensors, offsets, B = arguments(device, **options)
-    y, hn, gates = torch.ops.tritongru.gru_forward(*tensors, offsets, B, True)
-    args = (torch.randn_like(y), torch.randn_like(hn), *tensors, offsets, y, gates, B, needs)
+    y, hn, gates = torch.ops.tritongru.gru_forward(*tensors, offsets, B, True, "triton")
+    args = (torch.randn_like(y), torch.randn_like(hn), *tensors, offsets, B, y, gates, needs, "triton")
     torch.library.opcheck(torch.ops.tritongru.gru_backward, args)
 
 
 @pytest.mark.parametrize("batch", [3, 0])
 def test_unneeded_gradients_are_not_computed(batch, device):
     *tensors, offsets, B = arguments(device, B=batch)
-    y, hn, gates = torch.ops.tritongru.gru_forward(*tensors, offsets, B, True)
+    y, hn, gates = torch.ops.tritongru.gru_forward(*tensors, offsets, B, True, "triton")
     for k in range(6):
         needs = [i == k for i in range(6)]
         grads = torch.ops.tritongru.gru_backward(
-            torch.ones_like(y), torch.ones_like(hn), *tensors, offsets, y, gates, B, needs
+            torch.ones_like(y), torch.ones_like(hn), *tensors, offsets, B, y, gates, needs, "triton"
         )
         for i, grad in enumerate(grads):
             assert grad.shape == (tensors[i].shape if i == k else (0,))
@@ -119,7 +119,7 @@ def test_without_gradients_nothing_is_saved(context, device, monkeypatch):
     saved = []
     operator = torch.ops.tritongru.gru_forward
     plain = operator.default
-    monkeypatch.setattr(operator, "default", lambda *a: saved.append(a[-1]) or plain(*a))
+    monkeypatch.setattr(operator, "default", lambda *a: saved.append(a[-2]) or plain(*a))
     with context():
         output, h_n = gru(x, hx)
     assert saved == [False]

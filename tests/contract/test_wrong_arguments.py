@@ -132,7 +132,9 @@ def kinds_of(base):
         if "routed" in target:
             found |= {"impl": "choice"} | ({"memory": "choice", "layers": "int"} if "forward" in target else {})
         else:
-            found |= {"offsets": "offsets"} | ({"save_gates": "flag"} if "forward" in target else {})
+            found |= {"offsets": "offsets", "family": "choice"} | (
+                {"save_gates": "flag"} if "forward" in target else {}
+            )
         return found | ({"needs": "needs"} if "backward" in target else {})
     found = {"init.input_size": "int", "init.hidden_size": "int", "init.bias": "flag"}
     if target == "GRUCell":

@@ -8,7 +8,7 @@ import pytest
 import torch
 from layers import Case, assert_parity, build
 from loops import expected as exact_loops
-from loops import layer_tensors
+from loops import layer_tensors, loop_backward, loop_forward
 from tolerance import assert_close_to_float64
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -115,7 +115,7 @@ def test_every_configuration(B, H, dtype, device):
         for save in (True, False):
             y, hn = torch.full((T * B, D, H), math.nan, device=device, dtype=dtype), torch.full_like(h0, math.nan)
             gates = y.new_full((T * B, D, H, 4) if save else (0,), math.nan)
-            persistent.forward(gx, w_hh[None], b_hh[None], h0, y, hn, gates, None, launch)
+            loop_forward(persistent, gx, w_hh[None], b_hh[None], h0, y, hn, gates, None, launch)
             torch.cuda.synchronize()
             for found, e, s in zip((y.view(T, B, H), hn), expected, same, strict=True):
                 assert_close_to_float64(found, e, s, f"{launch.name} gates={save}")
@@ -142,7 +142,7 @@ def test_every_configuration_of_the_backward(B, H, dtype, device):
         dh = tensors["dhn"].to(torch.float32, copy=True)
         dgx, da = (torch.full((T * B, 1, n * H), math.nan, device=device, dtype=dtype) for n in (3, 1))
         operands = (tensors["dy"], dh, tensors["w_hh"], tensors["h0"], y, gates)
-        persistent.backward(*operands, dgx, da, None, launch)
+        loop_backward(persistent, *operands, dgx, da, None, launch)
         torch.cuda.synchronize()
         for name, *values in zip(("dgx", "da", "dh"), (dgx, da, dh), exact[3:], same[3:], strict=True):
             assert_close_to_float64(*values, f"{launch.name} {name}")
@@ -258,14 +258,14 @@ def test_a_wait_in_vain_is_reported_and_survived(exchange, report, device):
     y, hn, none = gx.new_empty(T * B, 1, H), gx.new_empty(1, B, H), gx.new_empty(0)
     run = [gx, w_hh, None, None, y, hn, none, None, dataclasses.replace(launch, groups=1)]
     with one_arrival_short():
-        persistent.forward(*run, limit=1000)
+        loop_forward(persistent, *run, limit=1000)
     torch.cuda.synchronize()
     assert y.isnan().all()
     assert hn.isnan().all()
     with pytest.raises(RuntimeError, match="a persistent GRU kernel gave up at its time step 0: program"):
-        persistent.forward(*run) if report == "next launch" else tritongru.synchronize(device)
+        loop_forward(persistent, *run) if report == "next launch" else tritongru.synchronize(device)
     tritongru.synchronize(device)
-    persistent.forward(*run)
+    loop_forward(persistent, *run)
     tritongru.synchronize(device)
     assert hn.isfinite().all()
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from loops import RESULTS, expected, kept, layer_tensors
+from loops import RESULTS, encoded, expected, layer_tensors, loop_backward, loop_forward
 from test_persistent import launch_for
 from tolerance import assert_close_to_float64
 
 from tritongru import layer
+from tritongru.arguments.records import LayerCall, OutputGradients, Saved
 from tritongru.kernels.persistent import launch as persistent
 from tritongru.kernels.resident import launch as resident
 from tritongru.kernels.rows import tile_at
@@ -116,7 +117,7 @@ def test_forward(form, D, use_h0, hostile, monkeypatch):
         monkeypatch.setattr(stepwise, "torch", types.SimpleNamespace(zeros=windows.zeros, float32=torch.float32))
     operands = [windows.copy(tensors[name]) for name in ("gx", "w_hh", "b_hh", "h0")]
     y, hn, gates = (windows.guarded(shape) for shape in ((N, D, H), (D, B, H), (N, D, H, 4)))
-    family.forward(*operands, y, hn, gates, torch.tensor(values), launch)
+    loop_forward(family, *operands, y, hn, gates, torch.tensor(values), launch)
     windows.check()
     check_results(y=y, hn=hn, gates=gates)
     check_steps("y", y, right, exact, same)
@@ -129,11 +130,11 @@ def test_backward(form, D, use_h0, hostile):
     values, _, right = HOSTILE[hostile]
     tensors, exact, same = layer_of(D, use_h0)
     windows = Windows()
-    saved = same["y"], kept(same["gates"])
+    saved = same["y"], encoded(same["gates"])
     operands = (tensors["dy"], tensors["dhn"], tensors["w_hh"], tensors["h0"], *saved)
     dy, dh, w_hh, h0, y, gates = (windows.copy(value) for value in operands)
     dgx, da = windows.guarded((N, D, 3 * H)), windows.guarded((N, D, H))
-    family.backward(dy, dh, w_hh, h0, y, gates, dgx, da, torch.tensor(values), launch)
+    loop_backward(family, dy, dh, w_hh, h0, y, gates, dgx, da, torch.tensor(values), launch)
     windows.check()
     check_results(dgx=dgx, da=da, dh=dh)
     check_steps("dgx", dgx, right, exact, same)
@@ -202,9 +203,10 @@ def test_a_layer_with_rebuilt_gates(hostile):
     """Both passes of a whole layer end."""
     x, w_ih, w_hh = torch.randn(N, 4), torch.randn(6 * H, 4), torch.randn(2, 3 * H, H)
     offsets = torch.tensor(HOSTILE[hostile][0])
-    weights = (x, w_ih, w_hh, None, None, None, offsets)
-    y, hn, gates = layer.forward(*weights, B, False, RESIDENT)
-    grads = layer.backward(torch.ones_like(y), torch.ones_like(hn), *weights, y, gates, B, [True] * 6, RESIDENT)
+    call = LayerCall.of(x, w_ih, w_hh, None, None, None, offsets, B)
+    y, hn, gates = layer.forward(call, False, RESIDENT)
+    ones = OutputGradients(torch.ones_like(y), torch.ones_like(hn))
+    grads = layer.backward(ones, call, Saved(y, gates), [True] * 6, RESIDENT)
     assert [g.shape for g in grads[:3]] == [x.shape, w_ih.shape, w_hh.shape]
 
 
@@ -225,10 +227,10 @@ def test_an_operator_takes_strided_tensors(packed):
 
     def run(as_is):
         weights = [as_is(v) for v in (x, w_ih, w_hh)] + [None, None, as_is(h0), as_is(offsets)]
-        y, hn, gates = torch.ops.tritongru.gru_forward(*weights, batch, True)
+        y, hn, gates = torch.ops.tritongru.gru_forward(*weights, batch, True, "triton")
         arriving = [as_is(torch.ones_like(v)) for v in (y, hn)]
         saved = as_is(y), as_is(gates)
-        return [y, hn, *torch.ops.tritongru.gru_backward(*arriving, *weights, *saved, batch, [True] * 6)]
+        return [y, hn, *torch.ops.tritongru.gru_backward(*arriving, *weights, batch, *saved, [True] * 6, "triton")]
 
     for dense, other in zip(run(lambda v: v), run(strided), strict=True):
         assert torch.equal(dense, other)

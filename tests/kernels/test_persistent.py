@@ -6,7 +6,7 @@ import pytest
 import torch
 import triton.language as tl
 from layers import Case, build
-from loops import plain
+from loops import loop_forward, plain
 from tolerance import assert_close_to_float64
 from triton.runtime import interpreter
 
@@ -63,7 +63,7 @@ def run(tensors, launch, B=3, gates=True, limit=10**7, offsets=None, groups=None
     saved = torch.full((x.shape[0], D, H, 4) if gates else (0,), NAN, dtype=dtype)
     tiles = -(-B // launch.block_b)
     launch = dataclasses.replace(launch, groups=groups or tiles)
-    persistent.forward(gx, tensors["w_hh"], tensors["b_hh"], tensors["h0"], y, hn, saved, offsets, launch, limit)
+    loop_forward(persistent, gx, tensors["w_hh"], tensors["b_hh"], tensors["h0"], y, hn, saved, offsets, launch, limit)
     return y, hn, plain(saved) if gates else saved
 
 

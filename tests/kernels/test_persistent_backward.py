@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from loops import NAN, RESULTS, expected, kept, layer_tensors, run_backward
+from loops import NAN, RESULTS, encoded, expected, layer_tensors, run_backward
 from test_persistent import launch_for
 from tolerance import assert_close_to_float64
 
@@ -178,7 +178,7 @@ def test_offsets_beyond_32_bits():
     slots, counters = huge(tiles, 2 * 3 * 16 * H), huge(tiles, 32, dtype=torch.int32)
     y[:, -rows:], gates[:, -rows:] = (
         exact[0].view(T, rows, 1, H).to(dtype),
-        kept(exact[2]).view(T, rows, 1, H, 4).to(dtype),
+        encoded(exact[2]).view(T, rows, 1, H, 4).to(dtype),
     )
     dy[:, -rows:] = tensors["dy"].view(T, rows, 1, H)
     h0[:, -rows:], dh[:, -rows:] = tensors["h0"], tensors["dhn"].float()

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from loops import NAN, RESULTS, check, layer_tensors, plain, run_backward, run_forward
+from loops import NAN, RESULTS, check, layer_tensors, loop_backward, loop_forward, plain, run_backward, run_forward
 
 from tritongru.kernels import interpreter_threads
 from tritongru.kernels.stepwise import launch as stepwise
@@ -138,8 +138,8 @@ def test_offsets_beyond_32_bits(monkeypatch):
     dgx, da = huge(T, B, 1, 3 * H), huge(T, B, 1, H)
     y_rows, gates_rows, dgx_rows, da_rows = (v.flatten(0, 1) for v in (y, gates, dgx, da))
     w_hh = tensors["w_hh"]
-    stepwise.forward(gx.flatten(0, 1), w_hh, tensors["b_hh"], h0, y_rows, hn, gates_rows, None, LAUNCH)
-    stepwise.backward(dy.flatten(0, 1), dh, w_hh, h0, y_rows, gates_rows, dgx_rows, da_rows, None, LAUNCH)
+    loop_forward(stepwise, gx.flatten(0, 1), w_hh, tensors["b_hh"], h0, y_rows, hn, gates_rows, None, LAUNCH)
+    loop_backward(stepwise, dy.flatten(0, 1), dh, w_hh, h0, y_rows, gates_rows, dgx_rows, da_rows, None, LAUNCH)
     found = [v[:, -rows:] for v in (y, hn, gates, dgx, da, dh)]
     found[2] = plain(found[2])
     found = [v if name in ("hn", "dh") else v.flatten(0, 1) for name, v in zip(RESULTS, found, strict=True)]

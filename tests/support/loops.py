@@ -4,6 +4,7 @@ import torch
 from tolerance import assert_close_to_float64
 
 from tritongru import reference
+from tritongru.arguments.records import GateGradients, Outputs, Part, Recurrence, Rows, Saved
 
 NAN = float("nan")
 RESULTS = ("y", "hn", "gates", "dgx", "da", "dh")
@@ -31,6 +32,18 @@ def nans(*shape, dtype):
     return torch.full(shape, NAN, dtype=dtype)
 
 
+def loop_forward(family, gx, w_hh, b_hh, h0, y, hn, gates, offsets, launch, *options):
+    """A family's forward of plain tensors."""
+    recurrence = Recurrence(w_hh, b_hh, h0, Rows(hn.shape[1], offsets))
+    family.forward(gx, recurrence, Outputs(y, hn, gates), launch, *options)
+
+
+def loop_backward(family, dy, dh, w_hh, h0, y, gates, dgx, da, offsets, launch, *part, **options):
+    """A family's backward of plain tensors."""
+    recurrence = Recurrence(w_hh, None, h0, Rows(dh.shape[1], offsets))
+    family.backward(dy, dh, recurrence, Saved(y, gates), GateGradients(dgx, da), launch, Part(*part), **options)
+
+
 def run_forward(family, tensors, launch, B=3, gates=True, offsets=None):
     """y, hn and the gates; every buffer is NaN before."""
     N, D, H = *tensors["gx"].shape[:2], tensors["w_hh"].shape[2]
@@ -39,7 +52,7 @@ def run_forward(family, tensors, launch, B=3, gates=True, offsets=None):
     saved = nans(N, D, H, 4, dtype=dtype) if gates else torch.empty(0, dtype=dtype)
     operands = [tensors[name] for name in ("gx", "w_hh", "b_hh", "h0")]
     before = [None if value is None else value.clone() for value in operands]
-    family.forward(*operands, y, hn, saved, offsets, launch)
+    loop_forward(family, *operands, y, hn, saved, offsets, launch)
     for value, old in zip(operands, before, strict=True):
         assert value is None or torch.equal(value.nan_to_num(9.0), old.nan_to_num(9.0)), "an operand was written to"
     return y, hn, plain(saved) if gates else saved
@@ -48,12 +61,12 @@ def run_forward(family, tensors, launch, B=3, gates=True, offsets=None):
 def run_backward(family, tensors, y, gates, launch, offsets=None, parts=None, **options):
     """dgx, da and dh; of a run in parts, put together again."""
     N, D, H = y.shape
-    gates = kept(gates)
+    gates = encoded(gates)
     dh = tensors["dhn"].to(torch.float32, copy=True)
     w_hh, h0, dy = tensors["w_hh"], tensors["h0"], tensors["dy"]
     dgx, da = nans(N, D, 3 * H, dtype=y.dtype), nans(N, D, H, dtype=y.dtype)
     if parts is None:
-        family.backward(dy, dh, w_hh, h0, y, gates, dgx, da, offsets, launch, **options)
+        loop_backward(family, dy, dh, w_hh, h0, y, gates, dgx, da, offsets, launch, **options)
         return dgx, da, dh
     B, start = dh.shape[1], 0
     for count in parts:
@@ -61,7 +74,7 @@ def run_backward(family, tensors, y, gates, launch, offsets=None, parts=None, **
         around = [nans(3 * N, D, *shape, dtype=y.dtype) for shape in ((H, 4), (3 * H,), (H,))]
         gates_part, dgx_part, da_part = (v[N : N + count * B] for v in around)
         gates_part.copy_(torch.stack([gates[rows[d], d] for d in range(D)], dim=1))
-        family.backward(dy, dh, w_hh, h0, y, gates_part, dgx_part, da_part, None, launch, start, count, **options)
+        loop_backward(family, dy, dh, w_hh, h0, y, gates_part, dgx_part, da_part, None, launch, start, count, **options)
         for v in around:
             assert v[:N].isnan().all(), "rows before the part's"
             assert v[N + count * B :].isnan().all(), "rows behind the part's"
@@ -71,7 +84,7 @@ def run_backward(family, tensors, y, gates, launch, offsets=None, parts=None, **
     return dgx, da, dh
 
 
-def kept(gates):
+def encoded(gates):
     """Gates as the kernels save them: z - 1 in the place of z where that is the smaller."""
     saved = gates.clone()
     z = gates[..., 1]

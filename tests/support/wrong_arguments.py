@@ -500,6 +500,7 @@ class Operator:
             "layers": 1,
             "autocast": None,
             "needs": [True] * 6,
+            "family": "triton",
         }
         if packed:
             found["offsets"] = nn.functional.pad(found["offsets"], (1, 0))

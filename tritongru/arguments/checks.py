@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tritongru.arguments.options import Options, autocast_dtype, steps_of
+from tritongru.arguments.records import LayerCall
 
 Others = dict[str, tuple[Tensor | None, tuple[int, ...]]]  # tensors and the shapes that they should have, by name
 
@@ -197,19 +198,19 @@ def check_ranks(x: Tensor, w_hh: Tensor) -> None:
         raise RuntimeError(f"x should have 2 dimensions and w_hh 3, got {x.dim()} and {w_hh.dim()}")
 
 
+def check_needs(needs: Sequence[bool]) -> None:
+    """Of x, w_ih, w_hh, b_ih, b_hh and h0."""
+    if len(needs) != 6:
+        raise RuntimeError(f"needs should hold 6 values, got {len(needs)}")
+
+
 def check_layer(
-    x: Tensor,  # (N, I)
-    w_ih: Tensor,  # (D 3H, I)
-    w_hh: Tensor,  # (D, 3H, H)
-    b_ih: Tensor | None,  # (D 3H,)
-    b_hh: Tensor | None,  # (D, 3H)
-    h0: Tensor | None,  # (D, B, H)
-    offsets: Tensor | None,  # (T + 1,)
-    batch: int,
+    call: LayerCall,
     others: Others | None = None,  # tensors of a backward, each with its shape
     casts: bool = False,  # whether the dtypes may differ
 ) -> None:
     """What an operator is given, by whomever: a kernel reads memory by the sizes and types that it is told."""
+    x, (w_ih, w_hh, b_ih, b_hh), h0, (batch, offsets) = call
     if x is None or w_ih is None or w_hh is None:
         check_tensors(x=x, w_ih=w_ih, w_hh=w_hh)
     check_ranks(x, w_hh)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 IMPLS = ("auto", "triton", "torch")
+FAMILIES = ("triton",)  # of kernels behind one operator
 
 
 class Options(NamedTuple):

@@ -46,12 +46,12 @@ def _count_forward(x: Tensor, w_ih: Tensor, w_hh: Tensor, *_: Any, **__: Any) ->
 
 
 def _count_backward(*args: Any, **_: Any) -> int:
-    x, w_hh, offsets, batch, needs = args[2], args[4], args[8], args[11], args[12]
+    x, w_hh, offsets, batch, needs = args[2], args[4], args[8], args[9], args[12]
     return backward_flops(x, w_hh, batch, offsets, needs)
 
 
 def _count_routed_backward(*args: Any, **_: Any) -> int:
-    x, w_hh, batch, needs = args[2], args[4], args[10], args[13]
+    x, w_hh, batch, needs = args[2], args[4], args[8], args[13]
     return backward_flops(x, w_hh, batch, None, needs)
 
 

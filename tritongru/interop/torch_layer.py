@@ -1,7 +1,7 @@
 """One layer run by torch's own GRU inside an operator, where autograd does not look.
 
 What a backward needs of the forward is the reserve of cuDNN where cuDNN runs; elsewhere the backward runs the forward
-again. Shapes are those of :mod:`tritongru.layer`. Dropout between layers lies outside, so no mask is drawn twice.
+again. No packed rows. Dropout between layers lies outside, so no mask is drawn twice.
 """
 
 from __future__ import annotations
@@ -13,59 +13,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tritongru.arguments.records import LayerCall, OutputGradients, Weights
+
 GRU_MODE = 3  # cuDNN's CUDNN_GRU, as torch's operators count
 
 
 def forward(
-    x: Tensor,  # (N, I)
-    w_ih: Tensor,  # (D 3H, I)
-    w_hh: Tensor,  # (D, 3H, H)
-    b_ih: Tensor | None,  # (D 3H,)
-    b_hh: Tensor | None,  # (D, 3H)
-    h0: Tensor | None,  # (D, B, H)
-    batch: int,  # B
+    call: LayerCall,
     learns: bool,
     autocast: torch.dtype | None,  # what CPU autocast asks for
 ) -> tuple[Tensor, Tensor, Tensor]:  # y (N, D, H), hn (D, B, H), cuDNN's reserve or (0,)
-    D, _, H = w_hh.shape
+    x, (_, D, _, H) = call.x, call.sizes
     if learns and runs_cudnn(x):
-        own = _per_direction(w_ih, w_hh, b_ih, b_hh)
+        own = _per_direction(call.weights)
         found = torch.ops.aten._cudnn_rnn.default(
-            _steps(x, batch), own, len(own) // D, _flat(own, x, w_hh), _first(x, w_hh, h0, batch), None, *_sizes(w_hh)
+            _steps(call), own, len(own) // D, _flat(own, call), _first(call), None, *_sizes(call)
         )
         return found[0].reshape(-1, D, H), found[1], found[3]
-    output, hn = _run(x, w_ih, w_hh, b_ih, b_hh, h0, batch, autocast, train=False)
+    output, hn = _run(call, autocast, train=False)
     return output.reshape(-1, D, H), hn, x.new_empty((0,), dtype=torch.uint8)
 
 
 def backward(
-    dy: Tensor | None,  # (N, D, H)
-    dhn: Tensor | None,  # (D, B, H)
-    x: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    y: Tensor,
+    grads: OutputGradients,
+    call: LayerCall,
+    y: Tensor,  # (N, D, H)
     reserve: Tensor,
-    batch: int,
-    needs: Sequence[bool],  # of x, w_ih, w_hh, b_ih, b_hh, h0
+    needs: Sequence[bool],  # of the call's leaves
     autocast: torch.dtype | None,
 ) -> list[Tensor | None]:
     """The gradients that are needed. A reserve is used up: cuDNN writes into it, so it gets a copy."""
     if reserve.numel() > 0:
-        return _cudnn_backward(dy, dhn, x, w_ih, w_hh, b_ih, b_hh, h0, y, reserve.clone(), batch, needs)
-    given = (x, w_ih, w_hh, b_ih, b_hh, h0)
+        return _cudnn_backward(grads, call, y, reserve.clone(), needs)
     leaves: list[Any] = [
-        None if t is None else t.detach().requires_grad_(need) for t, need in zip(given, needs, strict=True)
+        None if t is None else t.detach().requires_grad_(need) for t, need in zip(call.leaves, needs, strict=True)
     ]
     wanted = [leaf for leaf, need in zip(leaves, needs, strict=True) if need]
+    x, *weights, h0 = leaves
     with torch.enable_grad(), _autograd_looks():
-        output, hn = _run(*leaves, batch, autocast, train=True)  # type: ignore[call-arg, misc]
-        sides = [(output.reshape(y.shape), dy), (hn, dhn)]
-        results, grads = zip(*((result, grad) for result, grad in sides if grad is not None), strict=True)
-        found = iter(torch.autograd.grad(results, wanted, grads))
+        output, hn = _run(LayerCall(x, Weights(*weights), h0, call.rows), autocast, train=True)
+        sides = [(output.reshape(y.shape), grads.dy), (hn, grads.dhn)]
+        results, known = zip(*((result, grad) for result, grad in sides if grad is not None), strict=True)
+        found = iter(torch.autograd.grad(results, wanted, known))
     return [next(found) if need else None for need in needs]
 
 
@@ -80,24 +69,19 @@ def runs_cudnn(x: Tensor) -> bool:
 
 
 def _run(
-    x: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    batch: int,
+    call: LayerCall,
     autocast: torch.dtype | None,
     train: bool,  # what cuDNN wants to be told before it differentiates
 ) -> tuple[Tensor, Tensor]:
-    rest = (b_ih is not None, 1, 0.0, train, w_hh.shape[0] == 2, False)
-    weights = _per_direction(w_ih, w_hh, b_ih, b_hh)
+    x, weights = call.x, call.weights
+    rest = (weights.b_ih is not None, 1, 0.0, train, weights.w_hh.shape[0] == 2, False)
     with torch.autocast(x.device.type, dtype=autocast, enabled=autocast is not None):
-        return torch.gru(_steps(x, batch), _first(x, w_hh, h0, batch), weights, *rest)
+        return torch.gru(_steps(call), _first(call), _per_direction(weights), *rest)
 
 
-def _per_direction(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> list[Tensor]:
+def _per_direction(weights: Weights) -> list[Tensor]:
     """In torch's order: of each direction w_ih, w_hh, b_ih, b_hh."""
+    w_ih, w_hh, b_ih, b_hh = weights
     D = w_hh.shape[0]
     kinds = [w_ih.chunk(D), w_hh.unbind()]
     if b_ih is not None and b_hh is not None:
@@ -105,59 +89,46 @@ def _per_direction(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor
     return [weight for own in zip(*kinds, strict=True) for weight in own]
 
 
-def _steps(x: Tensor, batch: int) -> Tensor:
-    return x.contiguous().view(-1, batch, x.shape[1])
+def _steps(call: LayerCall) -> Tensor:
+    return call.x.contiguous().view(-1, call.rows.batch, call.x.shape[1])
 
 
-def _first(x: Tensor, w_hh: Tensor, h0: Tensor | None, batch: int) -> Tensor:
-    if h0 is None:
-        return x.new_zeros((w_hh.shape[0], batch, w_hh.shape[2]))
-    return h0.contiguous()
+def _first(call: LayerCall) -> Tensor:
+    _, D, B, H = call.sizes
+    return call.x.new_zeros((D, B, H)) if call.h0 is None else call.h0.contiguous()
 
 
-def _sizes(w_hh: Tensor) -> tuple[object, ...]:
+def _sizes(call: LayerCall) -> tuple[object, ...]:
     """cuDNN's arguments from the mode to the state of its dropout: one layer, time-major, in training."""
-    D, _, H = w_hh.shape
+    _, D, _, H = call.sizes
     return GRU_MODE, H, 0, 1, False, 0.0, True, D == 2, (), None
 
 
-def _flat(own: Sequence[Tensor], x: Tensor, w_hh: Tensor) -> Tensor:
+def _flat(own: Sequence[Tensor], call: LayerCall) -> Tensor:
     """The weights in cuDNN's order in one buffer, as ``flatten_parameters`` makes it; of copies, whose place in memory
     it changes."""
-    D, _, H = w_hh.shape
+    _, D, _, H = call.sizes
     copies = [weight.clone() for weight in own]
     found: Tensor = torch.ops.aten._cudnn_rnn_flatten_weight.default(
-        copies, len(own) // D, x.shape[1], GRU_MODE, H, 0, 1, False, D == 2
+        copies, len(own) // D, call.x.shape[1], GRU_MODE, H, 0, 1, False, D == 2
     )
     return found
 
 
 def _cudnn_backward(
-    dy: Tensor | None,
-    dhn: Tensor | None,
-    x: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    y: Tensor,
-    reserve: Tensor,
-    batch: int,
-    needs: Sequence[bool],
+    grads: OutputGradients, call: LayerCall, y: Tensor, reserve: Tensor, needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    D, _, H = w_hh.shape
-    own = _per_direction(w_ih, w_hh, b_ih, b_hh)
-    each = len(own) // D
-    T = y.shape[0] // batch
+    N, D, B, H = call.sizes
+    own = _per_direction(call.weights)
+    each, T = len(own) // D, N // B
     dx, dh0, _, dws = torch.ops.aten._cudnn_rnn_backward.default(
-        *(_steps(x, batch), own, each, _flat(own, x, w_hh), _first(x, w_hh, h0, batch), None),
-        *(y.reshape(T, batch, D * H), None if dy is None else dy.reshape(T, batch, D * H), dhn, None),
-        *_sizes(w_hh),
+        *(_steps(call), own, each, _flat(own, call), _first(call), None),
+        *(y.reshape(T, B, D * H), None if grads.dy is None else grads.dy.reshape(T, B, D * H), grads.dhn, None),
+        *_sizes(call),
         reserve,
         (needs[0], needs[5], False, any(needs[1:5])),
     )
-    found: list[Tensor | None] = [None if dx is None else dx.reshape(x.shape), None, None, None, None, dh0]
+    found: list[Tensor | None] = [None if dx is None else dx.reshape(call.x.shape), None, None, None, None, dh0]
     if any(needs[1:5]):
         joined = (torch.cat, torch.stack, torch.cat, torch.stack)  # of w_ih, w_hh, b_ih, b_hh
         found[1 : 1 + each] = [join([*dws[k::each]]) for k, join in enumerate(joined[:each])]

@@ -1,4 +1,4 @@
-"""What every launcher needs: the number of steps, the compiler's options and the device of the tensors."""
+"""What every launcher needs: the compiler's options and the device of the tensors."""
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
@@ -9,10 +9,6 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from tritongru.kernels.rows import tile_at
-
-
-def steps(y: Tensor, batch: int, offsets: Tensor | None) -> int:
-    return y.shape[0] // batch if offsets is None else offsets.shape[0] - 1
 
 
 def device_of(y: Tensor) -> torch.device:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from tritongru.kernels.launching import kernel_options, steps
+from tritongru.arguments.records import WHOLE, GateGradients, Outputs, Part, Recurrence, Saved
+from tritongru.kernels.launching import kernel_options
 from tritongru.kernels.persistent.backward_kernel import persistent_backward_kernel
 from tritongru.kernels.persistent.cooperative import launch_cooperative
 from tritongru.kernels.persistent.forward_kernel import persistent_forward_kernel
@@ -15,13 +16,8 @@ COUNTER_BYTES = 128  # a cache line for each counter
 
 def forward(
     gx: Tensor,  # (N, D, 3H)
-    w_hh: Tensor,  # (D, 3H, H)
-    b_hh: Tensor | None,  # (D, 3H)
-    h0: Tensor | None,  # (D, B, H)
-    y: Tensor,  # (N, D, H), written
-    hn: Tensor,  # (D, B, H), written
-    gates: Tensor,  # (N, D, H, 4), written, or empty
-    offsets: Tensor | None,  # (T + 1,)
+    recurrence: Recurrence,
+    outputs: Outputs,  # written
     launch: PersistentLaunch,
     limit: int = LIMIT,
 ) -> None:
@@ -30,7 +26,9 @@ def forward(
     Raises:
         RuntimeError: if an earlier launch on this device gave up waiting.
     """
-    D, B, H = hn.shape
+    w_hh, b_hh, h0, rows = recurrence
+    y, hn, gates = outputs
+    offsets, (D, B, H) = rows.offsets, hn.shape
     tiles, programs = -(-B // launch.block_b), launch.programs(H)
     counters, slots, state = workspace(y, D * tiles, launch, programs * launch.block_b * launch.block_h)
     launch_cooperative(
@@ -38,7 +36,7 @@ def forward(
         (programs, launch.groups, D),
         y,
         *(gx, w_hh, b_hh, h0, y, hn, gates, offsets, slots, state, counters),
-        T=steps(y, B, offsets),
+        T=rows.steps(y.shape[0]),
         B=B,
         N=y.shape[0],
         tiles=tiles,
@@ -57,26 +55,22 @@ def forward(
 def backward(
     dy: Tensor | None,  # (N, D, H)
     dh: Tensor,  # (D, B, H) fp32: of the states after these steps, replaced by that of the states before them
-    w_hh: Tensor,  # (D, 3H, H)
-    h0: Tensor | None,  # (D, B, H)
-    y: Tensor,  # (N, D, H)
-    gates: Tensor,  # (n, D, H, 4)
-    dgx: Tensor,  # (n, D, 3H), written
-    da: Tensor,  # (n, D, H), written
-    offsets: Tensor | None,  # (T + 1,)
+    recurrence: Recurrence,
+    saved: Saved,
+    found: GateGradients,  # written
     launch: PersistentLaunch,
-    start: int = 0,
-    count: int | None = None,
+    part: Part = WHOLE,
     limit: int = LIMIT,
 ) -> None:
-    """Runs the kernel over ``count`` steps (all that are left, if None) from the one that is walked ``start`` steps
-    after the first; gates, dgx and da hold the rows of these steps. Packed rows are walked as a whole.
+    """Runs the kernel over a part of the steps, whose rows alone the gates and their gradients hold. Packed rows
+    are walked as a whole.
 
     Raises:
         RuntimeError: if an earlier launch on this device gave up waiting.
     """
-    D, B, H = dh.shape
-    T = steps(y, B, offsets)
+    w_hh, _, h0, rows = recurrence
+    (y, gates), (dgx, da) = saved, found
+    offsets, (D, B, H), T = rows.offsets, dh.shape, rows.steps(saved.y.shape[0])
     tiles = -(-B // launch.block_b)
     counters, slots, _ = workspace(y, D * tiles, launch)
     launch_cooperative(
@@ -87,8 +81,8 @@ def backward(
         T=T,
         B=B,
         N=y.shape[0],
-        start=start,
-        count=T - start if count is None else count,
+        start=part.start,
+        count=part.steps(T),
         tiles=tiles,
         limit=limit,
         D=D,

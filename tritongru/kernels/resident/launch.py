@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tritongru.kernels.launching import kernel_options, on_device_of, steps
+from tritongru.arguments.records import WHOLE, GateGradients, Outputs, Part, Recurrence, Saved
+from tritongru.kernels.launching import kernel_options, on_device_of
 from tritongru.kernels.resident.backward_kernel import resident_backward_kernel
 from tritongru.kernels.resident.forward_kernel import resident_forward_kernel
 from tritongru.planning.launches import Launch
@@ -12,16 +13,13 @@ from tritongru.planning.launches import Launch
 
 def forward(
     gx: Tensor,  # (N, D, 3H)
-    w_hh: Tensor,  # (D, 3H, H)
-    b_hh: Tensor | None,  # (D, 3H)
-    h0: Tensor | None,  # (D, B, H)
-    y: Tensor,  # (N, D, H), written
-    hn: Tensor,  # (D, B, H), written
-    gates: Tensor,  # (N, D, H, 4), written, or empty
-    offsets: Tensor | None,  # (T + 1,)
+    recurrence: Recurrence,
+    outputs: Outputs,  # written
     launch: Launch,
 ) -> None:
-    D, B, H = hn.shape
+    w_hh, b_hh, h0, rows = recurrence
+    y, hn, gates = outputs
+    offsets, (D, B, H) = rows.offsets, hn.shape
     with on_device_of(y):
         resident_forward_kernel[(-(-B // launch.block_b), D)](
             gx,
@@ -32,7 +30,7 @@ def forward(
             hn,
             gates,
             offsets,
-            T=steps(y, B, offsets),
+            T=rows.steps(y.shape[0]),
             B=B,
             N=y.shape[0],
             D=D,
@@ -48,21 +46,17 @@ def forward(
 def backward(
     dy: Tensor | None,  # (N, D, H)
     dh: Tensor,  # (D, B, H) fp32: of the states after these steps, replaced by that of the states before them
-    w_hh: Tensor,  # (D, 3H, H)
-    h0: Tensor | None,  # (D, B, H)
-    y: Tensor,  # (N, D, H)
-    gates: Tensor,  # (n, D, H, 4)
-    dgx: Tensor,  # (n, D, 3H), written
-    da: Tensor,  # (n, D, H), written
-    offsets: Tensor | None,  # (T + 1,)
+    recurrence: Recurrence,
+    saved: Saved,
+    found: GateGradients,  # written
     launch: Launch,
-    start: int = 0,
-    count: int | None = None,
+    part: Part = WHOLE,
 ) -> None:
-    """Runs the kernel over ``count`` steps (all that are left, if None) from the one that is walked ``start`` steps
-    after the first; gates, dgx and da hold the rows of these steps. Packed rows are walked as a whole."""
-    D, B, H = dh.shape
-    T = steps(y, B, offsets)
+    """Runs the kernel over a part of the steps, whose rows alone the gates and their gradients hold. Packed rows
+    are walked as a whole."""
+    w_hh, _, h0, rows = recurrence
+    (y, gates), (dgx, da) = saved, found
+    offsets, (D, B, H), T = rows.offsets, dh.shape, rows.steps(saved.y.shape[0])
     with on_device_of(y):
         resident_backward_kernel[(-(-B // launch.block_b), D)](
             dy,
@@ -77,8 +71,8 @@ def backward(
             T=T,
             B=B,
             N=y.shape[0],
-            start=start,
-            count=T - start if count is None else count,
+            start=part.start,
+            count=part.steps(T),
             D=D,
             H=H,
             USE_H0=h0 is not None,

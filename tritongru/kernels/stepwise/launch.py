@@ -7,7 +7,8 @@ import torch
 import triton
 from torch import Tensor
 
-from tritongru.kernels.launching import kernel_options, on_device_of, steps
+from tritongru.arguments.records import WHOLE, GateGradients, Outputs, Part, Recurrence, Saved
+from tritongru.kernels.launching import kernel_options, on_device_of
 from tritongru.kernels.stepwise.backward_kernel import stepwise_backward_kernel
 from tritongru.kernels.stepwise.forward_kernel import stepwise_forward_kernel
 from tritongru.planning.launches import StepwiseLaunch
@@ -15,17 +16,14 @@ from tritongru.planning.launches import StepwiseLaunch
 
 def forward(
     gx: Tensor,  # (N, D, 3H)
-    w_hh: Tensor,  # (D, 3H, H)
-    b_hh: Tensor | None,  # (D, 3H)
-    h0: Tensor | None,  # (D, B, H)
-    y: Tensor,  # (N, D, H), written
-    hn: Tensor,  # (D, B, H), written
-    gates: Tensor,  # (N, D, H, 4), written, or empty
-    offsets: Tensor | None,  # (T + 1,)
+    recurrence: Recurrence,
+    outputs: Outputs,  # written
     launch: StepwiseLaunch,
 ) -> None:
-    D, B, H = hn.shape
-    T = steps(y, B, offsets)
+    w_hh, b_hh, h0, rows = recurrence
+    y, hn, gates = outputs
+    offsets, (D, B, H) = rows.offsets, hn.shape
+    T = rows.steps(y.shape[0])
     with on_device_of(y):
         if h0 is None:
             state = torch.zeros(hn.shape, dtype=torch.float32, device=y.device)
@@ -60,23 +58,18 @@ def forward(
 
 def backward(
     dy: Tensor | None,  # (N, D, H)
-    dh: Tensor,  # (D, B, H) float32: gradient of the state after the steps, replaced by that of the state before them
-    w_hh: Tensor,  # (D, 3H, H)
-    h0: Tensor | None,  # (D, B, H)
-    y: Tensor,  # (N, D, H)
-    gates: Tensor,  # (n, D, H, 4)
-    dgx: Tensor,  # (n, D, 3H), written
-    da: Tensor,  # (n, D, H), written
-    offsets: Tensor | None,  # (T + 1,)
+    dh: Tensor,  # (D, B, H) fp32: of the states after these steps, replaced by that of the states before them
+    recurrence: Recurrence,
+    saved: Saved,
+    found: GateGradients,  # written
     launch: StepwiseLaunch,
-    start: int = 0,
-    count: int | None = None,
+    part: Part = WHOLE,
 ) -> None:
-    """Steps ``start .. start + count - 1`` of the walk back, whose rows alone the last three tensors before ``offsets``
-    hold: direction 0 walks from the last step down, direction 1 from the first one up."""
-    D, B, H = dh.shape
-    T = steps(y, B, offsets)
-    count = T - start if count is None else count
+    """Over a part of the steps, whose rows alone the gates and their gradients hold."""
+    w_hh, _, h0, rows = recurrence
+    (y, gates), (dgx, da) = saved, found
+    offsets, (D, B, H), T = rows.offsets, dh.shape, rows.steps(saved.y.shape[0])
+    start, count = part.start, part.steps(T)
     with on_device_of(y):
         step = functools.partial(
             stepwise_backward_kernel[grid(dh, launch)],
