@@ -83,7 +83,7 @@ def add_tune(add: Add) -> None:
     )
     add_measuring(room)
     room.add_argument(
-        "--table", action="store_true", help="no GPU: make kernels/measured.json from the rows of the tune"
+        "--table", action="store_true", help="no GPU: make planning/tables/measured.json from the rows of the tune"
     )
 
     def run(given: Namespace) -> int:

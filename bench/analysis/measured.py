@@ -1,4 +1,4 @@
-"""From rows of the tune to ``tritongru/kernels/measured.json``, which the plan believes more than its model.
+"""From rows of the tune to ``tritongru/planning/tables/measured.json``, which the plan believes more than its model.
 
 A shape there is a chip, a kind of arithmetic, a hidden size, batch tiles of 16 rows and directions, in a mode: of
 "train", times are of forward and backward, and the launch is the backward's. Several cases may have the same shape.

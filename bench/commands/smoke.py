@@ -45,7 +45,7 @@ class Absent(Exception):
 @dataclass(frozen=True)
 class Found:
     """``form``: of the forward's launch and the backward's; ``error``: over the allowed one, the worst of all values
-    and gradients, as in bench/parity.py; ``fault``: what is wrong, if something is."""
+    and gradients, as in bench/measure/parity.py; ``fault``: what is wrong, if something is."""
 
     form: str
     error: float = 0.0

@@ -4,7 +4,7 @@ import itertools
 from dataclasses import dataclass, replace
 
 EPS = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
-FEW = 8  # as in tests/tolerance.py
+FEW = 8  # as in tests/support/tolerance.py
 # With the TF32 switch on, products keep 10 bits, whoever computes them. Simulated with truncated operands at T=512 and
 # H=128, the largest error over outputs and gradients is 1.3e-3 of the largest value.
 TF32_ROUNDING = 2.0**-9

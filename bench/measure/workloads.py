@@ -88,8 +88,9 @@ SOURCES = {
     ),
     "streaming": "one step of one stream, at the width of DeepFilterNet2's GRU: all sizes are choices",
     "electricity": (
-        "tritongru/demo.py here: windows of two half-hourly days of the demand that Taylor described (Short-term "
-        "electricity demand forecasting using double seasonal exponential smoothing, J. Oper. Res. Soc. 54, 2003)"
+        "tritongru/commands/demo.py here: windows of two half-hourly days of the demand that Taylor described "
+        "(Short-term electricity demand forecasting using double seasonal exponential smoothing, J. Oper. Res. Soc. "
+        "54, 2003)"
     ),
 }
 

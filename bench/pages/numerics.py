@@ -1,4 +1,4 @@
-"""The figures and the generated parts of ``docs/numerics.md``, from the rows of ``bench/numerics.py`` alone."""
+"""The figures and the generated parts of ``docs/numerics.md``, from the rows of ``bench/study/numerics.py`` alone."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ smallest honest noise to hold a difference against.
 
 The verdict: over the second half of the curve, the mean absolute difference of the two at the same seed has to stay
 below the standard deviation over seeds of torch's curve (its mean over the same steps), for every seed. That is what
-"trains the same" means to a user, and it is blunt: tests/test_characters.py compares step by step. No curve shows what
-Adam evens out (a gradient times a constant) or is never asked for (that of the initial state: the state is carried
+"trains the same" means to a user, and it is blunt: tests/bench/test_characters.py compares step by step. No curve shows
+what Adam evens out (a gradient times a constant) or is never asked for (that of the initial state: the state is carried
 detached); these are for the parity tests.
 """
 
@@ -203,7 +203,7 @@ def refusal(text: Text, setup: Setup, device: torch.device) -> str:
 
 
 def curve_row(text: Text, setup: Setup, impl: str, seed: int, curve: Curve, family: str, where: Row) -> Row:
-    """One curve, with keys of its own beside the WHERE_KEYS of bench/rows.py: it is no time of a case."""
+    """One curve, with keys of its own beside the WHERE_KEYS of bench/measure/rows.py: it is no time of a case."""
     shape = {"hidden": setup.hidden, "batch": setup.batch, "time": setup.time, "dtype": setup.dtype}
     precision = fp32_precision() if setup.dtype == "fp32" else None
     how = {"precision": precision, "memory": setup.memory, "rate": setup.rate, "text": text.name}

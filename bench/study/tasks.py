@@ -149,7 +149,7 @@ class Sum(nn.Module):
 
 
 class Characters:
-    """The next character of the language reference that Python's own help() shows (bench/characters.py)."""
+    """The next character of the language reference that Python's own help() shows (bench/study/characters.py)."""
 
     name = "characters"
     setup = Setup(hidden=128, batch=32, time=50, steps=800, seeds=5, rates=(2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2))

@@ -34,7 +34,7 @@ def test_commands_run(command):
 
 
 def test_the_two_commands_set_everything_up():
-    """.ci/run executes the one for the tests; tests/test_demo.py runs the demo."""
+    """.ci/run executes the one for the tests; tests/commands/test_demo.py runs the demo."""
     demo, tests = (block.strip() for block in blocks("sh")[:2])
     for command, extra, last in ((demo, "demo", "-m tritongru demo"), (tests, "test", "-m pytest")):
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -e ")

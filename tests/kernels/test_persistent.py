@@ -16,7 +16,7 @@ from tritongru.kernels.persistent import launch as persistent
 from tritongru.planning.launches import PersistentLaunch, chunks_of
 from tritongru.planning.plan import plan_on
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tests/test_gpu_persistent.py")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tests/gpu/test_gpu_persistent.py")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 NAN = float("nan")

@@ -11,7 +11,7 @@ from tolerance import assert_close_to_float64
 from tritongru.kernels import interpreter_threads
 from tritongru.kernels.persistent import launch as persistent
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tests/test_gpu_persistent.py")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tests/gpu/test_gpu_persistent.py")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

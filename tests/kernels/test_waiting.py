@@ -16,7 +16,7 @@ from bench.commands.smoke import one_arrival_short
 from tritongru.arguments import checks
 from tritongru.kernels.persistent import cooperative, watchdog
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tests/test_gpu_persistent.py")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tests/gpu/test_gpu_persistent.py")
 CPU = torch.device("cpu")
 
 

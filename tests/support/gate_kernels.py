@@ -1,4 +1,4 @@
-"""Elementwise kernels around the gate functions, for tests/test_gates.py."""
+"""Elementwise kernels around the gate functions, for tests/kernels/test_gates.py."""
 
 import triton
 import triton.language as tl

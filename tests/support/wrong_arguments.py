@@ -516,7 +516,8 @@ class Operator:
 
     def expected(self) -> tuple[Any, ...]:
         a = self.arguments
-        if a.get("impl", "auto") not in IMPLS or a.get("memory", "auto") not in (*MEMORIES, "none"):
+        memories, family = (*MEMORIES, "none"), a.get("family", "triton")
+        if a.get("impl", "auto") not in IMPLS or a.get("memory", "auto") not in memories or family != "triton":
             raise ValueError("no such choice")
         given = [a[name] for name in OPERANDS]
         if "backward" not in self.name:
