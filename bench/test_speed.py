@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from bench.commands.examine import here
 from bench.measure.cases import Case
 from bench.measure.pair import OURS, THEIRS, build, steps_of
 from bench.measure.parity import tf32
+from bench.session.examine import here
 from bench.suites import CPU_CASES, on_cpu, workloads
 
 DEVICE = here()

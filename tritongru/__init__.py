@@ -5,7 +5,7 @@ from tritongru.interop.registries import register
 from tritongru.module import GRU, GRUCell, TorchTypeGRU
 from tritongru.planning.explaining import explain
 from tritongru.planning.plan import Plan
-from tritongru.waiting import synchronize
+from tritongru.synchronization import synchronize
 
 __version__ = "0.1.0"
 __all__ = ["GRU", "GRUCell", "Plan", "TorchTypeGRU", "explain", "gru", "synchronize"]

@@ -12,7 +12,13 @@ import torch
 from bench.analysis.report import REASONS, Result, ending, line, reasons
 from bench.analysis.targets import Calls, judge
 from bench.calls import first_call, host
-from bench.commands.examine import (
+from bench.measure.cases import Case
+from bench.measure.ceilings import operations
+from bench.measure.children import STOP_S, Child
+from bench.measure.pair import build
+from bench.measure.rows import Row, RowFile, file_name
+from bench.rivals import ALLOWANCES_S, FORCED
+from bench.session.examine import (
     RESERVE_S,
     Ask,
     Budget,
@@ -25,13 +31,7 @@ from bench.commands.examine import (
     rows_of,
     say,
 )
-from bench.commands.known import calls_on_gpu, known_in, results_of
-from bench.measure.cases import Case
-from bench.measure.ceilings import operations
-from bench.measure.children import STOP_S, Child
-from bench.measure.pair import build
-from bench.measure.rows import Row, RowFile, file_name
-from bench.rivals import ALLOWANCES_S, FORCED
+from bench.session.known import calls_on_gpu, known_in, results_of
 from bench.suites import CPU_CASES, gate_blocks, gate_cases, gate_rivals
 
 OPENING_S = 10.0  # until the first question: the device's name and the driver's

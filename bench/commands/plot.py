@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.compile import times as compile_times
+from bench.compile import compile_seconds as compile_times
 from bench.measure.rows import Row
 from bench.pages import evidence, figures, kernels, performance, performance_figures, study, study_figures, without_gpu
 from bench.pages import numerics as numerics_page

@@ -12,7 +12,16 @@ from pathlib import Path
 
 from bench.analysis.report import Result, line, reasons, workload_table
 from bench.commands import cpu
-from bench.commands.examine import (
+from bench.commands.plot import RESULTS, plot
+from bench.measure import ceilings
+from bench.measure.cases import Case
+from bench.measure.ceilings import Ceilings
+from bench.measure.children import Child, Failed
+from bench.measure.pair import build
+from bench.measure.rows import Row, RowFile, file_name
+from bench.pages import evidence
+from bench.pages.performance import unknown
+from bench.session.examine import (
     RESERVE_S,
     Budget,
     Question,
@@ -25,16 +34,7 @@ from bench.commands.examine import (
     rows_of,
     say,
 )
-from bench.commands.known import calls_on_gpu, known_in, results_of
-from bench.commands.plot import RESULTS, plot
-from bench.measure import ceilings
-from bench.measure.cases import Case
-from bench.measure.ceilings import Ceilings
-from bench.measure.children import Child, Failed
-from bench.measure.pair import build
-from bench.measure.rows import Row, RowFile, file_name
-from bench.pages import evidence
-from bench.pages.performance import unknown
+from bench.session.known import calls_on_gpu, known_in, results_of
 from bench.study import command
 from bench.suites import SUITES, Job, on_cpu
 

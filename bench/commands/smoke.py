@@ -19,17 +19,17 @@ from unittest import mock
 
 import torch
 
-from bench.commands.examine import here, say
 from bench.measure.cases import Case
 from bench.measure.children import STOP_S, Child, Failed, TimedOut
 from bench.measure.pair import DTYPES, OURS, Pair, build, check, random
 from bench.measure.parity import Data, Parity, Tensors, compare, quantities, tf32, truth
 from bench.rivals.forced import Forced
+from bench.session.examine import here, say
 from tritongru.planning import plan as plans
 from tritongru.planning.candidates import kind_of, persistent_options, smallest, stepwise_options
 from tritongru.planning.devices import Device, device_facts
 from tritongru.planning.launches import AnyLaunch, launch_name, padded
-from tritongru.waiting import synchronize
+from tritongru.synchronization import synchronize
 
 TOTAL_S = 105.0  # for all steps; the rest of two minutes is for the start of the command itself, from a cold disk
 # Side by side. On a GPU a child takes most of its time to start CUDA and to compile, each on one core; the kernels of

@@ -14,7 +14,12 @@ import torch
 
 from bench.analysis.measured import TUNED, best_launch, is_good, rows_in
 from bench.analysis.report import Result, line
-from bench.commands.examine import (
+from bench.measure.cases import Case
+from bench.measure.children import Child
+from bench.measure.pair import THEIRS
+from bench.measure.rows import Row, RowFile, file_name
+from bench.rivals.forced import builder, plans
+from bench.session.examine import (
     RESERVE_S,
     Ask,
     Budget,
@@ -27,11 +32,6 @@ from bench.commands.examine import (
     rows_of,
     say,
 )
-from bench.measure.cases import Case
-from bench.measure.children import Child
-from bench.measure.pair import THEIRS
-from bench.measure.rows import Row, RowFile, file_name
-from bench.rivals.forced import builder, plans
 from bench.suites import tune_cases
 from tritongru.planning.devices import Device
 

@@ -20,7 +20,7 @@ import sys
 from typing import Any
 
 from bench.arguments import count
-from bench.compile import persistent, readings, resident, stepwise, times
+from bench.compile import compile_seconds, persistent, readings, resident, stepwise
 from bench.compile.machine_code import TARGETS
 
 FAMILIES: dict[str, Any] = {"resident": resident, "persistent": persistent, "stepwise": stepwise}
@@ -49,7 +49,7 @@ def main() -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET=1 is set, so nothing would be compiled; unset it")
     if args.command == "times":
-        times.measure()
+        compile_seconds.measure()
         return 0
     if args.command == "readings":
         readings.record(args.chips or list(TARGETS), args.family or list(FAMILIES), args.jobs)

@@ -2,8 +2,8 @@
 
 No call is faster than the largest of three: the bytes that it has to move, each input read once and each output
 written once, at the rate of a large copy; the operations of its products at the rate of a large product; and, of ours
-alone, where the programs of a launch exchange the state, that exchange (bench/measure/floor.py), step after step. The
-three could overlap, so they are not added.
+alone, where the programs of a launch exchange the state, that exchange (bench/measure/exchange_floor.py), step after
+step. The three could overlap, so they are not added.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""The generated parts of ``docs/kernels.md``: the launches in ``tritongru/kernels``, and the rows of compile times."""
+"""The generated parts of ``docs/kernels.md``: the launches in ``tritongru/planning/tables``, and the
+rows of compile times."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
 
+from bench.compile.compile_seconds import STAGES
 from bench.compile.tables import PAGE
-from bench.compile.times import STAGES
 from bench.measure.rows import Row
 from bench.pages.marks import Part, table
 from tritongru.planning.launches import rows_of

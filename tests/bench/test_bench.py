@@ -21,10 +21,11 @@ from torch import nn
 from bench import rivals, suites
 from bench.analysis import report, targets
 from bench.calls import host
-from bench.commands import examine, gate, warm
+from bench.commands import gate
 from bench.measure import ceilings, children, pair, parity, rows, timing
 from bench.measure.cases import HEADLINE, Case, wide_cases
 from bench.measure.workloads import WORKLOADS
+from bench.session import examine, warm
 from bench.suites import CPU_CASES, gate_blocks, gate_cases
 from tritongru.planning import cost_model
 from tritongru.planning.devices import GPUS
@@ -583,7 +584,7 @@ def test_the_lstm_learns_as_the_gru_does():
 
 def test_the_floor_of_a_persistent_launch_runs_its_grid(monkeypatch):
     ran = []
-    monkeypatch.setattr("bench.measure.floor.floor", lambda *arguments: ran.append(arguments))
+    monkeypatch.setattr("bench.measure.exchange_floor.floor", lambda *arguments: ran.append(arguments))
     both = build_with(family="persistent")(WIDE, "auto", CPU)
     like = torch.zeros(1)
     rivals.floor_of(Case(256, 17, 2, "fp32", "forward"), both, like)()
@@ -623,8 +624,8 @@ def test_a_floor_that_gives_up_is_missing(monkeypatch):
         counters, slots, state = persistent.workspace(*arguments)
         return counters - 1000, slots, state
 
-    monkeypatch.setattr("bench.measure.floor.workspace", without_arrivals)
-    monkeypatch.setattr("bench.measure.floor.LIMIT", 1)
+    monkeypatch.setattr("bench.measure.exchange_floor.workspace", without_arrivals)
+    monkeypatch.setattr("bench.measure.exchange_floor.LIMIT", 1)
     found = rivals.rivals_for(WIDE, both, steps, rivals.GRID_RIVALS)
     assert list(found.calls) == ["nn.LSTM"]
     assert "gave up" in found.missing["floor"]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from processes import python
 
-from bench.measure import floor as room
-from bench.measure.floor import floor
+from bench.measure import exchange_floor as room
+from bench.measure.exchange_floor import floor
 from tritongru.kernels.persistent import launch as persistent
 from tritongru.planning.launches import PersistentLaunch
 
@@ -106,8 +106,8 @@ def test_programs_that_wait_in_vain_say_where(monkeypatch):
         counters, slots, state = persistent.workspace(*arguments)
         return counters - 1000, slots, state
 
-    monkeypatch.setattr("bench.measure.floor.workspace", without_arrivals)
-    monkeypatch.setattr("bench.measure.floor.LIMIT", 5)
+    monkeypatch.setattr("bench.measure.exchange_floor.workspace", without_arrivals)
+    monkeypatch.setattr("bench.measure.exchange_floor.LIMIT", 5)
     like = torch.empty(0, dtype=torch.bfloat16)
     with pytest.raises(RuntimeError, match="gave up at its time step 0: "):  # the first, though it never gets better
         floor(like, STEPS, 1, 1, H, BASE)

@@ -8,9 +8,10 @@ import torch
 from bench import rivals, suites
 from bench.__main__ import main, parser
 from bench.calls import first_call, host
-from bench.commands import examine, gate, known, warm
+from bench.commands import gate
 from bench.measure import children, pair, parity, rows
 from bench.measure.cases import Case
+from bench.session import examine, known, warm
 from tritongru.planning.devices import GPUS
 from tritongru.planning.memory import Memory
 from tritongru.planning.plan import Plan

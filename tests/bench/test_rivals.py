@@ -14,7 +14,7 @@ from bench import rivals
 from bench.measure.cases import Case
 from bench.measure.pair import OURS, THEIRS, build, random, steps_of
 from bench.measure.parity import compare, quantities, truth
-from bench.rivals import builtin, found, packages, rival, stack
+from bench.rivals import availability, builtin, packages, rival, stack
 
 CPU = torch.device("cpu")
 CASE = Case(8, 3, 11, "fp32", "train")  # longer than a chunk of the compiled loop, and no multiple of it
@@ -46,7 +46,7 @@ def planted(monkeypatch, **changes):
     """A rival of the registry, changed."""
     name = changes.pop("name", "planted")
     made = stack.stacked(name, None, "planted", lambda case, device: formula())
-    monkeypatch.setitem(found.REGISTRY, name, dataclasses.replace(made, **changes))
+    monkeypatch.setitem(availability.REGISTRY, name, dataclasses.replace(made, **changes))
     return name
 
 
@@ -301,7 +301,7 @@ def haste_reference():
 def test_the_compiled_loop_is_nn_gru(monkeypatch, mode):
     """Traced and differentiated by torch.compile; what inductor makes of it takes a minute to compile on a CPU."""
     loop = stack.stacked("traced", None, "traced", lambda *case: builtin.compiled_of(*case, "aot_eager"))
-    monkeypatch.setitem(found.REGISTRY, "traced", loop)
+    monkeypatch.setitem(availability.REGISTRY, "traced", loop)
     result = asked(dataclasses.replace(CASE, mode=mode), ("traced",))
     assert result.missing == {}
     assert 0.0 < result.parities["traced"] <= 1.0
@@ -322,7 +322,7 @@ def test_a_rival_that_raises_is_missing_with_its_error_and_the_others_run(monkey
 
 def test_a_slow_rival_is_not_repeated(monkeypatch):
     seconds = iter([9.0, 3.2])
-    monkeypatch.setattr(found, "seconds_of", lambda call, device: next(seconds))
+    monkeypatch.setattr(availability, "seconds_of", lambda call, device: next(seconds))
     name = planted(monkeypatch)
     result = asked(CASE, (name,))
     assert result.calls == result.parities == {}
@@ -331,7 +331,7 @@ def test_a_slow_rival_is_not_repeated(monkeypatch):
 
 def test_a_rival_that_only_compiles_slowly_is_kept(monkeypatch):
     seconds = iter([99.0, 2.9])
-    monkeypatch.setattr(found, "seconds_of", lambda call, device: next(seconds))
+    monkeypatch.setattr(availability, "seconds_of", lambda call, device: next(seconds))
     name = planted(monkeypatch)
     assert list(asked(CASE, (name,)).calls) == [name]
 
@@ -347,7 +347,7 @@ def test_a_rival_that_computes_something_else_is_told_by_its_parity(monkeypatch)
     for name, run in (("late", late), ("nan", lambda *given: plain.run(*given) * float("nan"))):
         recurrence = stack.Recurrence(run)
         one = stack.stacked(name, None, "planted", lambda case, device, recurrence=recurrence: recurrence)
-        monkeypatch.setitem(found.REGISTRY, name, one)
+        monkeypatch.setitem(availability.REGISTRY, name, one)
     result = asked(DEEP, (right, "late", "nan", rivals.CUDNN_LSTM))
     assert list(result.calls) == [rivals.CUDNN_LSTM, right, "late", "nan"]
     assert result.parities[right] <= 1.0 < result.parities["late"] < result.parities["nan"]
@@ -372,8 +372,8 @@ def test_only_the_first_steps_are_checked(monkeypatch):
         return formula().run(x, h0, *weights)
 
     one = stack.stacked("counted", None, "planted", lambda case, device: stack.Recurrence(run))
-    monkeypatch.setitem(found.REGISTRY, "counted", one)
-    monkeypatch.setattr(found, "CHECKED_STEPS", 4)
+    monkeypatch.setitem(availability.REGISTRY, "counted", one)
+    monkeypatch.setattr(availability, "CHECKED_STEPS", 4)
     assert list(asked(CASE, ("counted",)).calls) == ["counted"]
     assert times == [11, 11, 4]
 

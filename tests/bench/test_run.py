@@ -13,11 +13,11 @@ from bench.__main__ import SUITES, main
 from bench.analysis import targets
 from bench.analysis.report import Result
 from bench.calls import first_call, host
-from bench.commands import examine
 from bench.commands import run as room
 from bench.measure import ceilings, children, pair, parity, rows
 from bench.measure.cases import Case
 from bench.measure.workloads import PRECISIONS, WORKLOADS, workload_cases
+from bench.session import examine
 from tritongru.planning.devices import CPU, GPUS
 from tritongru.planning.plan import Plan
 

@@ -9,12 +9,13 @@ import torch
 
 from bench.analysis import measured
 from bench.analysis.report import Result
-from bench.commands import examine, tune, warm
+from bench.commands import tune
 from bench.measure import pair, parity, rows
 from bench.measure.cases import Case
 from bench.measure.children import Failed, TimedOut
 from bench.measure.workloads import WORKLOADS
 from bench.rivals.forced import builder, plans
+from bench.session import examine, warm
 from bench.suites import tune_cases
 from tritongru.planning import candidates, launches
 from tritongru.planning import plan as planning

@@ -16,9 +16,9 @@ from tolerance import assert_close_to_float64
 
 from tritongru import layer
 from tritongru.arguments.records import LayerCall, OutputGradients, Saved
+from tritongru.kernels.batch_tile import tile_at
 from tritongru.kernels.persistent import launch as persistent
 from tritongru.kernels.resident import launch as resident
-from tritongru.kernels.rows import tile_at
 from tritongru.kernels.stepwise import launch as stepwise
 from tritongru.planning.launches import Launch, StepwiseLaunch
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
-from bench.compile import times as compile_times
+from bench.compile import compile_seconds as compile_times
 from bench.pages import kernels
 from tritongru import layer
 from tritongru.planning import memory

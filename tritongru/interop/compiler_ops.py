@@ -16,14 +16,7 @@ import torch
 from torch import Tensor
 
 from tritongru import layer
-from tritongru.arguments.checks import (
-    check_choice,
-    check_devices,
-    check_layer,
-    check_needs,
-    check_ranks,
-    check_tensors,
-)
+from tritongru.arguments.checks import check_choice, check_devices, check_layer, check_needs, check_ranks, check_tensors
 from tritongru.arguments.options import IMPLS
 from tritongru.arguments.records import LayerCall, OutputGradients, Saved
 from tritongru.interop import torch_layer

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from tritongru.kernels.rows import tile_at
+from tritongru.kernels.batch_tile import tile_at
 
 
 def device_of(y: Tensor) -> torch.device:

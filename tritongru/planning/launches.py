@@ -1,4 +1,4 @@
-"""The tables of launch configurations, read from the JSON files beside the kernels.
+"""The tables of launch configurations, read from the JSON files in ``tables``.
 
 A row is a configuration with what each of several Tritons made of it (``bench/compile/readings.py``). The launches are
 those of this process's Triton.

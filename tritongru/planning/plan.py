@@ -1,9 +1,9 @@
 """Which kernel family runs a GRU layer, with which tiles, and what a time step should cost.
 
 ``plan`` is a pure function of (shape, dtype, precision, device facts), so every decision can be asked for without the
-device. The launches themselves are data: ``kernels/resident.json``, ``persistent.json`` and ``stepwise.json`` list, for
+device. The launches themselves are data: ``tables/resident.json``, ``persistent.json`` and ``stepwise.json`` list, for
 each kernel, kind of arithmetic and padded hidden size, the configurations that compile without spilling, and
-``kernels/measured.json`` the shapes for which rows in bench/results say otherwise than the model does.
+``tables/measured.json`` the shapes for which rows in bench/results say otherwise than the model does.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from tritongru.kernels.batch_tile import tile_at
 from tritongru.kernels.gates import gru_step_backward
 from tritongru.kernels.persistent.exchange import (
     IN_VAIN,
@@ -24,7 +25,6 @@ from tritongru.kernels.persistent.slices import (
     results,
 )
 from tritongru.kernels.persistent.watchdog import spin_budget
-from tritongru.kernels.rows import tile_at
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from tritongru.kernels.batch_tile import bias_of, tile_at
 from tritongru.kernels.gates import encode_update, gru_step
 from tritongru.kernels.persistent.exchange import (
     IN_VAIN,
@@ -24,7 +25,6 @@ from tritongru.kernels.persistent.slices import (
     results,
 )
 from tritongru.kernels.persistent.watchdog import spin_budget
-from tritongru.kernels.rows import bias_of, tile_at
 
 
 @triton.jit

@@ -3,16 +3,10 @@
 import triton
 import triton.language as tl
 
-from tritongru.kernels.chunks import (
-    load_state,
-    load_w_backward,
-    products_backward,
-    store_state,
-    units,
-)
+from tritongru.kernels.batch_tile import tile_at
+from tritongru.kernels.chunks import load_state, load_w_backward, products_backward, store_state, units
 from tritongru.kernels.chunks import start as first_of
 from tritongru.kernels.gates import gru_step_backward
-from tritongru.kernels.rows import tile_at
 
 
 @triton.jit(do_not_specialize=["T", "B", "start", "count", "N"])

@@ -3,17 +3,10 @@
 import triton
 import triton.language as tl
 
-from tritongru.kernels.chunks import (
-    load_bias,
-    load_state,
-    load_w_forward,
-    products_forward,
-    store_state,
-    units,
-)
+from tritongru.kernels.batch_tile import tile_at
+from tritongru.kernels.chunks import load_bias, load_state, load_w_forward, products_forward, store_state, units
 from tritongru.kernels.chunks import start as first_of
 from tritongru.kernels.gates import encode_update, gru_step
-from tritongru.kernels.rows import tile_at
 
 
 @triton.jit(do_not_specialize=["T", "B", "N"])

@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
+from tritongru.kernels.batch_tile import tile_at
 from tritongru.kernels.chunks import load_block
 from tritongru.kernels.gates import gru_step_backward
-from tritongru.kernels.rows import tile_at
 
 
 @triton.jit

@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
+from tritongru.kernels.batch_tile import bias_of, tile_at
 from tritongru.kernels.chunks import load_block
 from tritongru.kernels.gates import encode_update, gru_step
-from tritongru.kernels.rows import bias_of, tile_at
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Rooms open one way: which modules of the package, of bench and of the tests may import which others."""
+"""Imports run one way: which modules of the package, of bench and of the tests may import which others."""
 
 import ast
 from pathlib import Path
@@ -11,10 +11,17 @@ MOST_FILES = 12  # of Python, beside each other in a folder
 
 # What the launches of each kernel family stand on.
 KERNELS = {
-    *("arguments.records", "kernels.chunks", "kernels.gates", "kernels.launching", "kernels.rows", "planning.launches"),
+    *(
+        "arguments.records",
+        "kernels.chunks",
+        "kernels.gates",
+        "kernels.launching",
+        "kernels.batch_tile",
+        "planning.launches",
+    ),
 }
-# Room -> rooms of ours that it may import when it is imported, and those it may open later. A folder is one room where
-# it has no line of its own for a file.
+# Module -> modules of ours that it may import when it is imported, and those it may open later. A folder counts as one
+# where it has no line of its own for a file.
 DOORS = {
     "planning.devices": (set(), set()),
     "planning.cost_model": ({"planning.devices"}, set()),
@@ -39,10 +46,10 @@ DOORS = {
     "arguments.checks": ({"arguments.options", "arguments.records"}, set()),
     "arguments": (set(), set()),
     "kernels.gates": (set(), set()),
-    "kernels.rows": (set(), set()),
+    "kernels.batch_tile": (set(), set()),
     "kernels.chunks": (set(), set()),
     "kernels.interpreter_threads": (set(), set()),
-    "kernels.launching": ({"kernels.rows"}, set()),
+    "kernels.launching": ({"kernels.batch_tile"}, set()),
     "kernels.rebuild": ({"kernels.gates", "kernels.launching"}, set()),
     "kernels.resident": (KERNELS | {"kernels.resident"}, set()),
     "kernels.stepwise": (KERNELS | {"kernels.stepwise"}, set()),
@@ -81,8 +88,8 @@ DOORS = {
         },
         set(),
     ),
-    "waiting": (set(), set()),
-    "__init__": ({"functional", "interop.registries", "module", "planning", "waiting"}, set()),
+    "synchronization": (set(), set()),
+    "__init__": ({"functional", "interop.registries", "module", "planning", "synchronization"}, set()),
     "commands.demo": ({"", "module", "planning"}, {"", "module", "planning"}),
     "commands.env": ({"planning"}, set()),
     "commands.explain": ({"commands.demo", "planning"}, set()),
@@ -92,7 +99,19 @@ DOORS = {
 
 # From the ground up: a folder, or a file beside them, imports from those before it and from itself.
 BENCH = (
-    *("arguments", "measure", "rivals", "calls", "analysis", "study", "compile", "suites", "pages", "commands"),
+    *(
+        "arguments",
+        "measure",
+        "rivals",
+        "calls",
+        "analysis",
+        "study",
+        "compile",
+        "suites",
+        "session",
+        "pages",
+        "commands",
+    ),
     *("test_speed", "__main__"),
 )
 
@@ -143,9 +162,9 @@ def inside(module: str, rooms: set[str]) -> bool:
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_doors_of_the_package_open_one_way(path):
+def test_imports_of_the_package_run_one_way(path):
     room = room_of(path)
-    assert room, f"{path} is a new room: say in DOORS which others it may open"
+    assert room, f"{path} is new: say in DOORS what it may import"
     at_once, later = imports(path, "tritongru")
     allowed, allowed_later = DOORS[room]
     assert not {name for name in at_once if not inside(name, allowed)}, room
@@ -158,13 +177,13 @@ def test_triton_is_imported_by_kernels_alone(path):
     assert not (at_once | later) or room_of(path).startswith("kernels")
 
 
-def test_the_doors_make_no_circle():
-    """Whatever a room imports at once, however far away, never leads back to it."""
+def test_imports_make_no_circle():
+    """Whatever a module imports at once, however far away, never leads back to it."""
     opens = {room: {one for one in DOORS if inside(one, allowed)} for room, (allowed, _) in DOORS.items()}
     seen = {room: set(opens[room]) for room in DOORS}
     for _ in DOORS:
         seen = {room: found.union(*(opens[one] for one in found)) for room, found in seen.items()}
-    families = ["kernels.resident", "kernels.stepwise", "kernels.persistent"]  # each a room of several files
+    families = ["kernels.resident", "kernels.stepwise", "kernels.persistent"]  # each a folder of several files
     assert [room for room in DOORS if room in seen[room] and room not in families] == []
 
 
@@ -175,11 +194,11 @@ def bench_room(module: str) -> str:
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "bench").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT / "bench"))
 )
-def test_doors_of_bench_open_one_way(path):
+def test_imports_of_bench_run_one_way(path):
     room = path.relative_to(ROOT / "bench").with_suffix("").parts[0]
     if room == "__init__":
         room = "arguments"  # has nothing to import either
-    assert room in BENCH, f"{path} is a new room: say in BENCH what it stands on"
+    assert room in BENCH, f"{path} is new: say in BENCH what it stands on"
     below = BENCH[: BENCH.index(room) + 1]
     at_once, later = imports(path, "bench")
     assert {bench_room(name) for name in at_once | later} <= set(below)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from bench.analysis.report import Result
-from bench.commands import warm
 from bench.measure.cases import Case
 from bench.measure.ceilings import Ceilings, least, measure
 from bench.measure.children import START_LIMIT_S, Child, Failed, TimedOut, sentence
@@ -20,6 +19,7 @@ from bench.measure.pair import OURS, RECOMPUTED, THEIRS, Timed, build, check, ta
 from bench.measure.rows import Row, facts, row
 from bench.rivals import ALLOWANCES_S, FLOOR, OURS_GRAPH, exchanges, rivals_for
 from bench.rivals.forced import builder
+from bench.session import warm
 from tritongru.planning import cost_model
 from tritongru.planning.devices import Device, device_facts
 from tritongru.planning.plan import Plan

@@ -12,7 +12,7 @@ from bench.measure.children import sentence
 from bench.measure.pair import THEIRS, Call, Found, Pair, random
 from bench.measure.parity import Data, Tensors, compare, quantities, truth
 from bench.rivals.builtin import COMPILED, COMPILED_LOOP, CUDNN_LSTM, CUDNNS_LSTM, GRAPH, GRAPHED
-from bench.rivals.ours import BOUND, FLOOR, FORCED, FORCED_OURS, GRAPHED_OURS, OURS_GRAPH
+from bench.rivals.own_variants import BOUND, FLOOR, FORCED, FORCED_OURS, GRAPHED_OURS, OURS_GRAPH
 from bench.rivals.packages import FLASHRNN, GRU_QAT, HASTE, PACKAGES, TORCHRL
 from bench.rivals.rival import Rival, Steps, Unavailable
 

@@ -29,7 +29,7 @@ def floor_of(case: Case, pair: Pair, like: torch.Tensor) -> Call:
         families = {found.family for found in (pair.plan.forward, pair.plan.backward) if found}
         family = next(iter(families - {"persistent"}), pair.plan.family)
         raise Unavailable(f"the {family} family has no exchange")
-    from bench.measure.floor import floor
+    from bench.measure.exchange_floor import floor
 
     def call() -> None:
         for launch in launches * case.layers:

@@ -9,10 +9,10 @@ from bench.analysis.measured import rows_in
 from bench.analysis.report import Result
 from bench.analysis.targets import Calls
 from bench.calls import first_call, host
-from bench.commands.examine import RESERVE_S, Budget
 from bench.measure.cases import Case
 from bench.measure.pair import OURS, RECOMPUTED, THEIRS, Timed
 from bench.measure.rows import MACHINE_KEYS, Row, RowFile
+from bench.session.examine import RESERVE_S, Budget
 from bench.suites import Job
 
 SAME = (*MACHINE_KEYS, "commit")  # of a row that answers what this run would ask
