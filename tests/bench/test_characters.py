@@ -40,6 +40,7 @@ def largest(ours, theirs):
     return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.slow
 @in_the_interpreter
 def test_the_curves_agree_step_by_step_and_the_model_learns():
     setup = replace(ON_CPU, steps=30)
@@ -69,6 +70,7 @@ def plant(monkeypatch, place, fault):
     monkeypatch.setattr(ops.GRULayer, "backward", staticmethod(faulty))
 
 
+@pytest.mark.slow
 @in_the_interpreter
 @pytest.mark.parametrize(
     "place, fault",

@@ -63,6 +63,7 @@ def last_tile(launch, programs):
     return found[..., : programs * own].transpose(0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_what_is_published_depends_on_all_that_was_collected(name):
     launch = LAUNCHES[name]
@@ -117,7 +118,7 @@ def test_programs_that_wait_in_vain_say_where(monkeypatch):
 
 COMPILE = """
 import dataclasses, json
-from bench.floor import blocks, floor_kernel
+from bench.measure.exchange_floor import blocks, floor_kernel
 from bench.compile.machine_code import compile_for
 from bench.compile.persistent import candidates, dtype_of
 found = []

@@ -24,6 +24,7 @@ in_the_interpreter = pytest.mark.skipif(torch.cuda.is_available(), reason="on a 
 TINY = Case(17, 2, 3, "fp32", "train", inputs=16)
 
 
+@pytest.mark.slow
 @in_the_interpreter
 def test_the_command_runs_every_step_that_needs_no_gpu(capsys, monkeypatch):
     monkeypatch.setattr(smoke, "TOTAL_S", PATIENCE)
@@ -158,6 +159,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @in_the_interpreter
 def test_it_goes_on_after_every_kind_of_failure(capsys, monkeypatch):
     sound = smoke.ask
@@ -283,7 +285,7 @@ def test_three_commands_run_every_gpu_test():
         where = {"gpu and not alone": parallel, "gpu and alone": alone}[expression]
         where += [option for option in options if option.startswith("tests/")]
         assert options[:2] == ["-n", "0" if where is alone else "10"]
-    files = {f"tests/{path.name}": path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
+    files = {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
     on_gpu = {
         name for name, text in files.items() if re.search(r"^(pytestmark = |@)pytest\.mark\.gpu$", text, re.MULTILINE)
     }

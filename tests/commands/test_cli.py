@@ -1,10 +1,13 @@
 """The command line as a user meets it."""
 
+import contextlib
+import io
 import json
+import os
 import subprocess
-import sys
 
 import pytest
+from processes import python
 
 import tritongru
 from tritongru.__main__ import main
@@ -18,7 +21,21 @@ MODEL = "a model, not a measurement"
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, "-m", "tritongru", *arguments], capture_output=True, text=True, timeout=120)
+    """The command line in this process, whose start takes longer than any command."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(list(arguments))
+        except SystemExit as left:
+            code = left.code
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def test_the_module_is_the_command_line():
+    for arguments in (("explain", "--hidden", "0"), ("explain", "--hidden", "64", "--gpu", "h200"), ("env", "--json")):
+        done = python("-m", "tritongru", *arguments, TRITON_INTERPRET=os.environ.get("TRITON_INTERPRET", ""))
+        here = run(*arguments)
+        assert (done.returncode, done.stdout, done.stderr) == (here.returncode, here.stdout, here.stderr)
 
 
 def explain(*arguments):

@@ -51,6 +51,7 @@ def printed_rows(printed: str) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_small_run_beats_the_naive_forecast_draws_it_and_repeats(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,8 @@ from torch.ao.nn.quantized import dynamic
 
 import tritongru
 
+pytestmark = pytest.mark.quick
+
 X = torch.randn(5, 2, 3)
 
 

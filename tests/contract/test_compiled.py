@@ -51,6 +51,7 @@ def assert_same(found, expected):
         torch.testing.assert_close(found[name], value, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("options", [{}, {"D": 2}, {"bias": False, "hx": False}, {"memory": "recompute"}], ids=str)
 def test_opcheck(impl, options, device):
@@ -66,6 +67,7 @@ def test_opcheck(impl, options, device):
         torch.library.opcheck(torch.ops.tritongru.gru_routed_backward, args)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("memory", ["auto", "save", "recompute"])
 def test_one_graph_for_all_sizes(impl, memory, device):
@@ -77,6 +79,7 @@ def test_one_graph_for_all_sizes(impl, memory, device):
     assert graphs(counter) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 def test_by_default_the_second_length_compiles_once_more(impl, device):
     gru = tritongru.GRU(3, 4, impl=impl).to(device)

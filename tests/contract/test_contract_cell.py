@@ -14,6 +14,8 @@ from torch.nn.utils import parametrizations, parametrize
 
 import tritongru
 
+pytestmark = pytest.mark.quick
+
 I, H, B = 3, 4, 2
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 

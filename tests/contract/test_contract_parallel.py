@@ -81,6 +81,7 @@ def data_parallel_worker(rank, impl, folder):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @both_impls
 def test_data_parallel_gradients_are_those_of_the_whole_batch(impl, tmp_path):
     in_two_processes(data_parallel_worker, impl, str(tmp_path))

@@ -144,6 +144,7 @@ def test_fx_quantisation_gets_a_sentence():
 # torch.export
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("memory", ["auto", "save", "recompute"])
 @pytest.mark.parametrize("strict", [False, True])
@@ -212,6 +213,7 @@ def grus(model):
     return len(nodes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
 @pytest.mark.parametrize("hx", [False, True], ids=["no_hx", "hx"])
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import tritongru
 from tritongru import route
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("impl", ["auto", "triton"])
 @pytest.mark.parametrize("bias", [True, False])

@@ -141,6 +141,7 @@ def test_functional_call_and_grad_transform(device):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile_fullgraph(dynamic, backend, device):

@@ -24,6 +24,7 @@ def counts(gru, x, hx, backward=True, lengths=None):
 NEEDS = list(itertools.product((False, True), (None, False, True)))  # of input and hx, if there is one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["torch", "triton"])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("layers, bidirectional, bias", [(1, False, True), (2, True, True), (2, False, False)])

@@ -200,7 +200,7 @@ class Child:
         environment = os.environ | {
             "TRITON_INTERPRET": "1",
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(CHILD.parents[1]),
+            "PYTHONPATH": str(CHILD.parents[2]),
         }
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         self.process = subprocess.Popen([sys.executable, CHILD], text=True, env=environment, **pipes)
@@ -267,6 +267,7 @@ def test_one_wrong_argument(base, child):
     assert not failures, f"{len(failures)} of {len(changes)} calls:\n" + "\n\n".join(failures[:5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", EXAMPLES)
 def test_wrong_arguments(target, child):
     @settings(

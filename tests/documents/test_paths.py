@@ -5,6 +5,8 @@ import re
 import pytest
 from processes import ROOT
 
+pytestmark = pytest.mark.quick
+
 TEXTS = [*ROOT.glob("*.md"), ROOT / "pyproject.toml", ROOT / ".ci" / "run"]
 TEXTS += [path for folder in ("docs", "bench", "tests", "tritongru") for path in (ROOT / folder).rglob("*.md")]
 TEXTS += [path for folder in ("bench", "tests", "tritongru") for path in (ROOT / folder).rglob("*.py")]
@@ -12,7 +14,6 @@ NAMED = re.compile(r"(?<![\w/.-])(?:tritongru|bench|tests|docs)/[\w/*.-]*\.(?:py
 ELSEWHERE = {"tests/gone.py", "bench/rows.py"}  # names that the test below makes up
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_that_are_named_exist(path):
     named = set(NAMED.findall(path.read_text())) - ELSEWHERE

@@ -16,7 +16,7 @@ from test_persistent import launch_for, layer_tensors
 from test_persistent_backward import backward_for
 from tolerance import assert_close_to_float64
 
-from tritongru.kernels.persistent import cooperative, exchange, slices
+from tritongru.kernels.persistent import backward_kernel, cooperative, exchange, forward_kernel, slices
 from tritongru.kernels.persistent import launch as persistent
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the simulator runs in the interpreter")
@@ -58,7 +58,7 @@ def assert_right(way, found):
         assert_close_to_float64(*values, name)
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, 10))
+@pytest.mark.parametrize("first", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, SEEDS, 10))])
 @pytest.mark.parametrize("form", ["counter", "data"])
 @pytest.mark.parametrize("way", PASSES)
 def test_any_order_gives_the_same_result(way, form, first):
@@ -90,6 +90,9 @@ def test_a_backward_launch_with_everything_at_once():
         test_persistent_backward.check(found, tensors, 40, form)
 
 
+KERNELS = {"forward": forward_kernel, "backward": backward_kernel}
+
+
 def altered(module, before, after, tmp_path, within=""):
     """The module with one piece of its text changed, in the function ``within`` if one is named."""
     text = Path(module.__file__).read_text()
@@ -108,7 +111,7 @@ def altered(module, before, after, tmp_path, within=""):
 
 def use_exchange(changed, monkeypatch):
     """The kernels meet through another exchange."""
-    for module in (persistent, slices):
+    for module in (*KERNELS.values(), slices):
         for name, value in vars(exchange).items():
             if getattr(module, name, None) is value and callable(value) and hasattr(changed, name):
                 monkeypatch.setattr(module, name, getattr(changed, name))
@@ -166,8 +169,22 @@ def goes_wrong(way, form, seed, **options):
     return False
 
 
+# Faults that are planted by default; the others are slow.
+BY_DEFAULT = (
+    "relaxed arrival",
+    "no wait before the ring goes round",
+    "values of the wrong step",
+    "a gate is not published",
+)
+
+
 def faults(table, ways=tuple(PASSES)):
-    return [(name, form, way) for name, (*_, forms) in table.items() for form in forms for way in ways]
+    return [
+        pytest.param(name, form, way, marks=[] if name in BY_DEFAULT else pytest.mark.slow)
+        for name, (*_, forms) in table.items()
+        for form in forms
+        for way in ways
+    ]
 
 
 @pytest.mark.parametrize("name, form, way", faults(IN_EXCHANGE))
@@ -182,11 +199,12 @@ def test_a_fault_in_the_kernel_is_found(name, form, way, tmp_path, monkeypatch):
     before, after, _ = (IN_KERNEL | ONLY_BACKWARD)[name]
     before, after = (text[way] if isinstance(text, dict) else text for text in (before, after))
     kernel = f"persistent_{way}_kernel"
-    changed = altered(persistent, before, after, tmp_path, within=kernel)
+    changed = altered(KERNELS[way], before, after, tmp_path, within=kernel)
     monkeypatch.setattr(persistent, kernel, getattr(changed, kernel))
     assert any(goes_wrong(PASSES[way], form, seed) for seed in range(TRIES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", BOTH)
 @pytest.mark.parametrize("way", PASSES)
 def test_a_counter_left_over_from_the_last_launch_is_found(way, form, monkeypatch):
@@ -207,12 +225,14 @@ def test_a_reused_slot_is_found(way):
     assert any(goes_wrong(PASSES[way], "counter", seed, slots=1) for seed in range(TRIES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", BOTH)
 @pytest.mark.parametrize("way", PASSES)
 def test_the_way_in_which_faults_are_looked_for_finds_none_in_the_real_kernel(way, form):
     assert not any(goes_wrong(PASSES[way], form, seed) for seed in range(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", BOTH)
 @pytest.mark.parametrize("way", PASSES)
 def test_a_program_that_dies_ends_in_an_error_and_not_in_a_hang(way, form):
@@ -252,6 +272,7 @@ def assert_nan_from_some_step_on(way, found, rows, late=0, without=()):
     return first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [None, 1])
 @pytest.mark.parametrize("form", BOTH)
 @pytest.mark.parametrize("way", PASSES)
@@ -265,6 +286,7 @@ def test_after_a_wait_in_vain_no_number_is_wrong(way, form, groups, monkeypatch)
     assert (others == STEPS) == (groups is None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", BOTH)
 @pytest.mark.parametrize("way", PASSES)
 def test_who_is_only_late_computes_nothing_wrong_either(way, form, monkeypatch):

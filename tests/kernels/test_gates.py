@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+pytestmark = pytest.mark.quick
+
 
 def run(kernel, x, device, **flags):
     y = torch.full_like(x, float("nan"), device=device)

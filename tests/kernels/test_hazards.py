@@ -4,6 +4,8 @@ import pytest
 
 from bench.compile.hazards import early_writes, unfenced
 
+pytestmark = pytest.mark.quick
+
 PTX = """
     cp.async.cg.shared.global [%r1], [%rd1], 16;
     cp.async.commit_group;

@@ -8,7 +8,7 @@ from processes import python
 
 CALLS = """
 import collections, json, sys
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/support")
 import torch
 import stand_in
 from bench.compile.machine_code import ELEMENT, POINTERS
@@ -112,15 +112,16 @@ def test_calls_and_warm_up(family):
 
 FAILURES = """
 import contextlib, copy, dataclasses, json, sys, types
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/support")
 import torch
 import stand_in
 from layers import Case, build
-from bench.floor import floor
-from tritongru.kernels import persistent, resident
+from bench.measure.exchange_floor import floor
+from tritongru.kernels.persistent import launch as persistent
+from tritongru.kernels.resident import launch as resident
 from tritongru.kernels.launching import on_device_of
 from tritongru.kernels.persistent.cooperative import launch_cooperative
-from tritongru.plan import plan_on
+from tritongru.planning.plan import plan_on
 
 torch.set_num_threads(1)
 found = {}
@@ -258,13 +259,13 @@ def test_each_check_can_fail():
 
 GPU_ALONE = """
 import collections, json, math, sys
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests/support", "tests/gpu"]
 import torch
 import stand_in
 import test_gpu_persistent as gpu
-from bench import smoke
-from bench.pair import quantities, random
-from tritongru.devices import GPUS
+from bench.commands import smoke
+from bench.measure.pair import quantities, random
+from tritongru.planning.devices import GPUS
 
 OUTPUTS = {"forward": ("y", "hn", "gates"), "backward": ("dgx", "da", "dh")}
 

@@ -152,6 +152,7 @@ def test_packed_rows(dtype, exchange):
             assert_close_to_float64(*values, f"row {b} {name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchange", ["counter", "data"])
 def test_two_runs_give_the_same_bits(exchange):
     tensors = layer_tensors(B=20, H=40, D=2)
@@ -188,17 +189,20 @@ def check_module(case):
         assert_close_to_float64(*values, f"{case} result {k}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("H", [193, 200, 255, 384])
 def test_the_module(H, dtype):
     check_module(Case(T=3, B=2, H=H, dtype=dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("B", [1, 16, 33])
 def test_the_module_with_layers_and_directions(B):
     check_module(Case(T=2, B=B, H=130, layers=2, bidirectional=True))
 
 
+@pytest.mark.slow
 def test_the_module_at_full_size():
     check_module(Case(T=2, B=3, H=1024, dtype=torch.float16))
 

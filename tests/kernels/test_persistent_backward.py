@@ -80,6 +80,7 @@ def test_the_ring_goes_round():
     check(run(tensors, backward_for(16, exchange="data")), tensors, 3, "ring")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchange", ["counter", "data"])
 @pytest.mark.parametrize("parts", [[2, 3], [1, 1, 3]], ids=str)
 def test_parts_give_the_same_bits_as_the_whole(parts, exchange):
@@ -91,6 +92,7 @@ def test_parts_give_the_same_bits_as_the_whole(parts, exchange):
         assert torch.equal(one, other), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchange", ["counter", "data"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_packed_rows(dtype, exchange):
@@ -115,6 +117,7 @@ def test_packed_rows(dtype, exchange):
         check((dgx[rows], da[rows], dh[:, b : b + 1]), own, 1, f"row {b}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchange", ["counter", "data"])
 def test_two_runs_give_the_same_bits(exchange):
     tensors = layer_tensors(B=20, H=40, D=2)

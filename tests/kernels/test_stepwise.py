@@ -50,6 +50,7 @@ def test_against_the_oracle(shape, dtype):
     check(run(tensors, dataclasses.replace(LAUNCH, **changes), B), tensors, B, shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_h0", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_packed_rows(dtype, use_h0):
@@ -67,6 +68,7 @@ def test_packed_rows(dtype, use_h0):
         check(found, alone, 1, f"row {b}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [(2, 3), (1, 1, 3), (4, 1)], ids=str)
 @pytest.mark.parametrize("D", [1, 2])
 def test_the_backward_in_parts(D, parts):

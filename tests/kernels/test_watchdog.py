@@ -78,6 +78,7 @@ def results(gru, x, hx):
 CASES = {"resident": Case(H=24), "persistent": Case(H=200, T=2, layers=2, bidirectional=True, memory="recompute")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_default_device_elsewhere_changes_nothing(case):
     """As under torch.set_default_device: on "meta" a tensor that was forgotten would have no memory."""

@@ -101,6 +101,7 @@ def test_nothing_beside_the_tensors_is_read(H, bidirectional, device):
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.slow
 def test_the_same_bits_every_time(device):
     ours, x, hx = build(Case(T=9, B=17, H=40, layers=2, bidirectional=True), device)
     first, second = (outputs_and_gradients(ours, x, hx) for _ in range(2))

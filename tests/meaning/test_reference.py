@@ -6,6 +6,8 @@ from torch import nn
 
 from tritongru import reference
 
+pytestmark = pytest.mark.quick
+
 T, B, I, H = 5, 3, 4, 6
 
 

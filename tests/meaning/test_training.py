@@ -34,11 +34,13 @@ def test_odd_and_even_sizes(H, dtype):
     assert_parity(case, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"B": 33}, {"bias": False, "hx": False}, {"T": 1, "B": 1}], ids=str)
 def test_other_shapes(changes):
     assert_parity(Case(**{"T": 2, "B": 2, "H": 140} | changes), CPU)
 
 
+@pytest.mark.slow
 def test_layers_and_directions():
     assert_parity(Case(T=2, B=3, H=130, layers=2, bidirectional=True), CPU)
 
@@ -48,6 +50,7 @@ def test_rebuilt_gates(dtype):
     assert_parity(Case(T=3, B=2, H=150, memory="recompute", dtype=dtype), CPU)
 
 
+@pytest.mark.slow
 def test_what_the_chip_cannot_hold():
     """One launch a step; two steps are enough to carry a gradient."""
     case = Case(T=2, B=1, H=1100, I=2, dtype=torch.float32)
@@ -55,6 +58,7 @@ def test_what_the_chip_cannot_hold():
     assert_parity(case, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["save", "recompute"])
 @pytest.mark.parametrize("H, bidirectional", [(20, False), (20, True), (140, False)])
 def test_a_backward_in_parts(H, bidirectional, kept, monkeypatch):
@@ -87,6 +91,7 @@ def test_a_part_keeps_its_bound(saved):
             assert -(-time // each) >= memory.PARTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["save", "recompute"])
 def test_packed_rows(kept):
     torch.manual_seed(0)
@@ -103,6 +108,7 @@ def test_packed_rows(kept):
         assert_close_to_float64(*values, f"gradient {k}")
 
 
+@pytest.mark.slow
 def test_gradients_of_one_result_alone_and_of_some_inputs_alone():
     case = Case(T=3, B=2, H=140)
     ours, x, hx = build(case, CPU)
@@ -118,6 +124,7 @@ def test_gradients_of_one_result_alone_and_of_some_inputs_alone():
             assert_close_to_float64(*values, f"result {result} {name}")
 
 
+@pytest.mark.slow
 def test_backward_twice_expanded_and_strided_gradients():
     """What the backward reads it does not change; and a gradient may have any strides."""
     ours, x, hx = build(Case(T=3, B=4, H=140), CPU)
@@ -131,6 +138,7 @@ def test_backward_twice_expanded_and_strided_gradients():
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+@pytest.mark.slow
 def test_two_training_steps_give_the_same_bits():
     found = []
     for _ in range(2):

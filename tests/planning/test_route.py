@@ -8,6 +8,8 @@ import torch
 import tritongru
 from tritongru import route
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def told(caplog):

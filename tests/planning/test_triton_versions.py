@@ -11,6 +11,8 @@ from tritongru.planning.devices import GPUS
 from tritongru.planning.launches import FAMILIES, launch_of, read_with, rows_of, tritons_read
 from tritongru.planning.plan import plan
 
+pytestmark = pytest.mark.quick
+
 KNOWN = ("3.6.0", "3.7.1", "3.9.0")
 
 

@@ -273,7 +273,7 @@ def test_triton_without_a_kernel_raises_as_a_call_does(dtype, interprets, monkey
 
 WITHOUT_GPU = """
 import itertools, os, sys, threading, time
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/support")
 import torch
 import stand_in
 import tritongru
@@ -315,7 +315,7 @@ def test_threads_compile_all_that_calls_need_at_once(tmp_path):
 
 MEASURE = """
 import pathlib, sys
-from bench.compile import times as compile_times
+from bench.compile import compile_seconds as compile_times
 from bench.pages import kernels
 compile_times.ROWS, compile_times.ROUNDS, compile_times.CASES = pathlib.Path(sys.argv[1]), 1, ((32, "bfloat16"),)
 compile_times.measure()
@@ -323,6 +323,7 @@ print(kernels.compile_times(compile_times.read(compile_times.ROWS)))
 """
 
 
+@pytest.mark.slow
 def test_compile_times_are_measured_cold_and_from_disk(tmp_path):
     done = python("-c", MEASURE, str(tmp_path / "rows"), TRITON_CACHE_DIR=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr[-3000:]

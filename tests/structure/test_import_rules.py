@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from processes import ROOT
 
+pytestmark = pytest.mark.quick
+
 PACKAGE = ROOT / "tritongru"
 MOST_FILES = 12  # of Python, beside each other in a folder
 

@@ -32,10 +32,10 @@ def nans(*shape, dtype):
     return torch.full(shape, NAN, dtype=dtype)
 
 
-def loop_forward(family, gx, w_hh, b_hh, h0, y, hn, gates, offsets, launch, *options):
+def loop_forward(family, gx, w_hh, b_hh, h0, y, hn, gates, offsets, launch, *limit, **options):
     """A family's forward of plain tensors."""
     recurrence = Recurrence(w_hh, b_hh, h0, Rows(hn.shape[1], offsets))
-    family.forward(gx, recurrence, Outputs(y, hn, gates), launch, *options)
+    family.forward(gx, recurrence, Outputs(y, hn, gates), launch, *limit, **options)
 
 
 def loop_backward(family, dy, dh, w_hh, h0, y, gates, dgx, da, offsets, launch, *part, **options):
