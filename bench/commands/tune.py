@@ -119,7 +119,7 @@ def tune(seconds: float, out: Path, only: str, commit: str | None) -> int:
     known = [row for row in known if row["case"] in {case.name for case in cases}]
     todo = waves(cases, device, [row for row in known if row["impl"] == TUNED])
     if not todo and not known:
-        say(f"The table persistent.json has no launch that {device.name} can run; nothing to tune.")
+        say(f"The table planning/tables/persistent.json has no launch that {device.name} can run; nothing to tune.")
         return 2
     tried = sum(row["impl"] == TUNED for row in known)
     say(f"{sum(map(len, todo))} launches to try, {tried} already tried with commit {where['commit']}.")

@@ -616,8 +616,8 @@ def test_a_floor_that_gives_up_is_missing(monkeypatch):
 
     both = build_with(family="persistent")(WIDE, "auto", CPU)
     steps = pair.steps_of(both, WIDE, CPU)
-    found = rivals.rivals_for(WIDE, both, steps, rivals.GRID_RIVALS)
-    assert list(found.calls) == ["floor", "nn.LSTM"]
+    found = rivals.rivals_for(WIDE, both, steps, rivals.GRID_RIVALS, PATIENCE)
+    assert list(found.calls) == ["floor", "nn.LSTM"], found.missing
     assert list(found.missing) == ["nn.GRU[graph]"]
 
     def without_arrivals(*arguments):
@@ -626,7 +626,7 @@ def test_a_floor_that_gives_up_is_missing(monkeypatch):
 
     monkeypatch.setattr("bench.measure.exchange_floor.workspace", without_arrivals)
     monkeypatch.setattr("bench.measure.exchange_floor.LIMIT", 1)
-    found = rivals.rivals_for(WIDE, both, steps, rivals.GRID_RIVALS)
+    found = rivals.rivals_for(WIDE, both, steps, rivals.GRID_RIVALS, PATIENCE)
     assert list(found.calls) == ["nn.LSTM"]
     assert "gave up" in found.missing["floor"]
 
