@@ -51,7 +51,7 @@ DOORS = {
     "kernels.batch_tile": (set(), set()),
     "kernels.chunks": (set(), set()),
     "kernels.interpreter_threads": (set(), set()),
-    "kernels.launching": ({"kernels.batch_tile"}, set()),
+    "kernels.launching": ({"arguments.records", "kernels.batch_tile"}, set()),
     "kernels.rebuild": ({"kernels.gates", "kernels.launching"}, set()),
     "kernels.resident": (KERNELS | {"kernels.resident"}, set()),
     "kernels.stepwise": (KERNELS | {"kernels.stepwise"}, set()),

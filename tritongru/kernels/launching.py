@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
+from tritongru.arguments.records import Outputs, Part, Recurrence, Saved
 from tritongru.kernels.batch_tile import tile_at
 
 
@@ -47,3 +48,37 @@ def compiler_options(backend: str, num_warps: int) -> dict[str, Any]:
     if backend == "cuda":
         options["maxnreg"] = min(255, 65536 // (32 * num_warps))
     return options
+
+
+def forward_sizes(recurrence: Recurrence, outputs: Outputs) -> dict[str, Any]:
+    """What every forward kernel is told besides its tensors."""
+    (D, B, H), N = outputs.hn.shape, outputs.y.shape[0]
+    return {
+        "T": recurrence.rows.steps(N),
+        "B": B,
+        "N": N,
+        "D": D,
+        "H": H,
+        "USE_BIAS": recurrence.b_hh is not None,
+        "USE_H0": recurrence.h0 is not None,
+        "SAVE_GATES": outputs.gates.numel() > 0,
+        "PACKED": recurrence.rows.offsets is not None,
+    }
+
+
+def backward_sizes(dy: Tensor | None, dh: Tensor, recurrence: Recurrence, saved: Saved, part: Part) -> dict[str, Any]:
+    """What every backward kernel is told besides its tensors."""
+    (D, B, H), N = dh.shape, saved.y.shape[0]
+    T = recurrence.rows.steps(N)
+    return {
+        "T": T,
+        "B": B,
+        "N": N,
+        "start": part.start,
+        "count": part.steps(T),
+        "D": D,
+        "H": H,
+        "USE_H0": recurrence.h0 is not None,
+        "USE_DY": dy is not None,
+        "PACKED": recurrence.rows.offsets is not None,
+    }

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tritongru.arguments.records import WHOLE, GateGradients, Outputs, Part, Recurrence, Saved
-from tritongru.kernels.launching import kernel_options
+from tritongru.kernels.launching import backward_sizes, forward_sizes, kernel_options
 from tritongru.kernels.persistent.backward_kernel import persistent_backward_kernel
 from tritongru.kernels.persistent.cooperative import launch_cooperative
 from tritongru.kernels.persistent.forward_kernel import persistent_forward_kernel
@@ -29,6 +29,7 @@ def forward(
     w_hh, b_hh, h0, rows = recurrence
     y, hn, gates = outputs
     offsets, (D, B, H) = rows.offsets, hn.shape
+    sizes = forward_sizes(recurrence, outputs)
     tiles, programs = -(-B // launch.block_b), launch.programs(H)
     counters, slots, state = workspace(y, D * tiles, launch, programs * launch.block_b * launch.block_h)
     launch_cooperative(
@@ -36,17 +37,9 @@ def forward(
         (programs, launch.groups, D),
         y,
         *(gx, w_hh, b_hh, h0, y, hn, gates, offsets, slots, state, counters),
-        T=rows.steps(y.shape[0]),
-        B=B,
-        N=y.shape[0],
         tiles=tiles,
         limit=limit,
-        D=D,
-        H=H,
-        USE_BIAS=b_hh is not None,
-        USE_H0=h0 is not None,
-        SAVE_GATES=gates.numel() > 0,
-        PACKED=offsets is not None,
+        **sizes,
         **launch.constants,
         **kernel_options(y, launch.num_warps),
     )
@@ -70,7 +63,8 @@ def backward(
     """
     w_hh, _, h0, rows = recurrence
     (y, gates), (dgx, da) = saved, found
-    offsets, (D, B, H), T = rows.offsets, dh.shape, rows.steps(saved.y.shape[0])
+    offsets, (D, B, H) = rows.offsets, dh.shape
+    sizes = backward_sizes(dy, dh, recurrence, saved, part)
     tiles = -(-B // launch.block_b)
     counters, slots, _ = workspace(y, D * tiles, launch)
     launch_cooperative(
@@ -78,18 +72,9 @@ def backward(
         (launch.programs(H), launch.groups, D),
         y,
         *(dy, dh, w_hh, h0, y, gates, dgx, da, offsets, slots, counters),
-        T=T,
-        B=B,
-        N=y.shape[0],
-        start=part.start,
-        count=part.steps(T),
         tiles=tiles,
         limit=limit,
-        D=D,
-        H=H,
-        USE_H0=h0 is not None,
-        USE_DY=dy is not None,
-        PACKED=offsets is not None,
+        **sizes,
         **launch.constants,
         **kernel_options(y, launch.num_warps),
     )

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from tritongru.arguments.records import WHOLE, GateGradients, Outputs, Part, Recurrence, Saved
-from tritongru.kernels.launching import kernel_options, on_device_of
+from tritongru.kernels.launching import backward_sizes, forward_sizes, kernel_options, on_device_of
 from tritongru.kernels.resident.backward_kernel import resident_backward_kernel
 from tritongru.kernels.resident.forward_kernel import resident_forward_kernel
 from tritongru.planning.launches import Launch
@@ -19,26 +19,12 @@ def forward(
 ) -> None:
     w_hh, b_hh, h0, rows = recurrence
     y, hn, gates = outputs
-    offsets, (D, B, H) = rows.offsets, hn.shape
+    offsets, (D, B, _) = rows.offsets, hn.shape
+    sizes = forward_sizes(recurrence, outputs)
     with on_device_of(y):
         resident_forward_kernel[(-(-B // launch.block_b), D)](
-            gx,
-            w_hh,
-            b_hh,
-            h0,
-            y,
-            hn,
-            gates,
-            offsets,
-            T=rows.steps(y.shape[0]),
-            B=B,
-            N=y.shape[0],
-            D=D,
-            H=H,
-            USE_BIAS=b_hh is not None,
-            USE_H0=h0 is not None,
-            SAVE_GATES=gates.numel() > 0,
-            PACKED=offsets is not None,
+            *(gx, w_hh, b_hh, h0, y, hn, gates, offsets),
+            **sizes,
             **options(y, launch),
         )
 
@@ -56,28 +42,12 @@ def backward(
     are walked as a whole."""
     w_hh, _, h0, rows = recurrence
     (y, gates), (dgx, da) = saved, found
-    offsets, (D, B, H), T = rows.offsets, dh.shape, rows.steps(saved.y.shape[0])
+    offsets, (D, B, _) = rows.offsets, dh.shape
+    sizes = backward_sizes(dy, dh, recurrence, saved, part)
     with on_device_of(y):
         resident_backward_kernel[(-(-B // launch.block_b), D)](
-            dy,
-            dh,
-            w_hh,
-            h0,
-            y,
-            gates,
-            dgx,
-            da,
-            offsets,
-            T=T,
-            B=B,
-            N=y.shape[0],
-            start=part.start,
-            count=part.steps(T),
-            D=D,
-            H=H,
-            USE_H0=h0 is not None,
-            USE_DY=dy is not None,
-            PACKED=offsets is not None,
+            *(dy, dh, w_hh, h0, y, gates, dgx, da, offsets),
+            **sizes,
             **options(y, launch),
         )
 

@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 
 from tritongru.arguments.records import WHOLE, GateGradients, Outputs, Part, Recurrence, Saved
-from tritongru.kernels.launching import kernel_options, on_device_of
+from tritongru.kernels.launching import backward_sizes, forward_sizes, kernel_options, on_device_of
 from tritongru.kernels.stepwise.backward_kernel import stepwise_backward_kernel
 from tritongru.kernels.stepwise.forward_kernel import stepwise_forward_kernel
 from tritongru.planning.launches import StepwiseLaunch
@@ -22,8 +22,8 @@ def forward(
 ) -> None:
     w_hh, b_hh, h0, rows = recurrence
     y, hn, gates = outputs
-    offsets, (D, B, H) = rows.offsets, hn.shape
-    T = rows.steps(y.shape[0])
+    offsets = rows.offsets
+    sizes = forward_sizes(recurrence, outputs)
     with on_device_of(y):
         if h0 is None:
             state = torch.zeros(hn.shape, dtype=torch.float32, device=y.device)
@@ -31,27 +31,12 @@ def forward(
             state = h0.to(torch.float32, copy=True)
         step = functools.partial(
             stepwise_forward_kernel[grid(hn, launch)],
-            gx,
-            w_hh,
-            b_hh,
-            h0,
-            y,
-            gates,
-            state,
-            offsets,
-            T=T,
-            B=B,
-            N=y.shape[0],
-            D=D,
-            H=H,
-            USE_BIAS=b_hh is not None,
-            USE_H0=h0 is not None,
-            SAVE_GATES=gates.numel() > 0,
-            PACKED=offsets is not None,
+            *(gx, w_hh, b_hh, h0, y, gates, state, offsets),
+            **sizes,
             **blocks(launch),
             **kernel_options(y, launch.num_warps),
         )
-        for s in range(T):
+        for s in range(sizes["T"]):
             step(s=s)
         hn.copy_(state)
 
@@ -68,34 +53,17 @@ def backward(
     """Over a part of the steps, whose rows alone the gates and their gradients hold."""
     w_hh, _, h0, rows = recurrence
     (y, gates), (dgx, da) = saved, found
-    offsets, (D, B, H), T = rows.offsets, dh.shape, rows.steps(saved.y.shape[0])
-    start, count = part.start, part.steps(T)
+    offsets = rows.offsets
+    sizes = backward_sizes(dy, dh, recurrence, saved, part)
     with on_device_of(y):
         step = functools.partial(
             stepwise_backward_kernel[grid(dh, launch)],
-            dy,
-            w_hh,
-            h0,
-            y,
-            gates,
-            dgx,
-            da,
-            dh,
-            offsets,
-            T=T,
-            B=B,
-            N=y.shape[0],
-            start=start,
-            count=count,
-            D=D,
-            H=H,
-            USE_H0=h0 is not None,
-            USE_DY=dy is not None,
-            PACKED=offsets is not None,
+            *(dy, w_hh, h0, y, gates, dgx, da, dh, offsets),
+            **sizes,
             **blocks(launch),
             **kernel_options(y, launch.num_warps),
         )
-        for s in range(start, start + count + 1):  # the last one is for the product alone
+        for s in range(part.start, part.start + sizes["count"] + 1):  # the last one is for the product alone
             step(s=s)
 
 
