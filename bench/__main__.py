@@ -18,44 +18,44 @@ Add = Callable[..., argparse.ArgumentParser]
 
 
 def add_smoke(add: Add) -> None:
-    room = add(
+    command = add(
         "smoke",
         help="does each kind of launch run at all, and agree with torch? two minutes at most; no rows",
         description="Runs each kind of launch once, in a child process with a time limit of its own: a line for each. "
         "Exit 0 only if all that this device can run agree with torch; 2 without a GPU, unless TRITON_INTERPRET=1.",
     )
-    add_only(room, "steps", "stepwise")
+    add_only(command, "steps", "stepwise")
 
     def run(given: Namespace) -> int:
         from bench.commands.smoke import smoke
 
         return smoke(given.only)
 
-    room.set_defaults(run=run)
+    command.set_defaults(run=run)
 
 
 def add_run(add: Add) -> None:
-    room = add(
+    command = add(
         "run",
         help="real workloads, rivals, scaling and grids, with the floor; then every table and figure",
         description="Measures what rows of this machine and commit do not know yet, correctness first, and makes the "
         "documents' tables and figures. The same command goes on where the last one stopped. Without a GPU it "
         "measures what a CPU can tell and says what it cannot. Exit 0 unless a case is red.",
     )
-    add_measuring(room)
-    room.add_argument("--suite", action="append", choices=SUITES, help="only this one; may be given again")
-    room.add_argument("--study", action="store_true", help="then `study` as well, however long it takes")
+    add_measuring(command)
+    command.add_argument("--suite", action="append", choices=SUITES, help="only this one; may be given again")
+    command.add_argument("--study", action="store_true", help="then `study` as well, however long it takes")
 
     def run(given: Namespace) -> int:
         from bench.commands.run import run
 
         return run(given.budget, given.out, given.only, given.commit, given.suite or SUITES, given.study)
 
-    room.set_defaults(run=run)
+    command.set_defaults(run=run)
 
 
 def add_gate(add: Add) -> None:
-    room = add(
+    command = add(
         "gate",
         help="parity, then speed, against torch.nn.GRU and the rivals; one verdict",
         description="What a call costs the host, then parity with torch.nn.GRU and the speed of both; exit 0 only if "
@@ -63,26 +63,26 @@ def add_gate(add: Add) -> None:
         "default budget, whatever hangs. The same command goes on where the last one stopped: what rows of this "
         "machine and commit know counts in the verdict and is not measured again, unless it was red.",
     )
-    add_measuring(room)
-    room.add_argument("--impl", choices=("auto", "triton"), default="auto", help="which path of ours (default auto)")
+    add_measuring(command)
+    command.add_argument("--impl", choices=("auto", "triton"), default="auto", help="which path of ours (default auto)")
 
     def run(given: Namespace) -> int:
         from bench.commands.gate import gate
 
         return gate(given.budget, given.out, given.impl, given.only, given.commit)
 
-    room.set_defaults(run=run)
+    command.set_defaults(run=run)
 
 
 def add_tune(add: Add) -> None:
-    room = add(
+    command = add(
         "tune",
         help="every launch that the plan could take, correctness first; one JSON row per measurement",
         description="Looks for the best launch of each shape; exit 0 unless one gives wrong results, hangs or fails. "
         "The same command goes on where the last one stopped.",
     )
-    add_measuring(room)
-    room.add_argument(
+    add_measuring(command)
+    command.add_argument(
         "--table", action="store_true", help="no GPU: make planning/tables/measured.json from the rows of the tune"
     )
 
@@ -95,45 +95,47 @@ def add_tune(add: Add) -> None:
 
         return tune(given.budget, given.out, given.only, given.commit)
 
-    room.set_defaults(run=run)
+    command.set_defaults(run=run)
 
 
 def add_compare(add: Add) -> None:
-    room = add(
+    command = add(
         "compare",
         help="two row files, or the rows of two commits, side by side",
         description="Times of all that both have; exit 1 if something of ours became slower by more than the spread.",
     )
     for name in ("first", "second"):
-        room.add_argument(name, help="a file of rows, or a commit that rows in --rows were made with")
-    room.add_argument("--rows", type=Path, default=RESULTS, metavar="DIR", help="of commits (default bench/results)")
+        command.add_argument(name, help="a file of rows, or a commit that rows in --rows were made with")
+    command.add_argument("--rows", type=Path, default=RESULTS, metavar="DIR", help="of commits (default bench/results)")
 
     def run(given: Namespace) -> int:
         from bench.analysis.compare import compare
 
         return compare(given.first, given.second, given.rows)
 
-    room.set_defaults(run=run)
+    command.set_defaults(run=run)
 
 
 def add_plot(add: Add) -> None:
-    room = add(
+    command = add(
         "plot",
         help="the documents' tables and figures, from the rows in bench/results",
         description="Makes the generated parts of README.md and docs, and every figure, from the committed rows.",
     )
-    room.add_argument("--check", action="store_true", help="write nothing; exit 1 if something differs from the rows")
+    command.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if something differs from the rows"
+    )
 
     def run(given: Namespace) -> int:
         from bench.commands.plot import plot
 
         return plot(given.check)
 
-    room.set_defaults(run=run)
+    command.set_defaults(run=run)
 
 
 def add_characters(add: Add) -> None:
-    room = add(
+    command = add(
         "characters",
         help="a character model over real text, trained with impl='torch' and impl='triton'; one JSON row per curve",
         description="Trains both from the same weights on the same batches; exit 0 only if their loss curves differ by "
@@ -146,10 +148,10 @@ def add_characters(add: Add) -> None:
         ("steps", 2, 100_000, "optimiser's steps"),
         ("seeds", 2, 100, "initial weights to start from"),
     ):
-        room.add_argument(f"--{name}", type=count(least, most), metavar="N", help=what)
-    room.add_argument("--dtype", choices=("fp32", "bf16"), help="default fp32; bf16 is autocast")
-    room.add_argument("--memory", choices=("save", "recompute"), help="of impl='triton' (default save)")
-    add_rows(room, RESULTS / "curves")  # a folder of its own: these are no rows of cases
+        command.add_argument(f"--{name}", type=count(least, most), metavar="N", help=what)
+    command.add_argument("--dtype", choices=("fp32", "bf16"), help="default fp32; bf16 is autocast")
+    command.add_argument("--memory", choices=("save", "recompute"), help="of impl='triton' (default save)")
+    add_rows(command, RESULTS / "curves")  # a folder of its own: these are no rows of cases
 
     def run(given: Namespace) -> int:
         from bench.study.characters import characters
@@ -157,46 +159,46 @@ def add_characters(add: Add) -> None:
         asked: dict[str, Any] = {name: value for name, value in vars(given).items() if name not in ("command", "run")}
         return characters(**asked)
 
-    room.set_defaults(run=run)
+    command.set_defaults(run=run)
 
 
 def add_numerics(add: Add) -> None:
-    room = add(
+    command = add(
         "numerics",
         help="how errors grow over time, emulated on a CPU; one JSON row per error",
         description="Emulates on a CPU where the kernels round, and appends errors against float64 to a file of rows; "
         "a few minutes.",
     )
-    room.add_argument("--seeds", type=count(1, 100), default=2, metavar="N", help="draws of data (default 2)")
-    room.add_argument("--steps", type=count(1, 16384), default=16384, metavar="N", help="longest (default 16384)")
-    add_rows(room, RESULTS / "numerics")
+    command.add_argument("--seeds", type=count(1, 100), default=2, metavar="N", help="draws of data (default 2)")
+    command.add_argument("--steps", type=count(1, 16384), default=16384, metavar="N", help="longest (default 16384)")
+    add_rows(command, RESULTS / "numerics")
 
     def run(given: Namespace) -> int:
         from bench.study.numerics import run
 
         return run(given.seeds, given.steps, given.out, given.commit)
 
-    room.set_defaults(run=run)
+    command.set_defaults(run=run)
 
 
 def add_study(add: Add) -> None:
-    room = add(
+    command = add(
         "study",
         help="GRU, LSTM and plain RNN on three tasks: errors and times; one JSON row per training",
         description="Chooses a rate for each model, then trains all from the same seeds on the same batches. The same "
         "command goes on where the last one stopped. Sizes that are not given are those of the task.",
     )
-    add_only(room, "tasks", "adding")
-    room.add_argument("--seeds", type=count(1, 100), metavar="N", help="initial weights to start from")
-    room.add_argument("--steps", type=count(2, 100_000), metavar="N", help="optimiser's steps")
-    add_rows(room, RESULTS / "study")
+    add_only(command, "tasks", "adding")
+    command.add_argument("--seeds", type=count(1, 100), metavar="N", help="initial weights to start from")
+    command.add_argument("--steps", type=count(2, 100_000), metavar="N", help="optimiser's steps")
+    add_rows(command, RESULTS / "study")
 
     def run(given: Namespace) -> int:
         from bench.study.command import study
 
         return study(given.out, given.commit, given.only, given.seeds, given.steps)
 
-    room.set_defaults(run=run)
+    command.set_defaults(run=run)
 
 
 COMMANDS = (add_smoke, add_run, add_gate, add_tune, add_compare, add_plot, add_characters, add_numerics, add_study)
@@ -204,9 +206,9 @@ COMMANDS = (add_smoke, add_run, add_gate, add_tune, add_compare, add_plot, add_c
 
 def parser() -> Parser:
     top = Parser(prog="python3 -m bench", description=(__doc__ or "").splitlines()[0])
-    rooms = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in COMMANDS:
-        add(rooms.add_parser)
+        add(commands.add_parser)
     return top
 
 

@@ -54,11 +54,11 @@ def folder(text: str) -> Path:
     return path
 
 
-def add_rows(room: argparse.ArgumentParser, own: Path) -> None:
+def add_rows(command: argparse.ArgumentParser, own: Path) -> None:
     """Where rows go and what they say of the code."""
     shown = own.relative_to(RESULTS.parents[1])
-    room.add_argument("--out", type=folder, default=str(own), metavar="DIR", help=f"for the rows (default {shown})")
-    room.add_argument(
+    command.add_argument("--out", type=folder, default=str(own), metavar="DIR", help=f"for the rows (default {shown})")
+    command.add_argument(
         "--commit",
         type=name,
         metavar="NAME",
@@ -66,11 +66,13 @@ def add_rows(room: argparse.ArgumentParser, own: Path) -> None:
     )
 
 
-def add_only(room: argparse.ArgumentParser, what: str, example: str) -> None:
-    room.add_argument("--only", default="", metavar="TEXT", help=f"only {what} with TEXT in their name, e.g. {example}")
+def add_only(command: argparse.ArgumentParser, what: str, example: str) -> None:
+    command.add_argument(
+        "--only", default="", metavar="TEXT", help=f"only {what} with TEXT in their name, e.g. {example}"
+    )
 
 
-def add_measuring(room: argparse.ArgumentParser) -> None:
-    room.add_argument("--budget", type=seconds, default=450.0, metavar="SECONDS", help="time in all (default 450)")
-    add_only(room, "cases", "h768-b16")
-    add_rows(room, RESULTS)
+def add_measuring(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--budget", type=seconds, default=450.0, metavar="SECONDS", help="time in all (default 450)")
+    add_only(command, "cases", "h768-b16")
+    add_rows(command, RESULTS)

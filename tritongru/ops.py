@@ -1,5 +1,5 @@
 """The operators ``tritongru::gru_forward`` and ``tritongru::gru_backward`` (one layer, one or two directions) and the
-autograd Function over them. This room imports torch alone; the kernels are loaded at the first launch.
+autograd Function over them. This module imports torch alone; the kernels are loaded at the first launch.
 """
 
 from __future__ import annotations

@@ -188,10 +188,10 @@ def _prepare(works: list[_Work], device: torch.device) -> None:
     from tritongru.kernels.stepwise import launch as stepwise
 
     report_of(device)
-    rooms = {"persistent": persistent, "resident": resident, "stepwise": stepwise}
+    modules = {"persistent": persistent, "resident": resident, "stepwise": stepwise}
     for family, kernel in {(work.family, work.kernel) for work in works}:
         name = f"{family}_{kernel}_kernel"
-        function: Any = getattr(rooms[family], name) if family in rooms else rebuild.rebuild_kernel
+        function: Any = getattr(modules[family], name) if family in modules else rebuild.rebuild_kernel
         function.device_caches[device.index]
 
 

@@ -48,10 +48,10 @@ def without_launches() -> None:
     from tritongru.kernels.resident import launch as resident
     from tritongru.kernels.stepwise import launch as stepwise
 
-    for room in (persistent, rebuild, resident, stepwise):
-        for name in vars(room):
+    for module in (persistent, rebuild, resident, stepwise):
+        for name in vars(module):
             if name.endswith("_kernel"):
-                setattr(room, name, _NoKernel())
+                setattr(module, name, _NoKernel())
     interpreter_threads.launch = _no_launch
 
 
@@ -63,9 +63,9 @@ def without_products_and_zeros() -> None:
 
     replaced: dict[str, Any] = {"mm": product, "addmm": lambda c, a, b: product(a, b), "zeros": torch.empty}
     of_tensor: dict[str, Any] = {"__matmul__": product, "addmm_": lambda c, a, b: c}
-    for room, names in ((torch, replaced), (torch.Tensor, of_tensor)):
+    for module, names in ((torch, replaced), (torch.Tensor, of_tensor)):
         for name, function in names.items():
-            setattr(room, name, function)
+            setattr(module, name, function)
 
 
 def samples(hidden: int) -> dict[str, list[float]]:
