@@ -49,7 +49,22 @@ def sizes_of(item: pytest.Item) -> tuple[str, str]:
     return str(given.params.get("H", "")), str(given.params.get("dtype", ""))
 
 
+def leave_some(items: list[pytest.Item]) -> None:
+    """Makes slow what ``every(n)`` leaves out."""
+    seen: dict[str, int] = {}
+    for item in items:
+        marker = item.get_closest_marker("every")
+        if marker is None:
+            continue
+        name = item.nodeid.partition("[")[0]
+        seen[name] = seen.get(name, -1) + 1
+        if seen[name] % marker.args[0]:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at the marks that were asked for
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    leave_some(items)
     if HAS_GPU:
         # Each worker begins with a stretch of the list: two that met the same sizes at once would both compile.
         items.sort(key=sizes_of)

@@ -1074,6 +1074,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", host.HIDDEN)
 def test_the_host_is_timed_without_the_devices_work_but_all_of_the_way_to_it(family):
     done = python("-c", WALK, family, TRITON_INTERPRET="1")

@@ -50,6 +50,7 @@ def test_the_curves_agree_step_by_step_and_the_model_learns():
     assert sum(ours[-8:]) / 8 < text().entropy() - 0.2  # it knows more than how often each character occurs
 
 
+@pytest.mark.slow
 @in_the_interpreter
 def test_gates_that_are_rebuilt_make_the_same_curve():
     assert largest(losses("triton", replace(SMALL, memory="recompute")), losses("torch")) <= ROUNDING
@@ -85,6 +86,7 @@ def test_a_fault_in_the_backward_shows_step_by_step(monkeypatch, place, fault):
     assert largest(ours, theirs) > 1000 * ROUNDING
 
 
+@pytest.mark.slow
 @in_the_interpreter
 def test_a_state_that_is_not_carried_shows_step_by_step(monkeypatch):
     theirs = losses("torch")[:4]
@@ -101,6 +103,7 @@ def command(tmp_path, capsys, *arguments):
 TINY = ("--hidden", "16", "--batch", "3", "--time", "8", "--seeds", "2")
 
 
+@pytest.mark.slow
 @in_the_interpreter
 def test_the_command_is_green_and_writes_a_row_for_each_curve(tmp_path, capsys):
     code, lines = command(tmp_path, capsys, *TINY, "--steps", "3")
@@ -123,6 +126,7 @@ def test_the_command_is_green_and_writes_a_row_for_each_curve(tmp_path, capsys):
         assert set(rows.WHERE_KEYS) <= row.keys()
 
 
+@pytest.mark.slow
 @in_the_interpreter
 def test_the_command_is_red_if_the_weights_learn_the_wrong_way(tmp_path, capsys, monkeypatch):
     plant(monkeypatch, W_IH, torch.neg)

@@ -135,6 +135,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_it_compiles_to_loads_and_little_else():
     done = python("-c", COMPILE)
     assert done.returncode == 0, done.stderr[-3000:]

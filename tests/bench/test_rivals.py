@@ -297,6 +297,7 @@ def haste_reference():
     return stack.Recurrence(packages.hasting(GRUScript, True), packages.haste_weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["forward", "train"])
 def test_the_compiled_loop_is_nn_gru(monkeypatch, mode):
     """Traced and differentiated by torch.compile; what inductor makes of it takes a minute to compile on a CPU."""

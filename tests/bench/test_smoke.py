@@ -118,6 +118,7 @@ def stand_in(monkeypatch):
     return asked_for, Graph
 
 
+@pytest.mark.slow
 @in_the_interpreter
 def test_graphs_and_streams_are_compared_too(stand_in, monkeypatch):
     asked_for, graph = stand_in

@@ -139,6 +139,7 @@ def test_the_plan_puts_no_condition_on_sizes(ran, monkeypatch):
     assert graphs(counter) == 1
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("memory, small, saved", [("auto", False, True), ("auto", True, False), ("save", True, True)])
 def test_memory_is_decided_inside(memory, small, saved, ran, monkeypatch, device):
     facts = compiler_ops.device_facts
@@ -186,6 +187,7 @@ def test_a_second_derivative_is_refused(impl, device):
         torch.autograd.grad(grad.sum(), x)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_one_result_alone_and_an_empty_batch(impl, device):
     for case, which in ((Case(layers=2, bidirectional=True), 0), (Case(), 1), (Case(B=0), 0)):

@@ -138,6 +138,7 @@ TRITON_ROWS = [  # layers, bidirectional, bias, batch_first, kind, with_hx, dtyp
 ]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("row", TRITON_ROWS, ids=lambda row: "-".join(str(v) for v in row))
 def test_options_on_triton(row):
     check_options("triton", *row)

@@ -110,6 +110,7 @@ def shared_memory_worker(rank, module, x, outputs, barrier):
 needs_interpreter = pytest.mark.skipif(torch.cuda.is_available(), reason="weights in shared memory are on the CPU")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["auto", pytest.param("triton", marks=needs_interpreter)])
 def test_a_write_to_shared_weights_is_seen_by_every_process(impl):
     module = build(tritongru.GRU, impl=impl)

@@ -75,6 +75,7 @@ print(counter.get_total_flops())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["", "gru(x)"], ids=["before_a_call", "after_a_call"])
 def test_a_counter_imported_after_the_layer_was_built(first):
     done = python("-c", SCRIPT.format(first=first), TRITON_INTERPRET="1")

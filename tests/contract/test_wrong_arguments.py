@@ -256,6 +256,7 @@ def failure(child, call):
     return wrong and f"{end}\n{wrong}\nagain: TRITON_INTERPRET=1 python tests/support/wrong_arguments.py '{text}'"
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("base", BASES, ids=lambda base: "-".join(map(str, base.values())))
 def test_one_wrong_argument(base, child):
     base = PLAIN | base

@@ -153,6 +153,7 @@ def test_what_the_plan_gives_to_torch_has_no_number_of_time():
     assert not MEASURED.search(text)
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_from_the_rows_of_one_machine(whole):
     pytest.importorskip("matplotlib")
     for draw in performance_figures.FIGURES.values():

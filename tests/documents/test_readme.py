@@ -26,6 +26,7 @@ def commands():
     return [line for line in lines if line.startswith("python -m ")]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("command", commands())
 def test_commands_run(command):
     done = python(*shlex.split(command)[1:])

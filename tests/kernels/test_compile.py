@@ -40,13 +40,8 @@ KERNELS += [(arch, f"persistent-{name}") for arch in ARCHS[:5] for name in DIREC
 KERNELS += [("sm_90", "stepwise-forward"), ("sm_90", "stepwise-backward"), ("sm_80", "stepwise-backward")]
 
 
-# One is compiled by default, the others are slow.
-BY_DEFAULT = ("sm_90", "stepwise-forward")
-
-
-@pytest.mark.parametrize(
-    "arch, kernel", [pytest.param(*one, marks=[] if one == BY_DEFAULT else pytest.mark.slow) for one in KERNELS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("arch, kernel", KERNELS)
 def test_a_row_compiles_as_it_was_read(arch, kernel):
     family = kernel.rpartition("-")[0] or "resident"
     if not any(arch in row["readings"].get(VERSION, {"stack": ()})["stack"] for row in rows_of(family)):

@@ -58,12 +58,14 @@ def assert_right(way, found):
         assert_close_to_float64(*values, name)
 
 
-@pytest.mark.parametrize("first", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, SEEDS, 10))])
+@pytest.mark.parametrize(
+    "first, count", [(0, 3), *(pytest.param(seed, 10, marks=pytest.mark.slow) for seed in range(0, SEEDS, 10))]
+)
 @pytest.mark.parametrize("form", ["counter", "data"])
 @pytest.mark.parametrize("way", PASSES)
-def test_any_order_gives_the_same_result(way, form, first):
+def test_any_order_gives_the_same_result(way, form, first, count):
     way, results = PASSES[way], []
-    for seed in range(first, first + 10):
+    for seed in range(first, first + count):
         with simulated(seed):
             results.append(way.run(way.tensors, launch(way, form), ROWS))
         assert_right(way, results[-1])
@@ -170,12 +172,7 @@ def goes_wrong(way, form, seed, **options):
 
 
 # Faults that are planted by default; the others are slow.
-BY_DEFAULT = (
-    "relaxed arrival",
-    "no wait before the ring goes round",
-    "values of the wrong step",
-    "a gate is not published",
-)
+BY_DEFAULT = ("relaxed arrival", "a gate is not published")
 
 
 def faults(table, ways=tuple(PASSES)):
@@ -299,6 +296,7 @@ def test_who_is_only_late_computes_nothing_wrong_either(way, form, monkeypatch):
     assert troubled > 1, "hardly a wait was in vain, so nothing was tried"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", PASSES)
 def test_a_wait_and_all_chunks_share_one_limit(way):
     """Each look more that is allowed is made once by those that are left, three of each tile, not once for each chunk;

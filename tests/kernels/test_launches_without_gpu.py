@@ -329,6 +329,7 @@ print(json.dumps(report))
 """
 
 
+@pytest.mark.slow
 def test_what_the_smoke_run_and_the_gpu_tests_launch_themselves():
     """By their own calls of launchers; that nothing was computed is not looked at."""
     found = ran(GPU_ALONE)

@@ -42,6 +42,7 @@ IN_16_BIT = ("odd size", "both directions", "70 units", "no dy")
 CASES = [(shape, dtype) for dtype in DTYPES for shape in (SHAPES if dtype == torch.float32 else IN_16_BIT)]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("shape, dtype", CASES, ids=str)
 def test_against_the_oracle(shape, dtype):
     sizes, changes = SHAPES[shape]
@@ -117,6 +118,7 @@ class LastTile:
         return functools.partial(interpreter_threads.launch_at, places, self.kernel, grid)
 
 
+@pytest.mark.slow
 def test_offsets_beyond_32_bits(monkeypatch):
     """The last tile of a batch whose inputs have more than 2^31 elements, both ways. Nothing else of them is ever
     touched, so most of their memory is never really there."""

@@ -24,6 +24,7 @@ def test_lengths(T, device):
     assert_parity(Case(T=T, B=2), device)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("memory", ["save", "recompute"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("hx", [True, False])

@@ -26,6 +26,7 @@ def families(case):
     return found.forward.family, found.backward.family
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("H", [193, 200])
 def test_odd_and_even_sizes(H, dtype):

@@ -307,6 +307,7 @@ assert forms() == 7, "a call compiled"
 """
 
 
+@pytest.mark.slow
 def test_threads_compile_all_that_calls_need_at_once(tmp_path):
     """With Triton's compiler and its tables of compiled forms, and a driver that has no GPU."""
     done = python("-c", WITHOUT_GPU, str(PATIENCE / 10), TRITON_CACHE_DIR=str(tmp_path))
