@@ -89,6 +89,7 @@ def ran(program, *arguments):
 
 
 @pytest.mark.parametrize("family", CASES)
+@pytest.mark.every(3)
 def test_calls_and_warm_up(family):
     """Every launch is checked before it counts."""
     found = ran(CALLS, json.dumps(CASES[family]))
