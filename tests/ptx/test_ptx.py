@@ -13,11 +13,11 @@ AUDIT = Path(__file__).with_name("audit.py")
 KNOWN = ((3, 6), (3, 7), (3, 8), (3, 9))  # Tritons whose PTX the machine has run
 # List -> the part of it that a test run takes, and the largest hidden size.
 SAMPLE = {
-    "resident": ("1/14", 256),
-    "stepwise": ("1/9", 512),
-    "extra": ("1/11", 256),
-    "persistent": ("1/19", 512),
-    "persistent-other": ("0/16", 256),
+    "resident": ("1/28", 256),
+    "stepwise": ("1/18", 512),
+    "extra": ("1/22", 256),
+    "persistent": ("1/38", 512),
+    "persistent-other": ("0/32", 256),
 }
 
 
@@ -41,7 +41,7 @@ def audit(arguments, cache, out):
 def test_a_sample_runs_clean(name, tmp_path):
     part, largest = SAMPLE[name]
     rows = audit([name, "--part", part, "--largest", str(largest)], tmp_path, tmp_path / "rows.jsonl")
-    assert len(rows) > 3
+    assert len(rows) > 1
     for row in rows:
         assert row.get("worst", 2) <= 1, row
         assert not row["reports"], row
