@@ -306,6 +306,9 @@ def test_gpu_tests_of_the_same_sizes_follow_each_other(monkeypatch):
         def add_marker(self, mark):
             self.added.append(mark.name)
 
+        def get_closest_marker(self, name):
+            return None
+
     cpu, plain = Item(H=8), Item("gpu")
     sizes = [Item("gpu", H=H, dtype=dtype) for H in (64, 256) for dtype in (torch.float32, torch.float16)]
     again = [Item("gpu", H=H, dtype=torch.float16, B=5) for H in (64, 256)]
