@@ -9,6 +9,7 @@ from processes import ROOT
 pytestmark = pytest.mark.quick
 
 PACKAGE = ROOT / "tritongru"
+SUPPORT = ROOT / "tests" / "support"
 MOST_FILES = 12  # of Python, beside each other in a folder
 
 # What the launches of each kernel family stand on.
@@ -100,22 +101,10 @@ DOORS = {
 }
 
 # From the ground up: a folder, or a file beside them, imports from those before it and from itself.
-BENCH = (
-    *(
-        "arguments",
-        "measure",
-        "rivals",
-        "calls",
-        "analysis",
-        "study",
-        "compile",
-        "suites",
-        "session",
-        "pages",
-        "commands",
-    ),
-    *("test_speed", "__main__"),
-)
+BENCH = [
+    *("arguments", "measure", "rivals", "calls", "analysis", "study", "compile", "suites", "session", "pages"),
+    *("commands", "test_speed", "__main__"),
+]
 
 
 def module_of(name: str, top: str) -> str:
@@ -148,12 +137,12 @@ def imports(path: Path, top: str) -> tuple[set[str], set[str]]:
     return at_once, later
 
 
-def room_of(path: Path, doors=DOORS) -> str:
+def room_of(path: Path) -> str:
     """The most particular line for a file."""
     parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
     if parts[-1] == "__init__" and len(parts) > 1:
         parts.pop()
-    while parts and ".".join(parts) not in doors:
+    while parts and ".".join(parts) not in DOORS:
         parts.pop()
     return ".".join(parts)
 
@@ -189,10 +178,6 @@ def test_imports_make_no_circle():
     assert [room for room in DOORS if room in seen[room] and room not in families] == []
 
 
-def bench_room(module: str) -> str:
-    return module.split(".")[0]
-
-
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "bench").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT / "bench"))
 )
@@ -203,7 +188,7 @@ def test_imports_of_bench_run_one_way(path):
     assert room in BENCH, f"{path} is new: say in BENCH what it stands on"
     below = BENCH[: BENCH.index(room) + 1]
     at_once, later = imports(path, "bench")
-    assert {bench_room(name) for name in at_once | later} <= set(below)
+    assert {name.split(".")[0] for name in at_once | later} <= set(below)
 
 
 @pytest.mark.parametrize(
@@ -214,9 +199,6 @@ def test_what_tests_share_is_in_support(path):
     names = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
     others = {other.stem for other in (ROOT / "tests").rglob("*.py") if other.parent not in (path.parent, SUPPORT)}
     assert not names & others - {other.stem for other in SUPPORT.glob("*.py")}
-
-
-SUPPORT = ROOT / "tests" / "support"
 
 
 @pytest.mark.parametrize("tree", ["tritongru", "bench", "tests"])
