@@ -1,8 +1,10 @@
-"""The GRU with its time loop inside one Triton kernel: a drop-in for torch.nn.GRU."""
+"""The GRU with its time loop inside one kernel, on GPUs and CPUs: a drop-in for torch.nn.GRU."""
 
+from tritongru.cell import GRUCell
 from tritongru.functional import gru
 from tritongru.interop.registries import register
-from tritongru.module import GRU, GRUCell, TorchTypeGRU
+from tritongru.llvm import forks as _forks  # noqa: F401  # which from now on are noticed
+from tritongru.module import GRU, TorchTypeGRU
 from tritongru.planning.explaining import explain
 from tritongru.planning.plan import Plan
 from tritongru.synchronization import synchronize
@@ -10,4 +12,4 @@ from tritongru.synchronization import synchronize
 __version__ = "0.1.0"
 __all__ = ["GRU", "GRUCell", "Plan", "TorchTypeGRU", "explain", "gru", "synchronize"]
 
-register(GRU, TorchTypeGRU)
+register(GRU, GRUCell, TorchTypeGRU)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from tritongru import ops
 from tritongru.arguments.checks import (
@@ -28,9 +29,10 @@ from tritongru.arguments.options import IMPLS, Options, autocast_dtype, batch_of
 from tritongru.arguments.records import LayerCall, Rows, Weights
 from tritongru.interop import compiler_ops
 from tritongru.interop.exporters import exports_to_onnx, onnx_gru
-from tritongru.planning.memory import MEMORIES, gate_bytes, saves
+from tritongru.interop.torch_path import run_torch
+from tritongru.planning.cpu_plan import kept_bytes
+from tritongru.planning.memory import MEMORIES, saves
 from tritongru.route import asks_for_kernels, log_once, route_of, takes
-from tritongru.torch_path import run_torch
 
 
 def gru(
@@ -60,10 +62,11 @@ def gru(
             ``b_ih (3H,)``, ``b_hh (3H,)``; gates in the order r, z, n.
         dropout: probability with which an output of each layer but the last is zeroed, if ``training``.
         batch_sizes: ``(T,)`` int64 on the CPU: rows of each step of a packed sequence.
-        impl: ``"auto"``, ``"triton"`` (never falls back: raises with the plan's reason) or ``"torch"``.
-        memory: what Triton's forward keeps for the backward: ``"save"`` the gates, ``"recompute"`` them in the backward
-            from the states, or ``"auto"``: save them where those of all layers take at most an eighth of the device's
-            memory.
+        impl: ``"auto"``, ``"triton"`` or ``"llvm"`` (which never fall back: they raise with the plan's reason), or
+            ``"torch"``.
+        memory: what a forward of ours keeps for the backward: ``"save"`` the gates, ``"recompute"`` them in the
+            backward from the states, or ``"auto"``: save them where those of all layers take at most an eighth of the
+            device's memory.
 
     Returns:
         ``(output, h_n)``: output ``(T, B, D * H)`` in the layout of the input, h_n ``(L * D, B, H)``; both in the
@@ -112,29 +115,32 @@ def run(
         return run_torch(input, hx, weights, batch_sizes, options)
     if torch.compiler.is_compiling() and batch_sizes is None:
         return _run_compiled(input, hx, weights, options)
-    if not asks_for_kernels(options.impl, input.device):
-        check_for_torch(input, hx, weights, batch_sizes, options)
-        return run_torch(input, hx, weights, batch_sizes, options)
-    check_for_kernels(input, hx, weights, batch_sizes, options)
     cast = autocast_dtype(input)
+    given = (input, hx, weights, batch_sizes, options)
+    if not asks_for_kernels(options.impl, input.device):
+        return _run_torch(*given)
+    if options.impl == "auto" and input.device.type == "cpu":
+        if _only_torch(cast) or _is_refused(*given):
+            return _run_torch(*given)
+    else:
+        check_for_kernels(*given)
     dtype = cast or input.dtype
     batch, T = batch_of(input, batch_sizes, options), steps_of(input, batch_sizes, options)
     hidden, directions = weights[1].shape[-1], options.directions
     learns = _learns(input, hx, weights)
     route = route_of(options.impl, hidden, dtype, input.device, directions, learns)
     if route is None or not takes(route, options.impl, batch, T):
-        check_for_torch(input, hx, weights, batch_sizes, options)
-        return run_torch(input, hx, weights, batch_sizes, options)
+        return _run_torch(*given)
     rows = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
-    size = gate_bytes(rows, hidden, directions, options.num_layers, dtype.itemsize)
-    save_gates = saves(options.memory, size, route.device_bytes)
+    size = kept_bytes(route.family, rows, hidden, directions, options.num_layers, dtype)
+    rest = saves(options.memory, size, route.device_bytes), route.family
     input, hx, weights = _cast(input, hx, weights, cast)
     if batch_sizes is None:
-        y, h_n = _run_layers(_rows(input, options), hx, weights, Rows(batch), options, ops.gru_layer, save_gates)
+        y, h_n = _run_layers(_rows(input, options), hx, weights, Rows(batch), options, ops.gru_layer, *rest)
         return _as_input(y, T, batch, options), h_n
     check_not_captured(input)
     x, offsets = _packed_rows(input, batch_sizes)
-    return _run_layers(x, hx, weights, Rows(batch, offsets), options, ops.gru_layer, save_gates)
+    return _run_layers(x, hx, weights, Rows(batch, offsets), options, ops.gru_layer, *rest)
 
 
 def _run_compiled(
@@ -148,7 +154,8 @@ def _run_compiled(
         return onnx_gru(*_cast(input, hx, weights, cast), options)
     batch, T = batch_of(input, None, options), steps_of(input, None, options)
     impl, learns = "torch", _learns(input, hx, weights) and not torch.compiler.is_exporting()
-    if asks_for_kernels(options.impl, device):
+    portable = options.impl == "auto" and device.type == "cpu" and (cast is not None or torch.compiler.is_exporting())
+    if not portable and asks_for_kernels(options.impl, device):
         hidden, dtype = weights[1].shape[-1], cast or input.dtype
         if route_of(options.impl, hidden, dtype, device, options.directions, learns) is not None:
             impl = options.impl
@@ -161,6 +168,48 @@ def _run_compiled(
     rest = (impl, memory, options.num_layers, cast)
     y, h_n = _run_layers(_rows(input, options), hx, weights, Rows(batch), options, compiler_ops.gru_layer, *rest)
     return _as_input(y, T, batch, options), h_n
+
+
+def _run_torch(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor]:
+    check_for_torch(input, hx, weights, batch_sizes, options)
+    return run_torch(input, hx, weights, batch_sizes, options)
+
+
+def _is_refused(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
+) -> bool:
+    """Whether kernels cannot take the tensors as they are. On a CPU torch's GRU then says what is wrong with them, in
+    its own words, or takes them all the same."""
+    try:
+        check_for_kernels(input, hx, weights, batch_sizes, options)
+        odd = batch_sizes is not None and _is_odd(input, hx, batch_sizes)
+    except (RuntimeError, TypeError, ValueError):
+        odd = True
+    if odd:
+        log_once("tensors of such shapes or dtypes are for it to take or to refuse")
+    return odd
+
+
+def _is_odd(data: Tensor, hx: Tensor | None, batch_sizes: Tensor) -> bool:
+    """Whether a packed sequence has rows or states that it does not count."""
+    rows = check_rows(data, batch_sizes)
+    return rows != data.shape[0] or (hx is not None and hx.shape[1] != int(batch_sizes[0]))
+
+
+def _only_torch(cast: torch.dtype | None) -> bool:
+    """Whether a call on a CPU wants what torch's own GRU alone has there, and our loop has not: the mixture of dtypes
+    under autocast, forward-mode derivatives, or a transform of torch.func."""
+    if cast is not None:
+        log_once("on a CPU autocast keeps some parts of the layer in the wider dtype, as torch's GRU does")
+    elif forward_ad._current_level >= 0:
+        log_once("a forward-mode derivative was asked for")
+    elif torch._C._functorch.peek_interpreter_stack() is not None:
+        log_once("a transform of torch.func is at work")
+    else:
+        return False
+    return True
 
 
 def _learns(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool:

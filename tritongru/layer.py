@@ -24,14 +24,16 @@ from tritongru.arguments.records import (
     Saved,
     Weights,
 )
-from tritongru.planning.launches import AnyLaunch, Launch, PersistentLaunch, StepwiseLaunch
+from tritongru.planning.launches import AnyLaunch, Launch, PersistentLaunch, StepwiseLaunch, VectorLaunch
 from tritongru.planning.memory import part_steps
 
 GROUP_ROWS = 64  # that are summed first
 MANY_VALUES = 1 << 17  # from which on they are: a buffer of 1 MiB
 
 
-def forward(call: LayerCall, save_gates: bool, launch: AnyLaunch) -> Outputs:
+def forward(call: LayerCall, save_gates: bool, launch: AnyLaunch | VectorLaunch) -> Outputs:
+    if isinstance(launch, VectorLaunch):
+        return _compiled_loop().forward(call, save_gates, launch)  # type: ignore[no-any-return]
     x, weights, h0, rows = call
     N, D, B, H = call.sizes
     gx = project(x, weights.w_ih, weights.b_ih)
@@ -46,9 +48,11 @@ def backward(
     call: LayerCall,
     saved: Saved,
     needs: list[bool],  # of the call's leaves; a gradient that nobody needs is an empty tensor
-    launch: AnyLaunch,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    launch: AnyLaunch | VectorLaunch,
+) -> tuple[Tensor, ...]:
     """Walks the steps in parts: first the loop over the part's steps, then the products over its rows."""
+    if isinstance(launch, VectorLaunch):
+        return _compiled_loop().backward(grads, call, saved, needs, launch)  # type: ignore[no-any-return]
     x, weights, h0, rows = call
     N, D, B, H = call.sizes
     dy, dhn = _dense(grads.dy), grads.dhn
@@ -170,6 +174,12 @@ def _families() -> dict[type, Any]:
     from tritongru.kernels.stepwise import launch as stepwise
 
     return {Launch: resident, PersistentLaunch: persistent, StepwiseLaunch: stepwise}
+
+
+def _compiled_loop() -> Any:
+    from tritongru.llvm import launch
+
+    return launch
 
 
 def _recurrence(w_hh: Tensor, b_hh: Tensor | None, h0: Tensor | None, rows: Rows) -> Recurrence:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import GRUCell
 from torch.nn.utils.rnn import PackedSequence
 
 from tritongru.arguments.checks import check_choice, check_dtype, check_features, check_order
@@ -16,12 +15,13 @@ from tritongru.arguments.options import IMPLS, Options
 from tritongru.functional import run
 from tritongru.interop.adoption import adopt, arguments_of, check_class, check_parameters
 from tritongru.interop.exporters import fx_leaf
+from tritongru.interop.inference_ops import infer, wants_results_alone
+from tritongru.interop.torch_path import draws_dropout
 from tritongru.planning.devices import check_size
 from tritongru.planning.memory import MEMORIES
-from tritongru.torch_path import draws_dropout
 from tritongru.warmup import Warmup, warm
 
-__all__ = ["GRU", "GRUCell", "TorchTypeGRU"]
+__all__ = ["GRU", "TorchTypeGRU"]
 
 
 def _arguments_of_gru(
@@ -93,6 +93,14 @@ class GRU(nn.RNNBase):
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
+        if (
+            not self.bidirectional
+            and not (self.training and self.dropout > 0)
+            and wants_results_alone(input, hx, self.impl)  # type: ignore[arg-type]  # of a PackedSequence it is not true
+        ):
+            found = infer(input, hx, self._weights(), self.num_layers, self.batch_first, self.impl)  # type: ignore[arg-type]
+            if found is not None:
+                return found
         if isinstance(input, torch.fx.Proxy) or isinstance(hx, torch.fx.Proxy):
             return fx_leaf(self, input, hx)
         if isinstance(input, PackedSequence):

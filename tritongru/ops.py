@@ -19,12 +19,16 @@ from tritongru.arguments.checks import (
     check_layer,
     check_needs,
     check_ranks,
+    check_tensor,
     check_tensors,
 )
 from tritongru.arguments.options import FAMILIES
 from tritongru.arguments.records import LayerCall, OutputGradients, Saved
+from tritongru.interop import torch_layer
 from tritongru.interop.exporters import refuse_program
-from tritongru.planning.launches import AnyLaunch
+from tritongru.planning.cpu_plan import KEPT, exact_dtype, refusal_on_cpu
+from tritongru.planning.instruction_sets import host_sets
+from tritongru.planning.launches import AnyLaunch, VectorLaunch
 from tritongru.planning.plan import plan_on, precision_of
 
 # ``family`` names whose kernels run, so that several can serve one device in one process.
@@ -53,7 +57,7 @@ def gru_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     check_layer(call)
     if call.rows.batch == 0:
         return _fake_forward(*given)
-    return tuple(layer.forward(call, save_gates, launch_of(call, backward=False)))  # type: ignore[return-value]
+    return tuple(layer.forward(call, save_gates, launch_of(call, family, backward=False)))  # type: ignore[return-value]
 
 
 def gru_backward(dy: Tensor | None, dhn: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
@@ -67,27 +71,48 @@ def gru_backward(dy: Tensor | None, dhn: Tensor | None, *given: Any) -> tuple[Te
     call, (y, gates, needs, family) = LayerCall.of(*given[:CALL]), given[CALL:]
     grads, saved = OutputGradients(dy, dhn), Saved(y, gates)
     check_choice("family", family, FAMILIES)
-    _check_backward(grads, call, saved, needs)
+    _check_backward(grads, call, saved, needs, family)
     if call.rows.batch == 0:
         return tuple(grad.zero_() for grad in _fake_backward(dy, dhn, *given))
-    return layer.backward(grads, call, saved, needs, launch_of(call, backward=True))
+    return layer.backward(grads, call, saved, needs, launch_of(call, family, backward=True))
 
 
-def _check_backward(grads: OutputGradients, call: LayerCall, saved: Saved, needs: list[bool]) -> None:
+def _check_backward(grads: OutputGradients, call: LayerCall, saved: Saved, needs: list[bool], family: str) -> None:
     (x, (_, w_hh, *_), *_), (y, gates) = call, saved
     check_tensors(x=x, w_hh=w_hh, y=y, gates=gates)
     check_ranks(x, w_hh)
     check_needs(needs)
     N, D, B, H = call.sizes
-    others: Others = {"dy": (grads.dy, (N, D, H)), "dhn": (grads.dhn, (D, B, H)), "y": (y, (N, D, H))}
-    others["gates"] = (gates, (0,) if gates.dim() == 1 else (N, D, H, 4))
+    others: Others = {"dy": (grads.dy, (N, D, H)), "dhn": (grads.dhn, (D, B, H))}
+    if family == "triton" or gates.dim() == 1:
+        others["y"] = (y, (N, D, H))
     check_layer(call, others)
+    shape = (0,) if gates.dim() == 1 else shape_of_kept(N, D, H, family)
+    check_tensor("gates", gates, shape, dtype_of_kept(x.dtype, family), x.device)
 
 
-def launch_of(call: LayerCall, backward: bool) -> AnyLaunch:
+def shape_of_kept(N: int, D: int, H: int, family: str) -> tuple[int, ...]:
+    """Of what a forward keeps for the backward, which only its own family reads."""
+    return (N, D, H, 4) if family == "triton" else (N, D, KEPT, H)
+
+
+def dtype_of_kept(dtype: torch.dtype, family: str) -> torch.dtype:
+    """Triton's kernels round what they keep; a loop on a CPU keeps what it has computed."""
+    return dtype if family == "triton" else exact_dtype(dtype)
+
+
+def launch_of(call: LayerCall, family: str, backward: bool) -> AnyLaunch | VectorLaunch:
     """The plan's configuration of a kernel, whatever torch's GRU would take."""
     x, (_, D, B, H) = call.x, call.sizes
+    if family == "llvm":
+        refusal = refusal_on_cpu(x.device, x.dtype)
+        if refusal:
+            raise RuntimeError(f"no compiled loop can run this layer: {refusal}")
+        return _loop_of(host_sets()[0])
     return _launch_of(x.device, H, x.dtype, B, D, backward, precision_of(x.dtype))
+
+
+_loop_of = functools.cache(VectorLaunch)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -110,10 +135,11 @@ def _launch_of(
 
 def _fake_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     refuse_program()
-    call, (save_gates, _) = LayerCall.of(*given[:CALL]), given[CALL:]
+    call, (save_gates, family) = LayerCall.of(*given[:CALL]), given[CALL:]
     check_devices(**_named(call))
     x, (N, D, B, H) = call.x, call.sizes
-    return x.new_empty((N, D, H)), x.new_empty((D, B, H)), x.new_empty((N, D, H, 4) if save_gates else (0,))
+    kept = shape_of_kept(N, D, H, family) if save_gates else (0,)
+    return x.new_empty((N, D, H)), x.new_empty((D, B, H)), x.new_empty(kept, dtype=dtype_of_kept(x.dtype, family))
 
 
 def _fake_backward(dy: Tensor | None, dhn: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
@@ -138,7 +164,8 @@ for _name, _implementation, _fake in (
 
 class GRULayer(torch.autograd.Function):
     """``gru_forward`` with ``gru_backward`` as its derivative. Saves the gates or, for ``save_gates=False``, nothing
-    but the states, and rebuilds them in the backward."""
+    but the states, and rebuilds them in the backward. On a CPU it is as general as torch's GRU: outputs may be changed
+    in place before the backward, and where a derivative is differentiated or batched, torch's own GRU computes it."""
 
     @staticmethod
     def forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,17 +178,30 @@ class GRULayer(torch.autograd.Function):
         y, _, gates = output
         ctx.mark_non_differentiable(gates)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, y, gates)
+        ctx.save_for_backward(*tensors, y if family == "triton" else _own_states(y, gates), gates)
         ctx.batch, ctx.family = batch, family
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dgates: None) -> tuple[Tensor | None, ...]:
         needs = list(ctx.needs_input_grad[:6])
-        *tensors, y, gates = ctx.saved_tensors
+        *own, y, gates = ctx.saved_tensors
         twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # create_graph=True
+        none = (None,) * 4
+        if ctx.family == "llvm" and (twice or _is_batched(dy) or _is_batched(dhn)):
+            flat = (*own, ctx.batch)
+            return *torch_layer.gradients(OutputGradients(dy, dhn), LayerCall.of(*flat), needs, twice), *none
         run: Any = GRULayerBackward.apply if twice else torch.ops.tritongru.gru_backward.default
-        grads = run(dy, dhn, *tensors, ctx.batch, y, gates, needs, ctx.family)
-        return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None, None, None
+        grads = run(dy, dhn, *own, ctx.batch, y, gates, needs, ctx.family)
+        return *(g if need else None for g, need in zip(grads, needs, strict=True)), *none
+
+
+def _own_states(y: Tensor, gates: Tensor) -> Tensor:
+    """What a backward reads of the states: with the gates they are saved too."""
+    return gates if gates.numel() else y.clone()
+
+
+def _is_batched(grad: Tensor | None) -> bool:
+    return grad is not None and torch._C._functorch.is_batchedtensor(grad)
 
 
 # torch reads the signature at every call; asking Python for it would take longer than the call.

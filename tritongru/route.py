@@ -10,21 +10,25 @@ from typing import NamedTuple
 import torch
 
 from tritongru.planning import triton_versions
+from tritongru.planning.cpu_plan import least_rows, refusal_on_cpu
 from tritongru.planning.devices import device_facts
+from tritongru.planning.instruction_sets import INSTALL, host_sets, refusal
 from tritongru.planning.plan import limits_on, plan_on, precision_of
 
 logger = logging.getLogger("tritongru")
 
 
 class Route(NamedTuple):
-    """Whether and where Triton runs a layer. ``refusal``: why it cannot, or an empty string; ``largest``, ``shortest``:
-    up to which batch and from which length on ``impl="auto"`` takes it, and why no larger batch; ``device_bytes``:
-    memory of the device."""
+    """Whether and where kernels of ours run a layer. ``refusal``: why they cannot, or an empty string; ``family``:
+    whose; ``largest``, ``shortest``, ``least``: up to which batch, from which length on and from how many rows T * B on
+    ``impl="auto"`` takes them, and why no larger batch; ``device_bytes``: memory of the device."""
 
     refusal: str
+    family: str = "triton"
     beyond: str = ""
     largest: int = 0
     shortest: int = 0
+    least: int = 0
     device_bytes: int = 0
 
 
@@ -32,10 +36,12 @@ def asks_for_kernels(impl: str, device: torch.device) -> bool:
     """Whether the plan is asked at all; if not, and not because torch was asked for, the reason is logged once."""
     if impl == "torch":
         return False
-    if impl == "triton" or device.type == "cuda":
+    if impl != "auto" or device.type == "cuda":
         return True
-    on_cpu = "the tensors are on the CPU, and the kernels need a GPU"
-    log_once(on_cpu if device.type == "cpu" else _missing(device, False))
+    reason = _missing_on_cpu() if device.type == "cpu" else _missing(device, False)
+    if not reason:
+        return True
+    log_once(reason)
     return False
 
 
@@ -45,19 +51,23 @@ def route_of(
     """The way to the kernels, or None where torch's GRU runs whatever the batch and the number of steps.
 
     Raises:
-        RuntimeError: for ``impl="triton"`` where no kernel can run the layer.
+        RuntimeError: for ``impl="triton"`` and ``impl="llvm"`` where they cannot run the layer.
     """
-    route = _route(hidden, dtype, device, directions, training)
+    family = "llvm" if impl == "llvm" or (impl == "auto" and device.type == "cpu") else "triton"
+    route = _route(family, hidden, dtype, device, directions, training)
     if not route.refusal:
         return route
-    if impl == "triton":
-        raise RuntimeError(f"impl='triton' cannot run this layer: {route.refusal} (impl='auto' runs torch's GRU here)")
+    if impl != "auto":
+        raise RuntimeError(f"impl={impl!r} cannot run this layer: {route.refusal} (impl='auto' runs torch's GRU here)")
     log_once(route.refusal, warn=device.type == "cuda" and not _installed("triton"))
     return None
 
 
 def takes(route: Route, impl: str, batch: int, T: int) -> bool:
-    """Whether a call of this size goes that way: always with ``impl="triton"``."""
+    """Whether a call of this size goes that way: always if it was asked for by name."""
+    if impl == "auto" and batch * T < route.least:
+        log_once(f"with fewer than {route.least} rows T * B a training step takes longer with the loop for CPUs")
+        return False
     if impl == "auto" and batch > route.largest:
         log_once(f"from a batch of {route.largest + 1} on: {route.beyond}")
         return False
@@ -67,9 +77,22 @@ def takes(route: Route, impl: str, batch: int, T: int) -> bool:
     return True
 
 
-def _route(hidden: int, dtype: torch.dtype, device: torch.device, directions: int, training: bool) -> Route:
+def _route(
+    family: str, hidden: int, dtype: torch.dtype, device: torch.device, directions: int, training: bool
+) -> Route:
+    if family == "llvm":
+        return _route_on_cpu(hidden, dtype, device, training)
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     return _route_under(hidden, dtype, device, directions, training, precision_of(dtype), interpreted)
+
+
+@functools.lru_cache(maxsize=1024)
+def _route_on_cpu(hidden: int, dtype: torch.dtype, device: torch.device, training: bool) -> Route:
+    refusal = refusal_on_cpu(device, dtype)
+    if refusal:
+        return Route(refusal, "llvm")
+    least = least_rows(host_sets()[0], hidden, training)
+    return Route("", "llvm", "", 1 << 62, 1, least, device_facts(device).memory_bytes)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -90,7 +113,7 @@ def _route_under(
     if answer.family == "torch":
         return Route(answer.reason)
     limits = limits_on(facts, hidden, dtype, directions=directions, training=training)
-    return Route("", limits.reason, limits.largest, limits.shortest, facts.memory_bytes)
+    return Route("", "triton", limits.reason, limits.largest, limits.shortest, 0, facts.memory_bytes)
 
 
 def _missing(device: torch.device, interpreted: bool) -> str:
@@ -111,6 +134,12 @@ def _missing(device: torch.device, interpreted: bool) -> str:
     return ""
 
 
+def _missing_on_cpu() -> str:
+    """Why no loop can be compiled here, or an empty string; with what would change it."""
+    reason = refusal()
+    return f"{reason}; that would make it several times faster on this CPU" if reason.endswith(INSTALL) else reason
+
+
 @functools.cache
 def _installed(package: str) -> tuple[int, ...]:
     """Major and minor version of a package, or nothing where it is not installed."""
@@ -126,6 +155,7 @@ def log_once(reason: str, warn: bool = False) -> None:
 # What torch.compiler.assume_constant_result sets: a compiler runs them while it traces. The decorator itself would
 # import the compiler, which takes seconds.
 _route._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_missing_on_cpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 log_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

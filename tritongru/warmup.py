@@ -20,6 +20,7 @@ from tritongru import layer
 from tritongru.arguments.options import autocast_dtype
 from tritongru.arguments.records import LayerCall, OutputGradients, Rows, Saved, Weights
 from tritongru.planning.devices import device_facts
+from tritongru.planning.instruction_sets import host_sets
 from tritongru.planning.memory import gate_bytes, saves
 from tritongru.planning.plan import Pass, plan_on
 from tritongru.route import asks_for_kernels, route_of, takes
@@ -39,7 +40,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Warmup:
-    """What a warm-up compiled, or took from Triton's cache on disk, and the seconds that it took as a whole."""
+    """What a warm-up compiled, or took from a cache on disk, and the seconds that it took as a whole."""
 
     seconds: float
     kernels: tuple[Compiled, ...]
@@ -74,6 +75,9 @@ def warm(gru: nn.RNNBase, batch: int, time: int, packed: bool, impl: str, memory
         passes = [training for training, route in routes.items() if route and takes(route, impl, batch, time)]
     if not passes:
         return Warmup(clock.perf_counter() - start, ())
+    if device.type == "cpu" and impl != "triton":
+        loops = tuple(_loops(dtype, True in passes))
+        return Warmup(clock.perf_counter() - start, loops)
     size = gate_bytes(time * batch, H, D, gru.num_layers, dtype.itemsize)
     saved = saves(memory, size, device_facts(device).memory_bytes)
     answer = plan_on(device, H, dtype, batch=batch, directions=D, training=True in passes, impl="triton")
@@ -84,6 +88,17 @@ def warm(gru: nn.RNNBase, batch: int, time: int, packed: bool, impl: str, memory
         seconds = _run(works, device)
     kernels = tuple(Compiled(*work[:3], taken) for work, taken in zip(works, seconds, strict=True))
     return Warmup(clock.perf_counter() - start, kernels)
+
+
+def _loops(dtype: torch.dtype, learns: bool) -> Iterator[Compiled]:
+    """Of a CPU, which are for all sizes, compiled or read from the cache on disk."""
+    from tritongru.llvm.compiling import function_of
+    from tritongru.llvm.launch import scalar_of
+
+    for kernel in ("forward", "backward")[: 1 + learns]:
+        start = clock.perf_counter()
+        function_of(host_sets()[0], scalar_of(dtype), kernel)
+        yield Compiled("llvm", kernel, (), clock.perf_counter() - start)
 
 
 def _states(gru: nn.RNNBase, dtype: torch.dtype, batch: int) -> Iterator[_State]:

@@ -15,8 +15,8 @@ PACKAGE = ROOT / "tritongru"
 # need; another torch may leave a few modules to us.
 TORCH = {"torch", "torch.nn", "torch.nn.modules.module", "torch.nn.utils.rnn"}
 MOST_STANDARD = 20
-LATER = {"kernels", "commands", "__main__"}  # rooms of ours for which an import does not wait
-MOST_ROOMS = 32  # a file each
+LATER = {"kernels", "llvm", "commands", "__main__"}  # rooms of ours for which an import does not wait
+MOST_ROOMS = 38  # a file each
 MOST_CALLS = {"ours": 200, "all": 100_000}  # 48 and 25 thousand were counted, the latter with torch 2.13
 
 # What `import tritongru` does, in counts: seconds are in the row `import` of `python -m bench gate`.
@@ -176,7 +176,7 @@ def test_a_late_interpreter_is_refused():
 
 def test_at_most_two_environment_variables():
     text = "".join(path.read_text() for path in PACKAGE.rglob("*.py"))
-    assert set(re.findall(r"environ\W+(?:get\W+)?([A-Z_]+)", text)) == {"TRITON_INTERPRET"}
+    assert set(re.findall(r"environ\W+(?:get\W+)?([A-Z_]+)", text)) == {"TRITON_INTERPRET", "XDG_CACHE_HOME"}
     assert "getenv" not in text
 
 

@@ -168,7 +168,7 @@ def _check_storages(own: Sequence[Tensor | None], weights: Sequence[Tensor]) -> 
 def _check_storage(name: str | int, tensor: Tensor) -> None:
     """Of a tensor, or the weight of that number; those that a transform or a compiler stands for have none."""
     if tensor.layout is torch.strided and torch._C._has_storage(tensor):
-        _check_memory(name, tensor)
+        check_memory(name, tensor)
 
 
 def _check_same_device(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> None:
@@ -242,8 +242,8 @@ def check_layer(
             and tensor.is_contiguous()
             and tensor.storage_offset() * size + tensor.nbytes <= tensor.untyped_storage().nbytes()
         ):
-            continue  # all is as it should be, found out in less time than _check_tensor takes
-        _check_tensor(name, tensor, shape, dtype, device)
+            continue  # all is as it should be, found out in less time than check_tensor takes
+        check_tensor(name, tensor, shape, dtype, device)
     if offsets is not None:
         _check_offsets(offsets, N, batch, device)
     elif batch == 0 and N > 0:
@@ -264,7 +264,7 @@ def check_devices(**tensors: Tensor | None) -> None:
             raise RuntimeError(f"{name} should be on the device of {first}, {device}, got {tensor.device}")
 
 
-def _check_tensor(
+def check_tensor(
     name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None, device: torch.device
 ) -> None:
     if tensor.shape != shape:
@@ -273,10 +273,10 @@ def _check_tensor(
         raise RuntimeError(f"{name} should have the dtype {dtype} of x, got {tensor.dtype}")
     if tensor.device != device:
         raise RuntimeError(f"{name} should be on the device of x, {device}, got {tensor.device}")
-    _check_memory(name, tensor)
+    check_memory(name, tensor)
 
 
-def _check_memory(name: str | int, tensor: Tensor) -> None:
+def check_memory(name: str | int, tensor: Tensor) -> None:
     """A storage may be smaller than its tensor: FSDP, for one, frees that of parameters which are not in use."""
     if tensor.layout is not torch.strided:
         raise RuntimeError(f"{name} should be a dense tensor, got layout {tensor.layout}")
@@ -308,7 +308,7 @@ def _check_offsets(offsets: Tensor, rows: int, batch: int, device: torch.device)
             "offsets should be int64 and of one dimension, with one value more than there are steps, got "
             f"{offsets.dtype} of the shape {tuple(offsets.shape)}"
         )
-    _check_tensor("offsets", offsets, tuple(offsets.shape), None, device)
+    check_tensor("offsets", offsets, tuple(offsets.shape), None, device)
     if device.type == "cpu":
         sizes = offsets.diff()
         if offsets[0] != 0 or offsets[-1] != rows or sizes[0] > batch or (sizes < 0).any() or (sizes.diff() > 0).any():
@@ -320,7 +320,7 @@ def _check_offsets(offsets: Tensor, rows: int, batch: int, device: torch.device)
 
 def check_rows(data: Tensor, batch_sizes: Tensor) -> int:
     """The number of rows that batch_sizes counts, for kernels; torch's error where the data has fewer."""
-    _check_memory("batch_sizes", batch_sizes)
+    check_memory("batch_sizes", batch_sizes)
     if (batch_sizes[1:] > batch_sizes[:-1]).any():
         raise RuntimeError(f"batch_sizes should never grow from step to step, got {batch_sizes.tolist()}")
     if batch_sizes[-1] < 0:

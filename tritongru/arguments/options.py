@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-IMPLS = ("auto", "triton", "torch")
-FAMILIES = ("triton",)  # of kernels behind one operator
+IMPLS = ("auto", "triton", "llvm", "torch")
+FAMILIES = ("triton", "llvm")  # of kernels behind one operator
 
 
 class Options(NamedTuple):

@@ -13,6 +13,7 @@ import torch
 
 from tritongru.planning import triton_versions
 from tritongru.planning.devices import device_facts
+from tritongru.planning.instruction_sets import SETS, host_sets, refusal
 from tritongru.planning.launches import read_with
 from tritongru.planning.plan import fp32_precision
 
@@ -39,6 +40,8 @@ def report() -> dict[str, Any]:
         "hip": torch.version.hip,
         "cudnn": cudnn.version() if cudnn.is_available() else None,  # type: ignore[no-untyped-call]
         "gpu": gpu,
+        "llvmlite": _version("llvmlite"),
+        "cpu": refusal() or ", ".join(SETS[name].title for name in host_sets()),
         "precision of fp32 recurrence": fp32_precision(),
         "precision of fp32 products": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
         "TRITON_INTERPRET": os.environ.get("TRITON_INTERPRET"),

@@ -10,7 +10,8 @@ from functools import partial
 import torch
 
 from tritongru.commands.demo import count
-from tritongru.planning.devices import GPUS, MOST, Device, check_sizes, device_facts, find_gpu
+from tritongru.planning.devices import GPUS, MOST, Device, check_sizes, cpu_facts, device_facts, find_gpu
+from tritongru.planning.instruction_sets import SETS
 from tritongru.planning.memory import MEMORIES
 from tritongru.planning.plan import DTYPES, PRECISIONS, fp32_precision, plan
 
@@ -37,12 +38,21 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--gpu", type=gpu, metavar="GPU", help=f"{', '.join(sorted(GPUS))}; default: this machine's device"
     )
+    command.add_argument(
+        "--cpu", choices=("native", *SETS), help="another CPU, or this machine's; default: the GPU where there is one"
+    )
     command.add_argument("--precision", choices=PRECISIONS, help="of fp32 products; default: torch's switch")
     command.add_argument("--bidirectional", action="store_true", help="both directions in one launch")
     command.add_argument("--memory", choices=MEMORIES, default="auto", help="what is kept for the backward")
     command.add_argument("--inference", action="store_true", help="plan without a backward pass")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=partial(run, command))
+
+
+def _cpu(name: str | None) -> Device | None:
+    if name is None:
+        return None
+    return cpu_facts(None if name == "native" else name)
 
 
 def run(command: argparse.ArgumentParser, args: argparse.Namespace) -> int:
@@ -53,9 +63,11 @@ def run(command: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     except ValueError as error:
         command.error(str(error))
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.gpu and args.cpu:
+        command.error("--gpu and --cpu ask about one device each; give one of them")
     answer = plan(
         dtype=args.dtype,
-        device=args.gpu or device_facts(here),
+        device=args.gpu or _cpu(args.cpu) or (cpu_facts() if here.type == "cpu" else device_facts(here)),
         directions=directions,
         precision=args.precision or fp32_precision(),
         training=not args.inference,
@@ -63,7 +75,7 @@ def run(command: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         **sizes,
     )
     print(json.dumps(answer.as_dict(), indent=2) if args.json else answer)
-    if here.type == "cpu" and args.gpu is None:
+    if here.type == "cpu" and args.gpu is None and args.cpu is None:
         others = ", ".join(name for name in sorted(GPUS) if name != "h200")
         hint = f"no GPU here: add --gpu h200 (or {others}) to ask about another machine"
         print(hint, file=sys.stderr if args.json else sys.stdout)

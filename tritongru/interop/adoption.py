@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.module import _WrappedHook
 
 # What a module keeps of its weights, and of its own options: made anew or chosen anew.
+CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 OWN = {"_flat_weights", "_flat_weights_names", "_flat_weight_refs", "_all_weights", "impl", "memory"}
 
 
@@ -17,7 +18,7 @@ def arguments_of(gru: nn.RNNBase) -> tuple[Any, ...]:
     return *sizes, gru.bias, gru.batch_first, gru.dropout, gru.bidirectional
 
 
-def adopt(new: nn.RNNBase, source: nn.RNNBase, copy: bool) -> None:
+def adopt(new: nn.Module, source: nn.Module, copy: bool) -> None:
     """Gives ``new``, of the same sizes, all that ``source`` has besides its class: parameters (the same objects, or
     copies), buffers, hooks, further attributes, and whether it trains.
 
@@ -33,18 +34,20 @@ def adopt(new: nn.RNNBase, source: nn.RNNBase, copy: bool) -> None:
         new._parameters.update({n: nn.Parameter(p.detach().clone(), p.requires_grad) for n, p in parameters})
         new._buffers.update({n: None if b is None else b.detach().clone() for n, b in source._buffers.items()})
         new._modules.update({n: copying.deepcopy(m) for n, m in source._modules.items()})
-    new._init_flat_weights()
+    if isinstance(new, nn.RNNBase):
+        new._init_flat_weights()
 
 
-def check_parameters(gru: nn.RNNBase) -> None:
-    for name in gru._flat_weights_names:
+def check_parameters(gru: nn.RNNBase | nn.RNNCellBase) -> None:
+    names = gru._flat_weights_names if isinstance(gru, nn.RNNBase) else CELL_WEIGHTS[: 4 if gru.bias else 2]
+    for name in names:
         if gru._parameters.get(name) is None:
             raise ValueError(
                 f"{name} is not a parameter of the module but computed; remove the parametrization or hook first"
             )
 
 
-def check_class(gru: nn.RNNBase, *classes: type) -> None:
+def check_class(gru: nn.Module, *classes: type) -> None:
     """Another class, or a forward set on the object, may compute something else, which would be lost in silence."""
     found = type(gru)
     if found not in classes:

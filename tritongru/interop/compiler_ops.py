@@ -21,10 +21,10 @@ from tritongru.arguments.options import IMPLS
 from tritongru.arguments.records import LayerCall, OutputGradients, Saved
 from tritongru.interop import torch_layer
 from tritongru.interop.exporters import refuse_program
-from tritongru.ops import launch_of, refuse_second_derivative
-from tritongru.planning.devices import device_facts
-from tritongru.planning.memory import MEMORIES, gate_bytes, saves
-from tritongru.route import route_of, takes
+from tritongru.ops import dtype_of_kept, launch_of, refuse_second_derivative, shape_of_kept
+from tritongru.planning.cpu_plan import kept_bytes
+from tritongru.planning.memory import MEMORIES, saves
+from tritongru.route import Route, route_of, takes
 
 GATES, RESERVE = "gates", "reserve"
 
@@ -59,12 +59,13 @@ def gru_routed_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     if call.rows.batch == 0:
         return _fake_forward(*given)
     x, (N, D, _, H), learns = call.x, call.sizes, memory != "none"
-    if not _takes(call, impl, learns):
+    route = _route(call, impl, learns)
+    if route is None:
         y, hn, reserve = torch_layer.forward(call, learns, autocast)
         return y, hn, _window(reserve, (RESERVE, *y.shape))
-    size = gate_bytes(N, H, D, layers, x.itemsize)
-    keeps = learns and saves(memory, size, device_facts(x.device).memory_bytes)
-    y, hn, gates = layer.forward(call, keeps, launch_of(call, backward=False))
+    size = kept_bytes(route.family, N, H, D, layers, x.dtype)
+    keeps = learns and saves(memory, size, route.device_bytes)
+    y, hn, gates = layer.forward(call, keeps, launch_of(call, route.family, backward=False))
     return y, hn, _window(gates, (GATES, *y.shape))
 
 
@@ -87,12 +88,15 @@ def gru_routed_backward(dy: Tensor | None, dhn: Tensor | None, *given: Any) -> t
         grads = _fake_backward(dy, dhn, *given[:-1], needs)
         return tuple(grad.zero_() for grad in grads)
     x, of_outputs = call.x, OutputGradients(dy, dhn)
-    gates, reserve = _held(kept, (GATES, *shape), x.dtype), _held(kept, (RESERVE, *shape), torch.uint8)
-    if gates.numel() == 0 and (reserve.numel() > 0 or not _takes(call, impl, True)):
+    route = _route(call, impl, True)
+    family = "triton" if route is None else route.family
+    gates = _held(kept, (GATES, *shape), dtype_of_kept(x.dtype, family))
+    reserve = _held(kept, (RESERVE, *shape), torch.uint8)
+    if gates.numel() == 0 and (reserve.numel() > 0 or route is None):
         found = torch_layer.backward(of_outputs, call, y, reserve, needs, autocast)
         return tuple(x.new_empty(0) if g is None else g.contiguous() for g in found)
-    gates = gates.view((*shape, 4)) if gates.numel() else gates
-    return layer.backward(of_outputs, call, Saved(y, gates), needs, launch_of(call, backward=True))
+    gates = gates.view(shape_of_kept(N, D, H, family)) if gates.numel() else gates
+    return layer.backward(of_outputs, call, Saved(y, gates), needs, launch_of(call, family, backward=True))
 
 
 def _call(given: tuple[Any, ...]) -> LayerCall:
@@ -130,12 +134,13 @@ def _held(window: Tensor, what: tuple[Any, ...], dtype: torch.dtype) -> Tensor:
     return window.as_strided((storage.nbytes() if holds else 0,), (1,), 0).view(dtype)
 
 
-def _takes(call: LayerCall, impl: str, learns: bool) -> bool:
+def _route(call: LayerCall, impl: str, learns: bool) -> Route | None:
+    """The way to our kernels, or None where torch's GRU runs."""
     if impl == "torch":
-        return False
+        return None
     x, (N, D, B, H) = call.x, call.sizes
     route = route_of(impl, H, x.dtype, x.device, D, learns)
-    return route is not None and takes(route, impl, B, N // B)
+    return route if route is not None and takes(route, impl, B, N // B) else None
 
 
 def _fake_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:

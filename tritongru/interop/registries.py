@@ -45,6 +45,16 @@ def _count_forward(x: Tensor, w_ih: Tensor, w_hh: Tensor, *_: Any, **__: Any) ->
     return forward_flops(x, w_ih, w_hh)
 
 
+def _count_infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], num_layers: int, **_: Any) -> int:
+    each, rows = len(weights) // num_layers, x.shape[0] * x.shape[1]
+    products = (sum(w.shape[0] * w.shape[1] for w in weights[k : k + 2]) for k in range(0, len(weights), each))
+    return 2 * rows * sum(products)
+
+
+def _count_cell_infer(x: Tensor, hx: Tensor | None, w_ih: Tensor, w_hh: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * x.shape[0] * (w_ih.shape[0] * w_ih.shape[1] + w_hh.shape[0] * w_hh.shape[1])
+
+
 def _count_backward(*args: Any, **_: Any) -> int:
     x, w_hh, offsets, batch, needs = args[2], args[4], args[8], args[9], args[12]
     return backward_flops(x, w_hh, batch, offsets, needs)
@@ -61,6 +71,8 @@ def _add_formulas(counter: Any) -> None:
         ("gru_backward", _count_backward),
         ("gru_routed_forward", _count_forward),
         ("gru_routed_backward", _count_routed_backward),
+        ("gru_infer", _count_infer),
+        ("gru_cell_infer", _count_cell_infer),
     ):
         counter.register_flop_formula(getattr(torch.ops.tritongru, name), get_raw=True)(formula)
 
@@ -87,12 +99,13 @@ class _WhenImported:
 
 
 class _DynamicallyQuantised:
-    """What ``torch.ao.quantization.quantize_dynamic`` makes of ours: what it makes of torch's GRU."""
+    """What ``torch.ao.quantization.quantize_dynamic`` makes of ours: what it makes of torch's."""
 
     @staticmethod
-    def from_float(gru: Any, use_precomputed_fake_quant: bool = False) -> nn.Module:
-        maker: Any = torch.ao.nn.quantized.dynamic.GRU
-        return maker.from_float(gru.to_torch())  # type: ignore[no-any-return]
+    def from_float(ours: Any, use_precomputed_fake_quant: bool = False) -> nn.Module:
+        torchs = ours.to_torch()
+        maker: Any = getattr(torch.ao.nn.quantized.dynamic, type(torchs).__name__)
+        return maker.from_float(torchs)  # type: ignore[no-any-return]
 
 
 def register(*classes: type) -> None:

@@ -58,6 +58,37 @@ def backward(
     return [next(found) if need else None for need in needs]
 
 
+def gradients(grads: OutputGradients, call: LayerCall, needs: Sequence[bool], again: bool) -> tuple[Tensor | None, ...]:
+    """As ``backward``, of packed rows too, and with a graph of its own if it is differentiated ``again``."""
+    leaves: list[Any] = [t for t, need in zip(call.leaves, needs, strict=True) if need]
+    with torch.enable_grad():
+        if not again:
+            call, leaves = _detached(call, needs)
+        output, hn = _run_rows(call)
+        N, D, _, H = call.sizes
+        sides = [(output.reshape(N, D, H), grads.dy), (hn, grads.dhn)]
+        results, known = zip(*((result, grad) for result, grad in sides if grad is not None), strict=True)
+        found = iter(torch.autograd.grad(results, leaves, known, create_graph=again))
+    return tuple(next(found) if need else None for need in needs)
+
+
+def _detached(call: LayerCall, needs: Sequence[bool]) -> tuple[LayerCall, list[Any]]:
+    own: list[Any] = [
+        None if t is None else t.detach().requires_grad_(need) for t, need in zip(call.leaves, needs, strict=True)
+    ]
+    x, *weights, h0 = own
+    return LayerCall(x, Weights(*weights), h0, call.rows), [t for t, need in zip(own, needs, strict=True) if need]
+
+
+def _run_rows(call: LayerCall) -> tuple[Tensor, Tensor]:
+    offsets = call.rows.offsets
+    if offsets is None:
+        return _run(call, None, train=True)
+    weights = call.weights
+    rest = (weights.b_ih is not None, 1, 0.0, True, weights.w_hh.shape[0] == 2)
+    return torch.gru(call.x, offsets.diff(), _first(call), _per_direction(weights), *rest)
+
+
 def _autograd_looks() -> AbstractContextManager[Any]:
     """Undoes what torch does around an operator that has a derivative of its own, so that a graph is built again."""
     guard: Any = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)

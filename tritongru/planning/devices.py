@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from tritongru.planning.instruction_sets import SETS, host_sets
+
 KB, MB, GB = 1024, 1024**2, 10**9  # memory is sold by powers of ten
 
 
@@ -18,6 +20,7 @@ KB, MB, GB = 1024, 1024**2, 10**9  # memory is sold by powers of ten
 class Device:
     """What the plan needs to know of a device, from the vendors' data sheets.
 
+    ``arch``: of a CPU the instruction set of the loop, of ``instruction_sets.SETS``, or nothing where there is none.
     ``shared_bytes``: most shared memory one program may use (bytes; a multiprocessor has about 1 KB more).
     ``clock_mhz``: boost clock. ``l2_bytes``: size of the last cache that all multiprocessors share. ``mma``: 16-bit
     multiply-adds with fp32 sums that a multiprocessor's tensor cores do in a clock through warp-level instructions.
@@ -67,6 +70,7 @@ MOST = {
     "time": 1_000_000_000,  # almost six hours of sound at 48 kHz
     "layers": 1_000,
 }
+ASSUMED_BYTES = 8 * GB  # of memory, where the operating system is not asked: on Windows
 MOST_VALUES = 10**12  # weights, and the outputs of a layer, together: 2 TB in 16 bit, seven times the largest memory
 
 
@@ -127,7 +131,24 @@ def device_facts(device: torch.device) -> Device:
         return _cuda_facts(torch.cuda.current_device() if device.index is None else device.index)
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return replace(GPUS["h200"], name="Triton's interpreter (as an H200)")
-    return CPU if device.type == "cpu" else replace(CPU, name=device.type)
+    return cpu_facts() if device.type == "cpu" else replace(CPU, name=device.type)
+
+
+def cpu_facts(isa: str | None = None) -> Device:
+    """This machine's CPU, its multiprocessors being the threads that torch takes now; or one with another instruction
+    set, and all else as here."""
+    here = _cpu_facts()
+    if isa is not None:
+        here = replace(here, name=f"a CPU with {SETS[isa].title}", arch=isa)
+    return replace(here, multiprocessors=torch.get_num_threads())
+
+
+@functools.cache
+def _cpu_facts() -> Device:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else ASSUMED_BYTES
+    isa = next(iter(host_sets()), "")
+    name = f"this machine's CPU, {SETS[isa].title}" if isa else CPU.name
+    return replace(CPU, name=name, arch=isa, memory_bytes=memory)
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tritongru.planning.devices import CPU, GPUS, Device, check_sizes, find_gpu
+from tritongru.planning.devices import GPUS, Device, check_sizes, cpu_facts, find_gpu
 from tritongru.planning.plan import Plan, plan_on
 
 
@@ -38,8 +38,8 @@ def explain(
     if impl == "torch":
         name = where.name if isinstance(where, Device) else str(where)
         return Plan("torch", "impl='torch' was asked for", name, str(weight.dtype).removeprefix("torch."))
-    if impl == "auto" and isinstance(where, torch.device) and where.type == "cpu":
-        where = CPU  # the interpreter serves impl="triton" alone
+    if impl != "triton" and isinstance(where, torch.device) and where.type == "cpu":
+        where = cpu_facts()  # the interpreter serves impl="triton" alone
     return plan_on(
         where,
         dtype=weight.dtype,

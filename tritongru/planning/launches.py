@@ -129,6 +129,13 @@ class StepwiseLaunch:
         return f"{self.block_b}x{self.block_h}x{self.block_k}-{self.num_warps}w-{self.stages}s-stepwise"
 
 
+@dataclass(frozen=True)
+class VectorLaunch:
+    """The compiled loop of a CPU: ``isa``, of ``instruction_sets.SETS``."""
+
+    isa: str
+
+
 AnyLaunch = Launch | PersistentLaunch | StepwiseLaunch
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tritongru.planning import candidates, cost_model
+from tritongru.planning import candidates, cost_model, cpu_plan
 from tritongru.planning.candidates import kind_of
 from tritongru.planning.devices import AMD_CHIPS, KB, Device, device_facts, is_served
 from tritongru.planning.launches import (
@@ -57,8 +57,8 @@ class Pass:
 @dataclass(frozen=True)
 class Plan:
     """The decision for one layer. ``forward`` and ``backward`` are None where torch runs it; what the plan would have
-    taken is then in ``considered``. ``torch_us_per_step`` is of the forward pass, and backward as much again; where
-    it is None though a kernel of ours would run, ``torch_unknown`` says why."""
+    taken is then in ``considered``. ``loop``: on a CPU, where it is ours. ``torch_us_per_step`` is of the forward pass,
+    and backward as much again; where it is None though a kernel of ours would run, ``torch_unknown`` says why."""
 
     family: str
     reason: str
@@ -72,6 +72,7 @@ class Plan:
     torch_us_per_step: float | None = None
     torch_unknown: str = ""
     memory: Memory | None = None
+    loop: cpu_plan.Loop | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {
@@ -149,7 +150,9 @@ def plan(
     """
     answer = Plan("torch", "", device.name, dtype, precision if dtype == "float32" else None, time)
     if device.backend == "cpu":
-        return replace(answer, reason=f"the tensors are on {device.name}, where torch's own GRU runs")
+        sizes = {"T": time or 1, "B": batch, "I": inputs or hidden, "H": hidden}
+        several = {"layers": layers, "directions": directions}
+        return _on_cpu(answer, device, sizes, several, training, impl, memory if inputs is not None else None)
     if not is_served(device):
         served = f"NVIDIA chips from sm_80 on and AMD's {' and '.join(AMD_CHIPS)}"
         return replace(answer, reason=f"the kernels are made for {served}, and {device.name} is {device.arch}")
@@ -183,6 +186,37 @@ def plan(
         )
         answer = replace(answer, memory=needed)
     return replace(answer, family=forward.family, reason=reason[forward.family], forward=forward, backward=backward)
+
+
+def _on_cpu(
+    answer: Plan,
+    device: Device,
+    sizes: dict[str, int],  # T, B, I and H
+    several: dict[str, int],  # layers and directions
+    training: bool,
+    impl: str,
+    memory: str | None,  # None: is not asked for
+) -> Plan:
+    if impl == "triton":
+        return replace(answer, reason=f"the tensors are on {device.name}, and Triton's kernels need a GPU")
+    refusal = cpu_plan.refusal_of(device.arch, answer.dtype)
+    if refusal:
+        return replace(answer, reason=refusal)
+    rows, least = sizes["T"] * sizes["B"], cpu_plan.least_rows(device.arch, sizes["H"], training)
+    if impl == "auto" and answer.time is not None and rows < least:
+        what = "a training step" if training else "a call"
+        reason = (
+            f"torch's GRU was measured to be faster for {what} of fewer than {least} rows T * B, and this has {rows}"
+        )
+        return replace(answer, reason=f"{reason}; impl='llvm' runs ours regardless")
+    threads, itemsize = device.multiprocessors, 8 if answer.dtype == "float64" else 4
+    loop = cpu_plan.loop_of(device.arch, **sizes, threads=threads, itemsize=itemsize, training=training, **several)
+    if memory is not None:
+        of_stack = {"itemsize": itemsize, "threads": threads, "device_bytes": device.memory_bytes, **several}
+        needed = cpu_plan.memory_on_cpu(device.arch, **sizes, **of_stack, memory=memory, learns=training)
+        answer = replace(answer, memory=needed)
+    reason = "the whole time loop is one compiled function, in which the gates never leave the registers"
+    return replace(answer, family="llvm", reason=reason, precision=None, loop=loop)
 
 
 def _pass(device: Device, kernel: str, kind: str, hidden: int, batch: int, directions: int) -> Pass | None:

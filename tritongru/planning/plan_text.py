@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tritongru.planning.instruction_sets import SETS
 from tritongru.planning.launches import Launch, PersistentLaunch
 
 if TYPE_CHECKING:
     from tritongru.planning.cost_model import Cost
+    from tritongru.planning.cpu_plan import Loop
     from tritongru.planning.plan import Pass, Plan
 
 MODEL = "a model, not a measurement"
@@ -23,7 +25,10 @@ def words(plan: Plan) -> str:
     if plan.torch_us_per_step is not None:
         us, passes = plan.torch_us_per_step, " and as much backward" if len(plan.passes) > 1 else ""
         lines.append(f"  predicted for torch: {us:.2f} us a step forward{passes} ({MODEL})")
-    lines.append(f"  {_ratio(plan)}")
+    if plan.loop is not None:
+        lines += _loop(plan.loop)
+    else:
+        lines.append(f"  {_ratio(plan)}")
     if plan.memory is not None:
         lines += plan.memory.lines()
     return "\n".join(lines)
@@ -45,6 +50,18 @@ def _pass(found: Pass, name: str, time: int | None) -> list[str]:
         lines.append(f"    predicted: {us:.2f} us a step{whole} ({MODEL})")
         lines.append(f"    {_parts(found.cost)}")
     return lines
+
+
+def _loop(loop: Loop) -> list[str]:
+    tile = f"{loop.rows} rows x 3 gates x {loop.lanes} hidden units"
+    rows = "" if loop.groups == 1 else f", the rows of a batch in {loop.groups} groups"
+    back = "" if loop.chunk_backward is None else f" forward and {loop.chunk_backward} backward"
+    steps = f"{loop.chunk_forward}{back} step{'s' if loop.chunk_forward != 1 or back else ''}"
+    return [
+        f"  {SETS[loop.isa].title}: register tiles of {tile}",
+        f"  {loop.threads} thread{'s' if loop.threads != 1 else ''}{rows}; chunks of {steps}",
+        f"  {loop.weight_bytes} bytes of weights are packed in each call, {loop.scratch_bytes} bytes of scratch in all",
+    ]
 
 
 def _parts(cost: Cost) -> str:

@@ -1,0 +1,159 @@
+"""Operators for calls on a CPU that want nothing but results: ``tritongru::gru_infer``, all layers of one direction,
+and ``tritongru::gru_cell_infer``, one time step. For a step of a small layer the way to an operator counts, so these
+have few arguments, no derivative and no choice.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from tritongru.arguments.checks import check_memory
+from tritongru.planning.cpu_plan import refusal_on_cpu
+from tritongru.planning.instruction_sets import host_sets
+from tritongru.route import route_of, takes
+
+DTYPES = (torch.float32, torch.float64)
+
+torch.library.define(
+    "tritongru::gru_infer", "(Tensor x, Tensor? hx, Tensor[] weights, int num_layers) -> (Tensor y, Tensor hn)"
+)
+torch.library.define(
+    "tritongru::gru_cell_infer",
+    "(Tensor x, Tensor? hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh) -> Tensor",
+)
+
+
+def gru_infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], num_layers: int) -> tuple[Tensor, Tensor]:
+    """y (T, B, H) and hn (L, B, H) of x (T, B, I), hx (L, B, H), and for each layer two weights or, with biases, four;
+    all contiguous and of one dtype, float32 or float64."""
+    each = len(weights) // num_layers if num_layers > 0 else 0
+    if x.dim() != 3 or each not in (2, 4) or len(weights) != num_layers * each or weights[1].dim() != 2:
+        raise RuntimeError(
+            "x should have 3 dimensions, w_hh 2, and each layer 2 or 4 weights, got "
+            f"{x.dim()} dimensions and {len(weights)} weights for {num_layers} layers"
+        )
+    (T, B, I), H, dtype = x.shape, weights[1].shape[1], x.dtype
+    _check_call(x, T * B * I * H)
+    _check("x", x, dtype, (T, B, I))
+    if hx is not None:
+        _check("hx", hx, dtype, (num_layers, B, H))
+    shapes = ((3 * H, I), (3 * H, H), (3 * H,), (3 * H,))
+    for k, weight in enumerate(weights):
+        _check(k, weight, dtype, shapes[k % each] if k % each or k < each else (3 * H, H))
+    return _loop().infer(x, hx, weights, each, host_sets()[0])  # type: ignore[no-any-return]
+
+
+def gru_cell_infer(
+    x: Tensor, hx: Tensor | None, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
+) -> Tensor:
+    """The state (B, H) after one step, of x (B, I) and hx (B, H); tensors as of ``gru_infer``."""
+    if x.dim() != 2 or w_hh.dim() != 2 or (b_ih is None) != (b_hh is None):
+        raise RuntimeError(
+            f"x and w_hh should have 2 dimensions, and biases go together, got {x.dim()} and {w_hh.dim()} dimensions"
+        )
+    (B, I), H, dtype = x.shape, w_hh.shape[1], x.dtype
+    _check_call(x, B * I * H)
+    _check("x", x, dtype, (B, I))
+    _check("w_ih", w_ih, dtype, (3 * H, I))
+    _check("w_hh", w_hh, dtype, (3 * H, H))
+    if b_ih is not None and b_hh is not None:
+        _check("b_ih", b_ih, dtype, (3 * H,))
+        _check("b_hh", b_hh, dtype, (3 * H,))
+    if hx is not None:
+        _check("hx", hx, dtype, (B, H))
+    return _loop().infer_step(x, hx, (w_ih, w_hh, b_ih, b_hh), host_sets()[0])  # type: ignore[no-any-return]
+
+
+def _check_call(x: Tensor, product: int) -> None:
+    refusal = refusal_on_cpu(x.device, x.dtype)
+    if refusal or x.dtype not in DTYPES:
+        raise RuntimeError(f"no compiled loop can run this call: {refusal or f'it is not made for {x.dtype}'}")
+    if product == 0:
+        raise RuntimeError(f"no size should be 0, got x {tuple(x.shape)}")
+
+
+def _check(name: str | int, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_contiguous() or not tensor.is_cpu:
+        raise RuntimeError(
+            f"{name if isinstance(name, str) else f'weight {name}'} should be contiguous, of the shape {shape} and of "
+            f"{dtype} on the CPU, got {tuple(tensor.shape)} and {tensor.dtype} on {tensor.device}"
+        )
+    if tensor.untyped_storage().nbytes() < tensor.nbytes or tensor.storage_offset():
+        check_memory(name, tensor)
+
+
+def _fake_infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], num_layers: int) -> tuple[Tensor, Tensor]:
+    (T, B, _), H = x.shape, weights[1].shape[1]
+    return x.new_empty((T, B, H)), x.new_empty((num_layers, B, H))
+
+
+def _fake_cell_infer(x: Tensor, hx: Tensor | None, w_ih: Tensor, w_hh: Tensor, *_: Tensor | None) -> Tensor:
+    return x.new_empty((x.shape[0], w_hh.shape[1]))
+
+
+@functools.cache
+def _loop() -> Any:
+    from tritongru.llvm import launch
+
+    return launch
+
+
+for _name, _implementation, _fake in (
+    ("tritongru::gru_infer", gru_infer, _fake_infer),
+    ("tritongru::gru_cell_infer", gru_cell_infer, _fake_cell_infer),
+):
+    torch.library.impl(_name, "CPU", _implementation)
+    torch.library.register_fake(_name, _fake)
+
+
+def wants_results_alone(input: Tensor, hx: Tensor | None, impl: str) -> bool:
+    """Whether nothing is asked of a call but results, on a CPU, for numbers that the loop takes as they are."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and type(input) is Tensor
+        and (hx is None or type(hx) is Tensor)
+        and (impl == "auto" or impl == "llvm")
+        and input.is_cpu
+        and input.dtype in DTYPES
+        and torch._C._get_tracing_state() is None
+        and not torch.is_autocast_enabled("cpu")
+        and forward_ad._current_level < 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def infer(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], num_layers: int, batch_first: bool, impl: str
+) -> tuple[Tensor, Tensor] | None:
+    """(output, h_n) of one direction by the shortest way, if ``wants_results_alone``; or None where that is not it, or
+    something is wrong: then ``functional.run`` finds out."""
+    if input.dim() != 3:
+        return None
+    try:
+        x = input.transpose(0, 1) if batch_first else input
+        route = route_of(impl, weights[1].shape[-1], x.dtype, x.device, 1, False)
+        if route is None or not takes(route, impl, x.shape[1], x.shape[0]):
+            return None
+        y, h_n = torch.ops.tritongru.gru_infer.default(x, hx, weights, num_layers)
+    except (RuntimeError, IndexError):
+        return None
+    return (y.transpose(0, 1) if batch_first else y), h_n
+
+
+def infer_step(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor | None], impl: str) -> Tensor | None:
+    """Likewise the state after one step of a cell: input (B, I), hx (B, H)."""
+    w_hh: Any = weights[1]
+    try:
+        route = route_of(impl, w_hh.shape[-1], input.dtype, input.device, 1, False)
+        if route is None or not takes(route, impl, input.shape[0], 1):
+            return None
+        return torch.ops.tritongru.gru_cell_infer.default(input, hx, *weights)  # type: ignore[no-any-return]
+    except (RuntimeError, IndexError):
+        return None

@@ -1,0 +1,80 @@
+"""Compiled code on disk, for the user alone.
+
+Whoever could write there could run code as the user: so the folder belongs to the user and nobody else may write into
+it, and what is read has the checksum that it was written with. Whatever fails on the way costs a compilation and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import stat
+import sys
+import tempfile
+from pathlib import Path
+
+SIZE = hashlib.sha256().digest_size
+
+
+def key_of(*what: str) -> str:
+    """Of the code that these, and our sources, lead to."""
+    found = hashlib.sha256(_sources())
+    for text in what:
+        found.update(f"{len(text)} {text}".encode())
+    return found.hexdigest()
+
+
+def read(key: str) -> bytes | None:
+    try:
+        path = _folder() / key
+        with path.open("rb") as file:
+            if not _is_ours(os.fstat(file.fileno())):
+                return None
+            checksum, code = file.read(SIZE), file.read()
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return None
+    return code if hashlib.sha256(code).digest() == checksum else None
+
+
+def write(key: str, code: bytes) -> None:
+    with contextlib.suppress(OSError, RuntimeError):
+        folder = _folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_ours(folder.stat()):
+            return
+        handle, name = tempfile.mkstemp(dir=folder)  # readable for the user alone
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(code).digest() + code)
+            os.replace(name, folder / key)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+
+
+def _folder() -> Path:
+    if sys.platform == "win32":
+        return Path.home() / "AppData" / "Local" / "tritongru" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "tritongru"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base and os.path.isabs(base) else Path.home() / ".cache") / "tritongru"
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    if sys.platform == "win32":  # where a user's folders are closed to others
+        return True
+    return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+@functools.cache
+def _sources() -> bytes:
+    found = hashlib.sha256()
+    package = Path(__file__).parent.parent
+    for path in (*sorted(package.glob("llvm/**/*.py")), package / "planning" / "instruction_sets.py"):
+        found.update(path.name.encode())
+        found.update(path.read_bytes())
+    return found.digest()

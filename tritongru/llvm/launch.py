@@ -1,0 +1,180 @@
+"""Runs the compiled passes of a layer: the mirror of the launchers of the Triton families.
+
+Numbers of 16 bit are widened to fp32 here and narrowed again at the end; weights are packed anew in each call, inside
+it. Every tensor whose address a pass is given is held here until the pass has ended.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tritongru.arguments.records import LayerCall, OutputGradients, Outputs, Saved, Weights
+from tritongru.llvm import threads
+from tritongru.llvm.compiling import function_of
+from tritongru.llvm.passes.call import CALL, TENSORS
+from tritongru.planning.cpu_plan import KEPT, chunk_of, exact_dtype, groups_of, parts
+from tritongru.planning.launches import VectorLaunch
+
+SCALARS = {torch.float32: "float", torch.float64: "double"}
+SCRATCH_BYTES = 1 << 23  # that a thread keeps for its next call
+_ADDRESSES = struct.Struct(f"{len(TENSORS)}q")
+_kept = threading.local()
+
+
+def scalar_of(dtype: torch.dtype) -> str:
+    """In which tensors of that type are computed, as LLVM calls it."""
+    return SCALARS[exact_dtype(dtype)]
+
+
+class _Pass(NamedTuple):
+    """A compiled pass for calls of one size. ``numbers``: what its record has besides tensors, packed; ``scratch``:
+    bytes that it needs."""
+
+    run: Callable[[bytes], None]
+    numbers: bytes
+    scratch: int
+
+
+def forward(call: LayerCall, keeps: bool, launch: VectorLaunch) -> Outputs:
+    """As ``layer.forward``; what is kept is (N, D, KEPT, H), in fp32 for 16-bit tensors."""
+    dtype = call.x.dtype
+    if dtype not in SCALARS:
+        wide = forward(_widened(call), keeps, launch)
+        return Outputs(wide.y.to(dtype), wide.hn.to(dtype), wide.gates)
+    x, weights, h0, (B, offsets) = _dense(call)
+    N, I = x.shape
+    D, _, H = weights.w_hh.shape
+    y, hn = x.new_empty((N, D, H)), x.new_empty((D, B, H))
+    kept = x.new_empty((N, D, KEPT, H)) if keeps else None
+    T = N // B if offsets is None else offsets.shape[0] - 1
+    found = _pass("forward", launch.isa, dtype, T, D, B, H, I, threads.count(), False)
+    zeros = _zeros(dtype, H) if h0 is None else None
+    _run(found, x, *weights, h0, offsets, y, hn, kept, *(None,) * 7, zeros)
+    return Outputs(y, hn, x.new_empty(0) if kept is None else kept)
+
+
+def infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], each: int, isa: str) -> tuple[Tensor, Tensor]:
+    """All layers of one direction without gradients, each tensor contiguous: y (T, B, H) and h_n (L, B, H) of x
+    (T, B, I). A layer of one direction is ``forward``'s whatever its tensors' dimensions: only their memory counts."""
+    T, B, I = x.shape
+    H, dtype = weights[1].shape[1], x.dtype
+    layers = len(weights) // each
+    hn = torch.empty((layers, B, H), dtype=dtype)
+    zeros = _zeros(dtype, H) if hx is None else None
+    number_of_threads = threads.count()
+    for layer in range(layers):
+        y = torch.empty((T, B, H), dtype=dtype)
+        found = _pass("forward", isa, dtype, T, 1, B, H, I, number_of_threads, False)
+        w_ih, w_hh, *biases = weights[layer * each : (layer + 1) * each]
+        b_ih, b_hh = biases or (None, None)
+        states = hx, hn
+        if layers > 1:
+            states = None if hx is None else hx[layer], hn[layer]
+        _run(found, x, w_ih, w_hh, b_ih, b_hh, states[0], None, y, states[1], None, *(None,) * 7, zeros)
+        x, I = y, H
+    return x, hn
+
+
+def infer_step(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor | None], isa: str) -> Tensor:
+    """The state (B, H) after one step, without gradients, each tensor contiguous: of x (B, I) and hx (B, H)."""
+    (B, I), dtype = x.shape, x.dtype
+    H: int = weights[1].shape[1]  # type: ignore[union-attr]
+    y = torch.empty((B, H), dtype=dtype)
+    zeros = _zeros(dtype, H) if hx is None else None
+    found = _pass("forward", isa, dtype, 1, 1, B, H, I, threads.count(), False)
+    _run(found, x, *weights, hx, None, y, *(None,) * 9, zeros)
+    return y
+
+
+def backward(
+    grads: OutputGradients, call: LayerCall, saved: Saved, needs: list[bool], launch: VectorLaunch
+) -> tuple[Tensor, ...]:
+    """As ``layer.backward``; ``saved`` has what the forward kept, or its outputs."""
+    dtype = call.x.dtype
+    if dtype not in SCALARS:
+        exact = exact_dtype(dtype)
+        wide = OutputGradients(*(None if g is None else g.to(exact) for g in grads))
+        narrow = backward(wide, _widened(call), Saved(*(s.to(exact) for s in saved)), needs, launch)
+        return tuple(g.to(dtype) for g in narrow)
+    x, weights, h0, (B, offsets) = _dense(call)
+    N, I = x.shape
+    D, _, H = weights.w_hh.shape
+    kept = saved.gates.contiguous() if saved.gates.numel() else None
+    y = saved.y.contiguous() if kept is None else None
+    dy = None if grads.dy is None else grads.dy.contiguous()
+    dhn = grads.dhn  # where the pass leaves the gradient of h0
+    dh = x.new_zeros((D, B, H)) if dhn is None else dhn.clone(memory_format=torch.contiguous_format)
+    dx = None
+    if needs[0]:  # to which two directions add
+        dx = torch.zeros_like(x) if D == 2 else torch.empty_like(x)
+    needed = zip(weights, needs[1:5], strict=True)
+    dws = [torch.zeros_like(w) if need and w is not None else None for w, need in needed]
+    T = N // B if offsets is None else offsets.shape[0] - 1
+    found = _pass("backward", launch.isa, dtype, T, D, B, H, I, threads.count(), kept is None)
+    zeros = _zeros(dtype, H) if h0 is None else None
+    _run(found, x, *weights, h0, offsets, y, None, kept, dy, dh, dx, *dws, zeros)
+    return tuple(x.new_empty(0) if g is None else g for g in (dx, *dws, dh if needs[5] else None))
+
+
+def _run(found: _Pass, *tensors: Tensor | None) -> None:
+    """``tensors``: all but the last of ``TENSORS``, the scratch, which a thread keeps from call to call."""
+    scratch = getattr(_kept, "scratch", None)
+    if scratch is None or scratch.numel() < found.scratch:
+        scratch = torch.empty(found.scratch, dtype=torch.uint8)
+        if found.scratch <= SCRATCH_BYTES:
+            _kept.scratch = scratch
+    addresses = [0 if t is None else t.data_ptr() for t in tensors]
+    found.run(_ADDRESSES.pack(*addresses, scratch.data_ptr()) + found.numbers)
+
+
+@functools.lru_cache(maxsize=1024)
+def _pass(
+    kernel: str,
+    isa: str,
+    dtype: torch.dtype,
+    T: int,
+    D: int,
+    B: int,
+    H: int,
+    I: int,
+    number_of_threads: int,
+    rebuilds: bool,
+) -> _Pass:
+    itemsize, backward = dtype.itemsize, kernel == "backward"
+    chunk = chunk_of(T, B, H, itemsize, number_of_threads, backward)
+    sizes = {"I": I, "H": H, "B": B, "rows": chunk * B, "itemsize": itemsize}
+    share, at = parts(isa, **sizes, backward=backward, rebuilds=rebuilds)
+    groups = groups_of(isa, B, number_of_threads)
+    numbers = (D, B, T, I, H, chunk, groups, number_of_threads, share, *at.values(), threads.parallel())
+    packed = CALL.packed(*(0,) * len(TENSORS), *numbers)[_ADDRESSES.size :]
+    return _Pass(function_of(isa, SCALARS[dtype], kernel), packed, D * share * itemsize)
+
+
+@functools.lru_cache(maxsize=64)
+def _zeros(dtype: torch.dtype, H: int) -> Tensor:
+    """The state of every row before the first step, where none is given."""
+    return torch.zeros(H, dtype=dtype)
+
+
+def _dense(call: LayerCall) -> LayerCall:
+    x, weights, h0, rows = call
+    if all(t is None or t.is_contiguous() for t in (x, *weights, h0, rows.offsets)):
+        return call
+    own = Weights(*(None if w is None else w.contiguous() for w in weights))  # type: ignore[arg-type]
+    offsets = None if rows.offsets is None else rows.offsets.contiguous()
+    return LayerCall(x.contiguous(), own, None if h0 is None else h0.contiguous(), rows._replace(offsets=offsets))
+
+
+def _widened(call: LayerCall) -> LayerCall:
+    """The call in the type in which it is computed."""
+    x, weights, h0, rows = call
+    dtype = exact_dtype(x.dtype)
+    own = Weights(*(None if w is None else w.to(dtype) for w in weights))  # type: ignore[arg-type]
+    return LayerCall(x.to(dtype), own, None if h0 is None else h0.to(dtype), rows)

@@ -1,0 +1,316 @@
+"""The backward pass of a layer, the mirror of the forward: chunk by chunk the loop over the steps from the last, then
+the products over the chunk's rows.
+
+A step first finds the gradients of its gates, which one row holds side by side as (n, r, z, a), so that those of the
+input's product (n, r, z) and those of the state's (r, z, a) each are one operand. What the forward has kept of a step
+also has the state before it, for the gradient of W_hh; where nothing was kept it is rebuilt from the outputs, chunk by
+chunk. Gradients of weights are summed block by block of rows, and the blocks depend on the sizes of the call alone.
+"""
+
+from __future__ import annotations
+
+from tritongru.llvm.language import BITS, I64, PTR, Function, Module, Value
+from tritongru.llvm.passes import gate_math
+from tritongru.llvm.passes.call import Layer, Walk, states_before, vectors_of
+from tritongru.llvm.passes.forward_pass import BLOCK, Parts, blocks_of, write_parts
+from tritongru.llvm.passes.packing import strip_of_columns
+from tritongru.llvm.passes.phases import PHASE, Task, run, worker
+from tritongru.llvm.passes.tiles import Tiles, product
+from tritongru.planning.cpu_plan import GRADIENTS, KEPT, LINE, strip_length
+
+SUMMED = 128  # rows that are summed in registers before memory is added to
+ABREAST = 3  # strips of a task of the gradients of weights
+N, R, Z, A = range(GRADIENTS)  # what a row of gradients holds, H of each
+BEFORE = KEPT - 1
+
+
+def write_backward(m: Module, tiles: Tiles) -> None:
+    forward = write_parts(m, tiles, backward=True)
+    columns = strip_of_columns(m)
+    pack = worker(m, "pack_backward", _pack(m, tiles, columns))
+    walk = worker(m, "walk_backward", _walk(m, tiles, forward))
+    products = worker(m, "multiply_gradients", _products(m, tiles, columns))
+    with m.function("backward", {"call": PTR}, public=True) as (f, call):
+        own, phase = Layer(f, call), f.local(I64, len(PHASE.fields))
+        D, T, B, chunk = own.D, own.T, own.B, own.chunk
+        rebuilds = f.is_there(own.kept).equals(0)
+        run(f, call, phase, pack, D * (own.vectors + vectors_of(f, own.I)))
+        with f.given(rebuilds):
+            run(f, call, phase, forward.pack, D * own.vectors)
+        with f.loop(0, T, chunk) as first:
+            count = f.least(T - first, chunk)
+            PHASE.set(f, phase, first=first, count=count)
+            with f.given(rebuilds):
+                run(f, call, phase, forward.project, D * blocks_of(count * B))
+            run(f, call, phase, walk, D * own.groups)
+            with f.loop(0, D) as d:  # one after the other: both add to the gradient of x
+                PHASE.set(f, phase, direction=d)
+                tasks = blocks_of(count * B) + _abreast(f, own.I) + _abreast(f, own.H) + 1
+                run(f, call, phase, products, tasks)
+
+
+def _abreast(f: Function, columns: Value) -> Value:
+    """Tasks that so many columns of a gradient of weights take."""
+    return (vectors_of(f, columns) + (ABREAST - 1)) // ABREAST
+
+
+def _length(m: Module, H: Value) -> Value:
+    """As ``row_of_gradients``."""
+    return H * GRADIENTS + LINE * 8 // BITS[m.scalar]
+
+
+def _pack(m: Module, tiles: Tiles, columns: Function) -> Task:
+    """A strip of W_hh, whose rows come in the order r, z, n, or of W_ih in the order n, r, z."""
+    L = m.lanes
+
+    def task(f: Function, call: Value, phase: Value, number: Value) -> None:
+        own = Layer(f, call)
+        H, I, P = own.H, own.I, own.vectors
+        each = P + vectors_of(f, I)
+        d, strip = number // each, number % each
+        scratch, length = own.scratch_of(d), tiles.strip(H * 3)
+        with f.given(strip < P):
+            to = f.at(scratch, own.at_w_hh_back + strip * length, m.scalar)
+            f.call(columns, f.at(own.w_hh, d * 3 * H * H, m.scalar), H, H * 3, H, strip * L, to)
+        with f.otherwise(strip < P):
+            to = f.at(scratch, own.at_w_ih_back + (strip - P) * length, m.scalar)
+            for place, gate in enumerate((2, 0, 1)):
+                block = f.at(own.w_ih, (d * 3 + gate) * H * I, m.scalar)
+                f.call(columns, block, I, H, I, (strip - P) * L, f.at(to, H * (place * L), m.scalar))
+
+    return task
+
+
+def _walk(m: Module, tiles: Tiles, forward: Parts) -> Task:
+    """All steps of a chunk for the rows of a group, in one direction, from the last."""
+    gradients, multiply = _gradients_of_gates(m), m.once("product", lambda m: product(m, tiles))
+
+    def task(f: Function, call: Value, phase: Value, number: Value) -> None:
+        own = Layer(f, call)
+        H = own.H
+        apart, width, length = own.D * H, own.vectors * (3 * m.lanes), _length(m, H)
+        first, count = PHASE.get(f, phase, "first"), PHASE.get(f, phase, "count")
+        d = number // own.groups
+        walk = Walk(own, d, backward=True)
+        start, stop = own.rows_of_group(number % own.groups)
+        scratch = own.scratch_of(d)
+        w_hh, dg = f.at(scratch, own.at_w_hh_back, m.scalar), f.at(scratch, own.at_dg, m.scalar)
+        rebuilt_y, gx = f.at(scratch, own.at_rebuilt_y, m.scalar), f.at(scratch, own.at_gx, m.scalar)
+        dh = f.at(own.dh, d * own.B * H, m.scalar)
+        row_of_chunk = own.first_row(walk.earliest(first, count))
+        kept, kept_stride = kept_of_chunk(own, d, row_of_chunk)
+        rebuilds, has_dy = f.is_there(own.kept).equals(0), f.is_there(own.dy)
+        with f.loop(first, first + count) as walked:
+            t = walk.step(walked)
+            row = own.first_row(t)
+            end = f.least(own.first_row(t + 1) - row, stop)
+            in_chunk = row - row_of_chunk
+            with f.given(rebuilds):
+                for low, high, h, stride in states_before(own, walk, t, start, end):
+                    with f.given(low < high):
+                        here = f.at(gx, (in_chunk + low) * width, m.scalar)
+                        to = f.at(kept, (in_chunk + low) * (H * KEPT), m.scalar)
+                        unused = f.at(rebuilt_y, low * H, m.scalar)
+                        f.call(forward.step, call, scratch, high - low, h, stride, here, unused, H, to)
+            of_group = f.at(dh, start * H, m.scalar)
+            with f.given(start < end):
+                dy = f.variable(f.null())
+                with f.given(has_dy):
+                    dy.set(f.at(own.dy, (row + start) * apart + d * H, m.scalar))
+                place = f.at(dg, (in_chunk + start) * length, m.scalar)
+                f.call(
+                    *(gradients, end - start, H, of_group, dy.get(), apart),
+                    *(f.at(kept, (in_chunk + start) * kept_stride, m.scalar), kept_stride, place, length),
+                )
+                f.call(
+                    *(multiply, end - start, f.at(place, H * R, m.scalar), length, H * 3, w_hh, H),
+                    *(of_group, H, of_group, H),
+                )
+
+    return task
+
+
+def kept_of_chunk(own: Layer, d: Value, row: Value) -> tuple[Value, Value]:
+    """What the forward has kept, or what was rebuilt, from a row of a chunk on; and from one row to the next."""
+    f, scalar = own.f, own.f.module.scalar
+    there, each = f.is_there(own.kept), own.H * KEPT
+    stride = f.select(there, own.D * each, each)
+    place = f.variable(f.at(own.scratch_of(d), own.at_rebuilt, scalar))
+    with f.given(there):
+        place.set(f.at(own.kept, row * stride + d * each, scalar))
+    return place.get(), stride
+
+
+def _gradients_of_gates(m: Module) -> Function:
+    """Of one step of some rows. ``dh`` comes in with the gradient of the state after the step, as far as later steps
+    bring it, and leaves with the part of that of the state before which passes z."""
+    L = m.lanes
+    parameters = {
+        "rows": I64,
+        "H": I64,
+        "dh": PTR,
+        "dy": PTR,
+        "dy_stride": I64,
+        "kept": PTR,
+        "kept_stride": I64,
+        "dg": PTR,
+        "dg_stride": I64,
+    }
+    with m.function("gradients_of_gates", parameters) as (
+        f,
+        rows,
+        H,
+        dh,
+        dy,
+        dy_stride,
+        kept,
+        kept_stride,
+        dg,
+        dg_stride,
+    ):
+        whole = H - H % L
+        mask = f.first_lanes(H - whole, L)
+
+        def one(r: Value, unit: Value, masked: Value | None) -> None:
+            place = f.at(dh, r * H + unit, m.scalar)
+            arriving = f.variable(f.load_lanes(place, m.vector, masked))
+            with f.given(f.is_there(dy)):
+                more = f.load_lanes(f.at(dy, r * dy_stride + unit, m.scalar), m.vector, masked)
+                arriving.set(arriving.get() + more)
+            of_row = f.at(kept, r * kept_stride + unit, m.scalar)
+            *gates, state = [f.load_lanes(f.at(of_row, H * k, m.scalar), m.vector, masked) for k in range(KEPT)]
+            of, passing = gate_math.step_gradients(f, arriving.get(), state, gate_math.Gates(*gates))
+            f.store_lanes(passing, place, masked)
+            target = f.at(dg, r * dg_stride + unit, m.scalar)
+            for slot, value in ((N, of.n), (R, of.r), (Z, of.z), (A, of.a)):
+                f.store_lanes(value, f.at(target, H * slot, m.scalar), masked)
+
+        with f.loop(0, rows) as r:
+            with f.loop(0, whole, L) as unit:
+                one(r, unit, None)
+            with f.given(whole < H):
+                one(r, whole, mask)
+    return f  # type: ignore[no-any-return]
+
+
+def _products(m: Module, tiles: Tiles, columns: Function) -> Task:
+    """Of a chunk in one direction: the gradient of x of a block of rows, or of a few columns of a weight matrix, or of
+    the biases."""
+    block, weights = _gradient_of_x(m, tiles), _gradient_of_weights(m, tiles, columns)
+    biases = _gradient_of_biases(m)
+
+    def task(f: Function, call: Value, phase: Value, number: Value) -> None:
+        own = Layer(f, call)
+        H, I = own.H, own.I
+        d = PHASE.get(f, phase, "direction")
+        first, count = PHASE.get(f, phase, "first"), PHASE.get(f, phase, "count")
+        begin = Walk(own, d, backward=True).earliest(first, count)
+        row = own.first_row(begin)
+        rows = own.first_row(begin + count) - row
+        dg = f.at(own.scratch_of(d), own.at_dg, m.scalar)
+        blocks = blocks_of(count * own.B)
+        after_x = number - blocks
+        after_w_ih = after_x - _abreast(f, I)
+        after_w_hh = after_w_ih - _abreast(f, H)
+        dx, dw_ih, dw_hh = own.dx, own.dw_ih, own.dw_hh
+        with f.given(f.both(after_x < 0, f.is_there(dx))):
+            f.call(block, call, d, dg, row, number * BLOCK, rows)
+        of_w_ih = f.both(f.both(after_x >= 0, after_w_ih < 0), f.is_there(dw_ih))
+        with f.given(of_w_ih):
+            x = f.at(own.x, row * I, m.scalar)
+            to = f.at(dw_ih, d * 3 * H * I, m.scalar)
+            f.call(weights, H, dg, rows, x, I, I, after_x * ABREAST, to, f.integer(N))
+        of_w_hh = f.both(f.both(after_w_ih >= 0, after_w_hh < 0), f.is_there(dw_hh))
+        with f.given(of_w_hh):
+            kept, stride = kept_of_chunk(own, d, row)
+            to = f.at(dw_hh, d * 3 * H * H, m.scalar)
+            before = f.at(kept, H * BEFORE, m.scalar)
+            f.call(weights, H, dg, rows, before, stride, H, after_w_ih * ABREAST, to, f.integer(A))
+        with f.given(f.both(after_w_hh.equals(0), f.is_there(own.db_ih))):
+            f.call(biases, H, dg, rows, f.at(own.db_ih, d * 3 * H, m.scalar), f.integer(N))
+        with f.given(f.both(after_w_hh.equals(0), f.is_there(own.db_hh))):
+            f.call(biases, H, dg, rows, f.at(own.db_hh, d * 3 * H, m.scalar), f.integer(A))
+
+    return task
+
+
+def _gradient_of_x(m: Module, tiles: Tiles) -> Function:
+    """dx += (dn, dr, dz) W_ih of a block of a chunk's rows."""
+    multiply = m.once("product", lambda m: product(m, tiles))
+    parameters = {"call": PTR, "d": I64, "dg": PTR, "row": I64, "start": I64, "rows": I64}
+    with m.function("gradient_of_x", parameters) as (f, call, d, dg, row, start, rows):
+        own = Layer(f, call)
+        I, H, length = own.I, own.H, _length(m, own.H)
+        w_ih = f.at(own.scratch_of(d), own.at_w_ih_back, m.scalar)
+        dx = f.at(own.dx, (row + start) * I, m.scalar)
+
+        some = f.least(rows - start, BLOCK)
+        adds = f.select(own.D.equals(1), f.null(), dx)  # to that of the other direction
+        with f.given(some > 0):
+            f.call(multiply, some, f.at(dg, start * length, m.scalar), length, H * 3, w_ih, I, adds, I, dx, I)
+    return f  # type: ignore[no-any-return]
+
+
+def _gradient_of_weights(m: Module, tiles: Tiles, columns: Function) -> Function:
+    """A few strips of columns of dW += dg^T x over a chunk's rows. ``third``: which gradient is that of gate n."""
+    L = m.lanes
+    multiply = product(m, tiles, across=True)
+    most = strip_length(SUMMED, L, BITS[m.scalar] // 8)
+    parameters = {
+        "H": I64,
+        "dg": PTR,
+        "rows": I64,
+        "x": PTR,
+        "x_stride": I64,
+        "I": I64,
+        "first": I64,
+        "dw": PTR,
+        "third": I64,
+    }
+    with m.function("gradient_of_weights", parameters) as (f, H, dg, rows, x, x_stride, I, first, dw, third):
+        length, packed = _length(m, H), f.local(m.scalar, ABREAST * most)
+        some = f.least(vectors_of(f, I) - first, ABREAST)
+        with f.loop(0, rows, SUMMED) as start:
+            count = f.least(rows - start, SUMMED)
+            apart = tiles.strip(count)
+            with f.loop(0, some) as strip:
+                here = f.at(x, start * x_stride, m.scalar)
+                f.call(columns, here, x_stride, count, I, (first + strip) * L, f.at(packed, strip * apart, m.scalar))
+            with f.loop(0, 3) as gate:
+                slot = f.select(gate.equals(2), third, gate + R)
+                a = f.at(dg, start * length + slot * H, m.scalar)
+                to = f.at(dw, H * gate * I + first * L, m.scalar)
+                columns_left = f.least(I - first * L, some * L)
+                f.call(multiply, H, a, length, count, packed, columns_left, to, I, to, I)
+    return f  # type: ignore[no-any-return]
+
+
+def _gradient_of_biases(m: Module) -> Function:
+    """db += the sum of dg over a chunk's rows. ``third``: which gradient is that of gate n."""
+    L = m.lanes
+    with m.function("gradient_of_biases", {"H": I64, "dg": PTR, "rows": I64, "db": PTR, "third": I64}) as (
+        f,
+        H,
+        dg,
+        rows,
+        db,
+        third,
+    ):
+        length, whole = _length(m, H), H - H % L
+        mask = f.first_lanes(H - whole, L)
+
+        def one(unit: Value, masked: Value | None) -> None:
+            total = f.variable(f.constant(0.0, m.vector))
+            source = f.at(dg, slot * H + unit, m.scalar)
+            with f.loop(0, rows) as row:
+                total.set(total.get() + f.load_lanes(f.at(source, row * length, m.scalar), m.vector, masked))
+            place = f.at(db, H * gate + unit, m.scalar)
+            f.store_lanes(f.load_lanes(place, m.vector, masked) + total.get(), place, masked)
+
+        with f.loop(0, 3) as gate:
+            slot = f.select(gate.equals(2), third, gate + R)
+            with f.loop(0, whole, L) as unit:
+                one(unit, None)
+            with f.given(whole < H):
+                one(whole, mask)
+    return f  # type: ignore[no-any-return]

@@ -1,0 +1,107 @@
+"""What a compiled pass is told of a layer, and what follows from it."""
+
+from __future__ import annotations
+
+from tritongru.llvm.language import I64, PTR, Function, Record, Value
+from tritongru.planning.cpu_plan import PARTS
+
+# Tensors are null where there are none, gradients where nobody needs them. ``y``, ``hn``, ``dy`` and so on as the
+# operators have them; ``kept`` (N, D, KEPT, H); ``dh`` comes in with the gradient of h_n and leaves with that of h0.
+TENSORS = (
+    *("x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "offsets", "y", "hn", "kept"),
+    *("dy", "dh", "dx", "dw_ih", "dw_hh", "db_ih", "db_hh", "zeros", "scratch"),
+)
+_SIZES = ("D", "B", "T", "I", "H", "chunk", "groups", "threads")  # chunk: steps; groups: of rows, each walked at once
+CALL = Record(
+    **dict.fromkeys(TENSORS, PTR),
+    **dict.fromkeys(_SIZES, I64),
+    share=I64,
+    **{f"at_{part}": I64 for part in PARTS},
+    parallel=PTR,
+)
+
+
+class Layer:
+    """The fields of a call, each read where it is asked for, and what follows from them."""
+
+    def __init__(self, f: Function, call: Value) -> None:
+        self.f, self.call = f, call
+
+    def __getattr__(self, name: str) -> Value:
+        if name not in CALL.fields:
+            raise AttributeError(name)
+        return CALL.get(self.f, self.call, name)
+
+    @property
+    def vectors(self) -> Value:
+        """Of units."""
+        return vectors_of(self.f, self.H)
+
+    def scratch_of(self, d: Value) -> Value:
+        return self.f.at(self.scratch, d * self.share, self.f.module.scalar)
+
+    def first_row(self, t: Value) -> Value:
+        """Of the rows of step t; for t = T their number."""
+        f = self.f
+        row, offsets = f.variable(t * self.B), self.offsets
+        with f.given(f.is_there(offsets)):
+            row.set(f.load(f.at(offsets, t, I64), I64))
+        return row.get()
+
+    def rows_of_group(self, group: Value) -> tuple[Value, Value]:
+        """The first of a group's rows of a batch, and where they end; a group has whole tiles as far as there are."""
+        f, R = self.f, self.f.module.isa.rows
+        each = (self.B + self.groups * R - 1) // (self.groups * R) * R
+        first = f.least(group * each, self.B)
+        return first, f.least(first + each, self.B)
+
+
+class Walk:
+    """A task's way through the steps of a chunk: for direction d, from the walk's step ``first`` on. A backward pass
+    walks each direction from its last step."""
+
+    def __init__(self, own: Layer, d: Value, backward: bool) -> None:
+        self.own, self.d = own, d
+        self.ahead = d.equals(1 if backward else 0)  # whether it walks with time
+
+    def step(self, walked: Value) -> Value:
+        return self.own.f.select(self.ahead, walked, self.own.T - 1 - walked)
+
+    def earliest(self, first: Value, count: Value) -> Value:
+        """Of the steps that come first, first + 1, .., in time."""
+        return self.own.f.select(self.ahead, first, self.own.T - first - count)
+
+    def neighbour(self, t: Value, before: bool) -> Value:
+        """The step before or after t in the direction of the state, or t itself where there is none."""
+        f, T = self.own.f, self.own.T
+        earlier = self.d.equals(0 if before else 1)
+        return f.select(earlier, f.most(t - 1, 0), f.least(t + 1, T - 1))
+
+    def shared(self, t: Value, other: Value, start: Value, end: Value) -> Value:
+        """Where those of the rows [start, end) of step t end that the other step has, too; a step has none with
+        itself."""
+        f, own = self.own.f, self.own
+        found = f.least(own.first_row(other + 1) - own.first_row(other), end)
+        return f.select(other.equals(t), start, f.most(found, start))
+
+
+def states_before(
+    own: Layer, walk: Walk, t: Value, start: Value, end: Value
+) -> list[tuple[Value, Value, Value, Value]]:
+    """For the rows [start, end) of step t: (from, to, where their states before the step lie, and how far apart)."""
+    f, scalar = own.f, own.f.module.scalar
+    before = walk.neighbour(t, before=True)
+    middle = walk.shared(t, before, start, end)
+    apart = own.D * own.H
+    of_y = f.at(own.y, (own.first_row(before) + start) * apart + walk.d * own.H, scalar)
+    there = f.is_there(own.h0)
+    of_h0 = f.variable(own.zeros)
+    stride = f.select(there, own.H, f.integer(0))
+    with f.given(there):
+        of_h0.set(f.at(own.h0, (walk.d * own.B + middle) * own.H, scalar))
+    return [(start, middle, of_y, apart), (middle, end, of_h0.get(), stride)]
+
+
+def vectors_of(f: Function, count: Value) -> Value:
+    L = f.module.lanes
+    return (count + (L - 1)) // L

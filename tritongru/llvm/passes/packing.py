@@ -1,0 +1,57 @@
+"""Weights and rows, brought into the order in which tiles read them."""
+
+from __future__ import annotations
+
+from tritongru.llvm.language import I64, PTR, Function, Module
+from tritongru.llvm.passes.tiles import transposed
+
+
+def strip_of_rows(m: Module) -> Function:
+    """A strip of L rows of a matrix (rows, K), so that a tile's columns are those rows. Beyond the last row that one is
+    repeated: nobody reads what comes of it."""
+    L = m.lanes
+    parameters = {"matrix": PTR, "rows": I64, "K": I64, "first": I64, "strip": PTR}
+    with m.function("strip_of_rows", parameters) as (f, matrix, rows, K, first, strip):
+        lines = [f.at(matrix, f.least(first + lane, rows - 1) * K, m.scalar) for lane in range(L)]
+        whole = K - K % L
+        with f.loop(0, whole, L) as k:
+            columns = transposed(f, [f.load(f.at(line, k, m.scalar), m.vector) for line in lines])
+            for j, column in enumerate(columns):
+                f.store(column, f.at(strip, (k + j) * L, m.scalar))
+        with f.loop(whole, K) as k:
+            for lane, line in enumerate(lines):
+                f.store(f.load(f.at(line, k, m.scalar), m.scalar), f.at(strip, k * L + lane, m.scalar))
+    return f  # type: ignore[no-any-return]
+
+
+def strip_of_columns(m: Module) -> Function:
+    """``rows`` rows of a strip of L columns of a matrix whose rows lie ``stride`` apart; zeros beyond its last one."""
+    L = m.lanes
+    parameters = {"matrix": PTR, "stride": I64, "rows": I64, "columns": I64, "first": I64, "strip": PTR}
+    with m.function("strip_of_columns", parameters) as (f, matrix, stride, rows, columns, first, strip):
+        source, whole = f.at(matrix, first, m.scalar), columns - first >= L
+        mask = f.first_lanes(columns - first, L)
+        with f.given(whole), f.loop(0, rows) as row:
+            f.store(f.load(f.at(source, row * stride, m.scalar), m.vector), f.at(strip, row * L, m.scalar))
+        with f.otherwise(whole), f.loop(0, rows) as row:
+            value = f.masked_load(f.at(source, row * stride, m.scalar), m.vector, mask)
+            f.store(value, f.at(strip, row * L, m.scalar))
+    return f  # type: ignore[no-any-return]
+
+
+def copy_rows(m: Module) -> Function:
+    """``rows`` rows of ``columns`` values from one place to another, or zeros where there is no such place."""
+    L = m.lanes
+    parameters = {"source": PTR, "source_stride": I64, "target": PTR, "target_stride": I64, "rows": I64, "columns": I64}
+    with m.function("copy_rows", parameters) as (f, source, source_stride, target, target_stride, rows, columns):
+        whole = columns - columns % L
+        mask = f.first_lanes(columns - whole, L)
+        with f.loop(0, rows) as row:
+            there, here = f.at(target, row * target_stride, m.scalar), f.at(source, row * source_stride, m.scalar)
+            with f.loop(0, whole, L) as k:
+                f.store(f.load(f.at(here, k, m.scalar), m.vector), f.at(there, k, m.scalar))
+            with f.given(whole < columns):
+                f.masked_store(
+                    f.masked_load(f.at(here, whole, m.scalar), m.vector, mask), f.at(there, whole, m.scalar), mask
+                )
+    return f  # type: ignore[no-any-return]

@@ -1,0 +1,210 @@
+"""Products of a few rows with packed weights, in registers.
+
+A matrix of weights is packed into strips: one vector of columns for every k, one after the other. A tile multiplies R
+rows of the left matrix with V strips. Each of its sums starts at zero and takes the products in the order of k,
+whatever R and V are, so that a row has the same bits in every tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from tritongru.llvm.language import BITS, I64, PTR, Function, Module, Value
+from tritongru.planning.cpu_plan import LINE
+
+
+class Left(NamedTuple):
+    """The left matrix, of K columns. ``stride`` leads from row to row, whose k are adjacent; or, ``across``, from k to
+    k, whose rows are adjacent."""
+
+    matrix: Value
+    stride: Value
+    K: Value
+    across: bool = False
+
+
+# Writes what becomes of a tile's R rows and V strips, from which row and strip on.
+Body = Callable[[int, int, Value, Value], None]
+
+
+class Tiles:
+    """The tiles of a module, each written when it is first asked for."""
+
+    def __init__(self, module: Module) -> None:
+        self.module = module
+
+    @property
+    def most_sums(self) -> int:
+        return max(R * max(widths) for R, widths in self.module.isa.tiles.items())
+
+    def strip(self, K: Value) -> Value:
+        """As ``strip_length``."""
+        return K * self.module.lanes + LINE * 8 // BITS[self.module.scalar]
+
+    def sums(self, R: int, V: int) -> Function:
+        """The sums of a tile, to (R, V, lanes)."""
+        L = self.module.lanes
+
+        def write(m: Module) -> Function:
+            with m.function(f"sums_{R}x{V}", {**_TILE, "target": PTR}) as (f, a, stride, b, strip, K, target):
+                for k, value in enumerate(_products(f, Left(a, stride, K), b, strip, R, V)):
+                    f.store(value, f.at(target, k * L, m.scalar))
+            return f  # type: ignore[no-any-return]
+
+        return self.module.once(f"sums_{R}x{V}", write)
+
+    def added(self, R: int, V: int, across: bool) -> Function:
+        """The sums of a tile, and what is added to them, to rows in memory, of which ``columns`` are left from the
+        tile's first one on."""
+        L, name = self.module.lanes, f"added_{R}x{V}{'_across' if across else ''}"
+        parameters = {**_TILE, "plus": PTR, "plus_stride": I64, "target": PTR, "target_stride": I64, "columns": I64}
+
+        def write(m: Module) -> Function:
+            rest = m.once("sums_to_rows", _sums_to_rows)
+            with m.function(name, parameters) as (f, a, stride, b, strip, K, *places):
+                plus, plus_stride, target, target_stride, columns = places
+                found = _products(f, Left(a, stride, K, across), b, strip, R, V)
+                whole = columns >= V * L
+                with f.given(whole):
+                    for r in range(R):
+                        row, to = (f.at(p, s * r, m.scalar) for p, s in ((plus, plus_stride), (target, target_stride)))
+                        for v in range(V):
+                            value = found[r * V + v] + f.load(f.at(row, v * L, m.scalar), m.vector)
+                            f.store(value, f.at(to, v * L, m.scalar))
+                with f.otherwise(whole):
+                    sums = f.local(m.vector, R * V)
+                    for k, value in enumerate(found):
+                        f.store(value, f.at(sums, k * L, m.scalar))
+                    f.call(rest, sums, R, V, *places)
+            return f  # type: ignore[no-any-return]
+
+        return self.module.once(name, write)
+
+    def over(self, f: Function, rows: Value, strips: Value, body: Body, each: int = 1) -> None:
+        """Covers rows and strips with tiles whose numbers of strips are multiples of ``each``. Strips stay in the
+        nearest cache while the rows pass by."""
+        tiles = self.module.isa.tiles
+        most = max(tiles)
+        done = rows - rows % most
+        for R in sorted(tiles, reverse=True):
+            cuts = list(_cut(f, [V for V in tiles[R] if V % each == 0], strips))
+            if most == R:
+                for V, first, end in cuts:
+                    with f.loop(first, end, V) as strip, f.loop(0, done, R) as row:
+                        body(R, V, row, strip)
+                continue
+            more = rows - done >= R
+            with f.given(more):
+                for V, first, end in cuts:
+                    with f.loop(first, end, V) as strip:
+                        body(R, V, done, strip)
+            done = f.select(more, done + R, done)
+
+
+_TILE = {"a": PTR, "stride": I64, "b": PTR, "strip": I64, "K": I64}
+
+
+def _products(f: Function, left: Left, b: Value, strip: Value, R: int, V: int) -> list[Value]:
+    m, L = f.module, f.module.lanes
+    found = [f.variable(f.constant(0.0, m.vector)) for _ in range(R * V)]
+    with f.loop(0, left.K) as k:
+        here = f.at(b, k * L, m.scalar)
+        weights = [f.load(f.at(here, strip * v, m.scalar), m.vector) for v in range(V)]
+        for r in range(R):
+            place = left.stride * k + r if left.across else left.stride * r + k
+            value = f.splat(f.load(f.at(left.matrix, place, m.scalar), m.scalar), L)
+            for v in range(V):
+                found[r * V + v].set(f.fma(value, weights[v], found[r * V + v].get()))
+    return [total.get() for total in found]
+
+
+def product(m: Module, tiles: Tiles, across: bool = False) -> Function:
+    """A function for target = plus + left right, of which only the first ``columns`` columns are touched. ``plus`` is
+    null, or what is added last: a matrix, or with stride 0 a row for all."""
+    L = m.lanes
+    parameters = {
+        "rows": I64,
+        "a": PTR,
+        "a_stride": I64,
+        "K": I64,
+        "b": PTR,
+        "columns": I64,
+        "plus": PTR,
+        "plus_stride": I64,
+        "target": PTR,
+        "stride": I64,
+    }
+    with m.function(f"product{'_across' if across else ''}", parameters) as (f, rows, a, a_stride, K, b, *rest):
+        columns, plus, plus_stride, target, stride = rest
+        length, adds = tiles.strip(K), f.is_there(plus)
+        most = max(max(widths) for widths in m.isa.tiles.values())
+        zeros = f.local(m.vector, most)
+        for v in range(most):
+            f.store(f.constant(0.0, m.vector), f.at(zeros, v * L, m.scalar))
+
+        def body(R: int, V: int, row: Value, strip: Value) -> None:
+            column = strip * L
+            f.call(
+                *(tiles.added(R, V, across), f.at(a, row if across else row * a_stride, m.scalar), a_stride),
+                *(f.at(b, strip * length, m.scalar), length, K),
+                f.select(adds, f.at(plus, row * plus_stride + column, m.scalar), zeros),
+                *(f.select(adds, plus_stride, f.integer(0)), f.at(target, row * stride + column, m.scalar), stride),
+                columns - column,
+            )
+
+        tiles.over(f, rows, (columns + (L - 1)) // L, body)
+    return f  # type: ignore[no-any-return]
+
+
+def _sums_to_rows(m: Module) -> Function:
+    """What ``Tiles.added`` does where a tile reaches beyond the last column."""
+    L = m.lanes
+    parameters = {
+        "sums": PTR,
+        "R": I64,
+        "V": I64,
+        "plus": PTR,
+        "plus_stride": I64,
+        "target": PTR,
+        "stride": I64,
+        "columns": I64,
+    }
+    with m.function("sums_to_rows", parameters) as (f, sums, R, V, plus, plus_stride, target, stride, columns):
+        whole = f.least(columns // L, V)
+        mask = f.first_lanes(columns - whole * L, L)
+        with f.loop(0, R) as r:
+            for masked, low, high in ((None, f.integer(0), whole), (mask, whole, f.least(whole + 1, V))):
+                with f.loop(low, high) as v:
+                    value = f.load(f.at(sums, (r * V + v) * L, m.scalar), m.vector)
+                    more = f.load_lanes(f.at(plus, r * plus_stride + v * L, m.scalar), m.vector, masked)
+                    f.store_lanes(value + more, f.at(target, r * stride + v * L, m.scalar), masked)
+    return f  # type: ignore[no-any-return]
+
+
+def _cut(f: Function, widths: list[int], strips: Value) -> Iterator[tuple[int, Value, Value]]:
+    """Which strips are served by tiles of which width."""
+    first = f.integer(0)
+    for V in widths:
+        left = strips - first
+        end = first + left - left % V
+        if V == 3 and 2 in widths:  # two and two instead of three and one, which has too few sums
+            lone = f.both((left % V).equals(1), left > 1)
+            end = f.select(lone, end - V, end)
+        yield V, first, end
+        first = end
+
+
+def transposed(f: Function, rows: list[Value]) -> list[Value]:
+    """L vectors of L lanes, by exchanging halves, quarters and so on."""
+    L, step = len(rows), len(rows) // 2
+    while step:
+        first = [k if not k & step else L + k - step for k in range(L)]
+        second = [k + step if not k & step else L + k for k in range(L)]
+        new = list(rows)
+        for i in range(L):
+            if not i & step:
+                new[i] = f.shuffle(rows[i], rows[i + step], first)
+                new[i + step] = f.shuffle(rows[i], rows[i + step], second)
+        rows, step = new, step // 2
+    return rows

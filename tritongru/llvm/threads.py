@@ -1,0 +1,73 @@
+"""Who runs the tasks of a phase side by side: torch's own OpenMP threads, or a pool of Python's.
+
+Both have the arguments of ``GOMP_parallel``: a function, what it is given, and how many threads call it. Torch's wheels
+for Linux bring the OpenMP library that its operators use; its team is used, so that there is one.
+"""
+
+from __future__ import annotations
+
+import _thread
+import concurrent.futures
+import ctypes
+import functools
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from tritongru.llvm import forks
+
+_PARALLEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+_WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+MOST = 256  # threads of the pool
+
+
+def count() -> int:
+    """As many as torch's operators take; one in a child of a fork, in which OpenMP's team does not exist."""
+    return 1 if forks.is_child() else torch.get_num_threads()
+
+
+def parallel() -> int:
+    """The address of who runs things side by side."""
+    return _openmp() or _pool()
+
+
+@functools.cache
+def _openmp() -> int:
+    """``GOMP_parallel`` of the library that torch has loaded, or 0 where there is none."""
+    if sys.platform != "linux":
+        return 0
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*")):
+        try:
+            library = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD)
+            return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
+        except (OSError, AttributeError):  # not loaded, or not what its name says
+            continue
+    return 0
+
+
+@functools.cache
+def _executor() -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(MOST, thread_name_prefix="tritongru")
+
+
+def _in_pool(function: int, given: int, threads: int, _: int) -> None:
+    work = _WORK(function)
+    others = [_executor().submit(work, given) for _ in range(threads - 1)]
+    work(given)
+    interrupted = False
+    while not all(other.done() for other in others):  # what is given lies on the caller's stack: nothing ends this
+        try:
+            concurrent.futures.wait(others)
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:  # from here no exception gets through
+        _thread.interrupt_main()
+
+
+_in_pool_pointer = _PARALLEL(_in_pool)
+
+
+def _pool() -> int:
+    return ctypes.cast(_in_pool_pointer, ctypes.c_void_p).value or 0

@@ -1,0 +1,219 @@
+"""The loop on a CPU: how a call is cut into chunks, what memory that takes, and where torch's own GRU is faster."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+import math
+from dataclasses import dataclass
+
+import torch
+
+from tritongru.planning.instruction_sets import SETS, host_sets, refusal
+from tritongru.planning.memory import Memory, gate_bytes, saves
+
+KEPT = 5  # values that a forward keeps of each output: r, z, n, a = W_hn h + b_hn, and the state before the step
+GRADIENTS = 4  # of n, r, z and a, of each output
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+LINE = 64  # bytes of a line of the caches
+FORWARD_BYTES = 1 << 20  # of the inputs' products of a chunk, for each thread: they stay in the second cache
+BACKWARD_BYTES = 1 << 21  # of the gradients of a chunk; its rows are summed together, so threads do not count
+LEAST_ROWS = 256  # of a chunk of a backward, which make its products worth while
+
+# Where in a direction's share of scratch the parts of it begin; W_hh comes first.
+PARTS = ("w_ih", "bias", "bias_a", "gx", "w_hh_back", "w_ih_back", "rebuilt", "rebuilt_y", "dg")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How the compiled loop of a CPU runs: in which instruction set, with register tiles of so many ``rows`` by three
+    gates by ``lanes`` units, the rows cut into ``groups`` that ``threads`` threads walk, and the steps into chunks.
+    ``weight_bytes``: of the weights, packed in each call; ``scratch_bytes``: of all that a call needs for itself, the
+    larger of its passes."""
+
+    isa: str
+    rows: int
+    lanes: int
+    threads: int
+    groups: int
+    chunk_forward: int
+    chunk_backward: int | None
+    weight_bytes: int
+    scratch_bytes: int
+
+
+def exact_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which the loop computes."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def refusal_on_cpu(device: torch.device, dtype: torch.dtype) -> str:
+    """Why no loop can be compiled for tensors there, or an empty string."""
+    if device.type != "cpu":
+        return f"the tensors are on {device}, and it runs on the CPU; move module and input there"
+    found = refusal()
+    return found if found or dtype in DTYPES else refusal_of(host_sets()[0], str(dtype).removeprefix("torch."))
+
+
+def refusal_of(isa: str, dtype: str) -> str:
+    """The same for an instruction set, or for none: that this machine has none."""
+    if not isa:
+        return refusal()
+    names = [str(known).removeprefix("torch.") for known in DTYPES]
+    return "" if dtype in names else f"no loop computes in {dtype}; convert to one of {', '.join(names)}"
+
+
+def strip_length(K: int, lanes: int, itemsize: int) -> int:
+    """Elements from one strip of packed weights to the next: a line more than it has, or many would share one set of a
+    cache."""
+    return K * lanes + LINE // itemsize
+
+
+def row_of_gradients(H: int, itemsize: int) -> int:
+    """Elements from one row of a chunk's gradients to the next, likewise."""
+    return GRADIENTS * H + LINE // itemsize
+
+
+def chunk_of(T: int, B: int, H: int, itemsize: int, threads: int, backward: bool) -> int:
+    """Steps of a chunk."""
+    if backward:
+        rows = max(LEAST_ROWS, BACKWARD_BYTES // (GRADIENTS * H * itemsize))
+    else:
+        rows = FORWARD_BYTES * threads // (3 * H * itemsize)
+    return max(1, min(T, rows // B))
+
+
+def groups_of(isa: str, B: int, threads: int) -> int:
+    """Into how many groups the rows of a batch are cut, each of which one thread walks."""
+    return max(1, min(threads, math.ceil(B / SETS[isa].rows)))
+
+
+def parts(
+    isa: str, *, I: int, H: int, B: int, rows: int, itemsize: int, backward: bool, rebuilds: bool
+) -> tuple[int, dict[str, int]]:
+    """A direction's share of scratch (elements) for so many rows of a chunk, and where its ``PARTS`` begin."""
+    lanes = SETS[isa].bytes // itemsize
+    units, inputs = math.ceil(H / lanes), math.ceil(I / lanes)
+    of_h, of_i, of_gates = (strip_length(K, lanes, itemsize) for K in (H, I, 3 * H))
+    forward = not backward or rebuilds
+    sizes = {
+        "w_hh": 3 * units * of_h * forward,
+        "w_ih": 3 * units * of_i * forward,
+        "bias": 3 * units * lanes * forward,
+        "bias_a": units * lanes * forward,
+        "gx": rows * 3 * units * lanes * forward,
+        "w_hh_back": units * of_gates * backward,
+        "w_ih_back": inputs * of_gates * backward,
+        "rebuilt": rows * KEPT * H * rebuilds,
+        "rebuilt_y": B * H * rebuilds,
+        "dg": rows * row_of_gradients(H, itemsize) * backward,
+    }
+    begin, at = 0, {}
+    for part, size in sizes.items():
+        at[part] = begin
+        begin += math.ceil(size / LINE) * LINE
+    return begin, {part: at[part] for part in PARTS}
+
+
+def loop_of(
+    isa: str,
+    *,
+    T: int,
+    B: int,
+    I: int,
+    H: int,
+    layers: int,
+    directions: int,
+    threads: int,
+    itemsize: int,
+    training: bool,
+) -> Loop:
+    """For a layer of the widest input among ``layers``."""
+    own, widest = SETS[isa], max(I, directions * H) if layers > 1 else I
+    packed = (
+        directions
+        * itemsize
+        * parts(isa, I=widest, H=H, B=B, rows=0, itemsize=itemsize, backward=False, rebuilds=False)[0]
+    )
+    scratch = scratch_bytes(isa, T, B, widest, H, directions, itemsize, threads, training, False)
+    return Loop(
+        *(isa, own.rows, own.bytes // itemsize, threads, groups_of(isa, B, threads)),
+        chunk_of(T, B, H, itemsize, threads, False),
+        chunk_of(T, B, H, itemsize, threads, True) if training else None,
+        *(packed, max(scratch, scratch_bytes(isa, T, B, widest, H, directions, itemsize, threads, False, False))),
+    )
+
+
+def scratch_bytes(
+    isa: str,
+    T: int,
+    B: int,
+    I: int,
+    H: int,
+    directions: int,
+    itemsize: int,
+    threads: int,
+    backward: bool,
+    rebuilds: bool,
+) -> int:
+    """That a call of one layer needs for itself."""
+    rows = chunk_of(T, B, H, itemsize, threads, backward) * B
+    sizes = {"I": I, "H": H, "B": B, "rows": rows, "itemsize": itemsize}
+    return directions * itemsize * parts(isa, **sizes, backward=backward, rebuilds=rebuilds)[0]
+
+
+def memory_on_cpu(
+    isa: str,
+    T: int,
+    B: int,
+    I: int,
+    H: int,
+    *,
+    layers: int,
+    directions: int,
+    itemsize: int,
+    threads: int,
+    device_bytes: int,
+    memory: str,
+    learns: bool,
+) -> Memory:
+    """As ``memory.memory_of``; ``itemsize``: of what is computed, 4 for 16-bit tensors."""
+    output = T * B * directions * H * itemsize
+    kept = KEPT * output
+    widest = max(I, directions * H) if layers > 1 else I
+
+    def scratch(backward: bool, rebuilds: bool) -> int:
+        return scratch_bytes(isa, T, B, widest, H, directions, itemsize, threads, backward, rebuilds)
+
+    if not learns:
+        return Memory("none", output, (2 if layers > 1 else 1) * output + scratch(False, False), 0, 0)
+    saved = saves(memory, layers * kept, device_bytes)
+    held = layers * (output + (kept if saved else output))  # a layer's outputs may be changed, so the states are copied
+    gradients = output + T * B * widest * itemsize
+    chunks = math.ceil(T / chunk_of(T, B, H, itemsize, threads, True))
+    mode = "save" if saved else "recompute"
+    return Memory(mode, held, held + scratch(False, False), held + gradients + scratch(True, not saved), chunks)
+
+
+def kept_bytes(family: str, rows: int, hidden: int, directions: int, layers: int, dtype: torch.dtype) -> int:
+    """Of what the forwards of all layers keep for the backward."""
+    if family == "triton":
+        return gate_bytes(rows, hidden, directions, layers, dtype.itemsize)
+    return KEPT * rows * hidden * directions * layers * exact_dtype(dtype).itemsize
+
+
+def least_rows(isa: str, hidden: int, training: bool) -> int:
+    """Rows T * B from which on the loop is faster than torch's GRU, by rows in bench/results. Between two sizes that
+    were measured the larger counts, and where an instruction set was not measured, all others."""
+    found = [row for row in _table() if row["pass"] == ("train" if training else "forward")]
+    own = [row for row in found if row["isa"] == isa] or found
+    larger = [row for row in own if int(row["hidden"]) >= hidden]
+    nearest = min((int(row["hidden"]) for row in larger), default=max((int(row["hidden"]) for row in own), default=0))
+    return max((int(row["least_rows"]) for row in own if row["hidden"] == nearest), default=1)
+
+
+@functools.cache
+def _table() -> list[dict[str, str | int]]:
+    text = importlib.resources.files("tritongru.planning").joinpath("tables/cpu.json").read_text()
+    return json.loads(text)["rows"]  # type: ignore[no-any-return]
