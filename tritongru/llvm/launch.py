@@ -19,7 +19,7 @@ from tritongru.arguments.records import LayerCall, OutputGradients, Outputs, Sav
 from tritongru.llvm import threads
 from tritongru.llvm.compiling import function_of
 from tritongru.llvm.passes.call import CALL, TENSORS
-from tritongru.planning.cpu_plan import KEPT, chunk_of, exact_dtype, groups_of, parts
+from tritongru.planning.cpu_plan import KEPT, chunk_of, exact_dtype, groups_of, parts, threads_of
 from tritongru.planning.launches import VectorLaunch
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
@@ -148,6 +148,7 @@ def _pass(
     rebuilds: bool,
 ) -> _Pass:
     itemsize, backward = dtype.itemsize, kernel == "backward"
+    number_of_threads = threads_of(T, B, I, H, number_of_threads)
     chunk = chunk_of(T, B, H, itemsize, number_of_threads, backward)
     sizes = {"I": I, "H": H, "B": B, "rows": chunk * B, "itemsize": itemsize}
     share, at = parts(isa, **sizes, backward=backward, rebuilds=rebuilds)

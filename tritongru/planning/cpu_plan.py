@@ -19,6 +19,7 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LINE = 64  # bytes of a line of the caches
 FORWARD_BYTES = 1 << 20  # of the inputs' products of a chunk, for each thread: they stay in the second cache
 BACKWARD_BYTES = 1 << 21  # of the gradients of a chunk; its rows are summed together, so threads do not count
+LEAST_WORK = 1 << 18  # multiply-adds that a thread is worth while for: about ten microseconds
 LEAST_ROWS = 256  # of a chunk of a backward, which make its products worth while
 
 # Where in a direction's share of scratch the parts of it begin; W_hh comes first.
@@ -82,6 +83,11 @@ def chunk_of(T: int, B: int, H: int, itemsize: int, threads: int, backward: bool
     else:
         rows = FORWARD_BYTES * threads // (3 * H * itemsize)
     return max(1, min(T, rows // B))
+
+
+def threads_of(T: int, B: int, I: int, H: int, threads: int) -> int:
+    """How many of the threads a call takes: fewer than there are where they would have too little to do."""
+    return max(1, min(threads, T * B * 3 * H * (I + H) // LEAST_WORK))
 
 
 def groups_of(isa: str, B: int, threads: int) -> int:

@@ -16,14 +16,16 @@ from dataclasses import dataclass
 class InstructionSet:
     """``title``: as its maker writes it. ``bytes``: of a vector. ``tiles``: for a number of rows, the numbers of
     vectors beside each other that a register tile may have, widest first; the widest fill the registers with sums of
-    products. ``fuses``: whether there is a fused multiply-add. ``features``: what LLVM calls them, all of which the CPU
-    must have. ``cpu``: the oldest CPU that has them, for whose sake nothing newer is used."""
+    products. ``gate_tiles``: likewise where three vectors are the gates of the same units. ``fuses``: whether there is
+    a fused multiply-add. ``features``: what LLVM calls them, all of which the CPU must have. ``cpu``: the oldest CPU
+    that has them, for whose sake nothing newer is used."""
 
     name: str
     title: str
     architecture: str
     bytes: int
     tiles: dict[int, tuple[int, ...]]
+    gate_tiles: dict[int, tuple[int, ...]]
     fuses: bool
     features: tuple[str, ...]
     cpu: str
@@ -36,9 +38,11 @@ class InstructionSet:
 
 # A tile of R rows and V vectors keeps R V sums in registers, beside V vectors of weights and one value of the state:
 # 24 sums where there are 32 registers, 12 where there are 16. Eight hide the latency of a multiply-add, so fewer rows
-# take more vectors. Three stand for the three gates of as many units as a vector has lanes.
-WIDE = {8: (3, 2, 1), 4: (6, 3, 2, 1), 2: (12, 6, 4, 3, 2, 1), 1: (12, 8, 6, 4, 3, 2, 1)}
-NARROW = {4: (3, 2, 1), 2: (6, 4, 3, 2, 1), 1: (12, 8, 6, 4, 3, 2, 1)}
+# take more vectors.
+WIDE = {8: (3, 2, 1), 4: (6, 4, 2, 1), 2: (12, 8, 4, 2, 1), 1: (12, 8, 4, 2, 1)}
+WIDE_GATES = {8: (3,), 4: (6, 3), 2: (12, 6, 3), 1: (12, 6, 3)}
+NARROW = {4: (3, 2, 1), 2: (6, 4, 2, 1), 1: (12, 8, 4, 2, 1)}
+NARROW_GATES = {4: (3,), 2: (6, 3), 1: (12, 6, 3)}
 SETS = {
     "avx512": InstructionSet(
         "avx512",
@@ -46,13 +50,14 @@ SETS = {
         "x86_64",
         64,
         WIDE,
+        WIDE_GATES,
         True,
         ("avx512f", "avx512vl", "avx512dq", "avx512bw", "fma"),
         "x86-64-v4",
     ),
-    "avx2": InstructionSet("avx2", "AVX2", "x86_64", 32, NARROW, True, ("avx2", "fma"), "x86-64-v3"),
-    "sse2": InstructionSet("sse2", "SSE2", "x86_64", 16, NARROW, False, ("sse2",), "x86-64"),
-    "neon": InstructionSet("neon", "NEON", "aarch64", 16, WIDE, True, ("neon",), "generic"),
+    "avx2": InstructionSet("avx2", "AVX2", "x86_64", 32, NARROW, NARROW_GATES, True, ("avx2", "fma"), "x86-64-v3"),
+    "sse2": InstructionSet("sse2", "SSE2", "x86_64", 16, NARROW, NARROW_GATES, False, ("sse2",), "x86-64"),
+    "neon": InstructionSet("neon", "NEON", "aarch64", 16, WIDE, WIDE_GATES, True, ("neon",), "generic"),
 }
 LLVMLITE = (0, 45)  # the oldest that takes the loop's LLVM IR: before it pointers had types
 INSTALL = "pip install 'tritongru[cpu]'"

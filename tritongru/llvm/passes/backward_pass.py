@@ -15,11 +15,9 @@ from tritongru.llvm.passes.call import Layer, Walk, states_before, vectors_of
 from tritongru.llvm.passes.forward_pass import BLOCK, Parts, blocks_of, write_parts
 from tritongru.llvm.passes.packing import strip_of_columns
 from tritongru.llvm.passes.phases import PHASE, Task, run, worker
-from tritongru.llvm.passes.tiles import Tiles, product
+from tritongru.llvm.passes.tiles import ABREAST, SUMMED, Tiles, product
 from tritongru.planning.cpu_plan import GRADIENTS, KEPT, LINE, strip_length
 
-SUMMED = 128  # rows that are summed in registers before memory is added to
-ABREAST = 3  # strips of a task of the gradients of weights
 N, R, Z, A = range(GRADIENTS)  # what a row of gradients holds, H of each
 BEFORE = KEPT - 1
 
@@ -300,12 +298,15 @@ def _gradient_of_biases(m: Module) -> Function:
         mask = f.first_lanes(H - whole, L)
 
         def one(unit: Value, masked: Value | None) -> None:
-            total = f.variable(f.constant(0.0, m.vector))
-            source = f.at(dg, slot * H + unit, m.scalar)
-            with f.loop(0, rows) as row:
-                total.set(total.get() + f.load_lanes(f.at(source, row * length, m.scalar), m.vector, masked))
             place = f.at(db, H * gate + unit, m.scalar)
-            f.store_lanes(f.load_lanes(place, m.vector, masked) + total.get(), place, masked)
+            source = f.at(dg, slot * H + unit, m.scalar)
+            total = f.variable(f.load_lanes(place, m.vector, masked))
+            with f.loop(0, rows, SUMMED) as start:
+                block = f.variable(f.constant(0.0, m.vector))
+                with f.loop(start, f.least(start + SUMMED, rows)) as row:
+                    block.set(block.get() + f.load_lanes(f.at(source, row * length, m.scalar), m.vector, masked))
+                total.set(total.get() + block.get())
+            f.store_lanes(total.get(), place, masked)
 
         with f.loop(0, 3) as gate:
             slot = f.select(gate.equals(2), third, gate + R)

@@ -14,7 +14,7 @@ from tritongru.llvm.passes import gate_math
 from tritongru.llvm.passes.call import Layer, Walk, states_before
 from tritongru.llvm.passes.packing import copy_rows, strip_of_rows
 from tritongru.llvm.passes.phases import PHASE, Task, run, worker
-from tritongru.llvm.passes.tiles import Tiles, product
+from tritongru.llvm.passes.tiles import Tiles, over, product
 from tritongru.planning.cpu_plan import KEPT
 
 BLOCK = 64  # rows of a task of products
@@ -161,7 +161,7 @@ def _step(m: Module, tiles: Tiles) -> Function:
         own = Layer(f, call)
         H, strips = own.H, own.vectors * 3
         bias_a, items = f.at(scratch, own.at_bias_a, m.scalar), f.local(I64, len(ITEMS.fields))
-        sums, length = f.local(m.vector, tiles.most_sums), tiles.strip(H)
+        sums, length = f.local(m.vector, max(R * max(widths) for R, widths in m.isa.gate_tiles.items())), tiles.strip(H)
 
         def finish(row: Value, unit: Value, sums: Value, count: Value, apart: Sequence[Operand]) -> None:
             saved = f.variable(kept)
@@ -195,7 +195,7 @@ def _step(m: Module, tiles: Tiles) -> Function:
                 apart = (V * L, strips * L, h_stride, y_stride, y_stride * KEPT, 0)
                 finish(row, unit + group * L, f.at(sums, group * 3 * L, m.scalar), f.integer(R), apart)
 
-        tiles.over(f, rows, strips, body, each=3)
+        over(f, m.isa.gate_tiles, rows, strips, body)
     return f  # type: ignore[no-any-return]
 
 

@@ -1,8 +1,8 @@
 """Products of a few rows with packed weights, in registers.
 
 A matrix of weights is packed into strips: one vector of columns for every k, one after the other. A tile multiplies R
-rows of the left matrix with V strips. Each of its sums starts at zero and takes the products in the order of k,
-whatever R and V are, so that a row has the same bits in every tile.
+rows of the left matrix with V strips. Its sums start at zero and take the products in the order of k, in blocks that
+depend on K alone, whatever R and V are, so that a row has the same bits in every tile.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ class Left(NamedTuple):
     across: bool = False
 
 
+ABREAST = 3  # strips that are multiplied across at once
+SUMMED = 128  # products that are summed in one chain
+
 # Writes what becomes of a tile's R rows and V strips, from which row and strip on.
 Body = Callable[[int, int, Value, Value], None]
 
@@ -34,22 +37,16 @@ class Tiles:
     def __init__(self, module: Module) -> None:
         self.module = module
 
-    @property
-    def most_sums(self) -> int:
-        return max(R * max(widths) for R, widths in self.module.isa.tiles.items())
-
     def strip(self, K: Value) -> Value:
         """As ``strip_length``."""
         return K * self.module.lanes + LINE * 8 // BITS[self.module.scalar]
 
     def sums(self, R: int, V: int) -> Function:
         """The sums of a tile, to (R, V, lanes)."""
-        L = self.module.lanes
 
         def write(m: Module) -> Function:
             with m.function(f"sums_{R}x{V}", {**_TILE, "target": PTR}) as (f, a, stride, b, strip, K, target):
-                for k, value in enumerate(_products(f, Left(a, stride, K), b, strip, R, V)):
-                    f.store(value, f.at(target, k * L, m.scalar))
+                _sum(f, Left(a, stride, K), b, strip, R, V, target)
             return f  # type: ignore[no-any-return]
 
         return self.module.once(f"sums_{R}x{V}", write)
@@ -64,64 +61,70 @@ class Tiles:
             rest = m.once("sums_to_rows", _sums_to_rows)
             with m.function(name, parameters) as (f, a, stride, b, strip, K, *places):
                 plus, plus_stride, target, target_stride, columns = places
-                found = _products(f, Left(a, stride, K, across), b, strip, R, V)
+                sums = f.local(m.vector, R * V)
+                _sum(f, Left(a, stride, K, across), b, strip, R, V, sums)
                 whole = columns >= V * L
                 with f.given(whole):
                     for r in range(R):
                         row, to = (f.at(p, s * r, m.scalar) for p, s in ((plus, plus_stride), (target, target_stride)))
                         for v in range(V):
-                            value = found[r * V + v] + f.load(f.at(row, v * L, m.scalar), m.vector)
-                            f.store(value, f.at(to, v * L, m.scalar))
+                            value = f.load(f.at(sums, (r * V + v) * L, m.scalar), m.vector)
+                            more = f.load(f.at(row, v * L, m.scalar), m.vector)
+                            f.store(value + more, f.at(to, v * L, m.scalar))
                 with f.otherwise(whole):
-                    sums = f.local(m.vector, R * V)
-                    for k, value in enumerate(found):
-                        f.store(value, f.at(sums, k * L, m.scalar))
                     f.call(rest, sums, R, V, *places)
             return f  # type: ignore[no-any-return]
 
         return self.module.once(name, write)
 
-    def over(self, f: Function, rows: Value, strips: Value, body: Body, each: int = 1) -> None:
-        """Covers rows and strips with tiles whose numbers of strips are multiples of ``each``. Strips stay in the
-        nearest cache while the rows pass by."""
-        tiles = self.module.isa.tiles
-        most = max(tiles)
-        done = rows - rows % most
-        for R in sorted(tiles, reverse=True):
-            cuts = list(_cut(f, [V for V in tiles[R] if V % each == 0], strips))
-            if most == R:
-                for V, first, end in cuts:
-                    with f.loop(first, end, V) as strip, f.loop(0, done, R) as row:
-                        body(R, V, row, strip)
-                continue
-            more = rows - done >= R
-            with f.given(more):
-                for V, first, end in cuts:
-                    with f.loop(first, end, V) as strip:
-                        body(R, V, done, strip)
-            done = f.select(more, done + R, done)
+
+def over(f: Function, tiles: dict[int, tuple[int, ...]], rows: Value, strips: Value, body: Body) -> None:
+    """Covers rows and strips with tiles. Strips stay in the nearest cache while the rows pass by."""
+    most = max(tiles)
+    done = rows - rows % most
+    for R in sorted(tiles, reverse=True):
+        cuts = list(_cut(f, tiles[R], strips))
+        if most == R:
+            for V, first, end in cuts:
+                with f.loop(first, end, V) as strip, f.loop(0, done, R) as row:
+                    body(R, V, row, strip)
+            continue
+        more = rows - done >= R
+        with f.given(more):
+            for V, first, end in cuts:
+                with f.loop(first, end, V) as strip:
+                    body(R, V, done, strip)
+        done = f.select(more, done + R, done)
 
 
 _TILE = {"a": PTR, "stride": I64, "b": PTR, "strip": I64, "K": I64}
 
 
-def _products(f: Function, left: Left, b: Value, strip: Value, R: int, V: int) -> list[Value]:
+def _sum(f: Function, left: Left, b: Value, strip: Value, R: int, V: int, sums: Value) -> None:
+    """Of each ``SUMMED`` products from zero, in registers, and these added up. One long chain would be several times
+    less exact than torch's products."""
     m, L = f.module, f.module.lanes
-    found = [f.variable(f.constant(0.0, m.vector)) for _ in range(R * V)]
-    with f.loop(0, left.K) as k:
-        here = f.at(b, k * L, m.scalar)
-        weights = [f.load(f.at(here, strip * v, m.scalar), m.vector) for v in range(V)]
-        for r in range(R):
-            place = left.stride * k + r if left.across else left.stride * r + k
-            value = f.splat(f.load(f.at(left.matrix, place, m.scalar), m.scalar), L)
-            for v in range(V):
-                found[r * V + v].set(f.fma(value, weights[v], found[r * V + v].get()))
-    return [total.get() for total in found]
+    with f.loop(0, left.K, SUMMED) as first:
+        found = [f.variable(f.constant(0.0, m.vector)) for _ in range(R * V)]
+        with f.loop(first, f.least(first + SUMMED, left.K)) as k:
+            here = f.at(b, k * L, m.scalar)
+            weights = [f.load(f.at(here, strip * v, m.scalar), m.vector) for v in range(V)]
+            for r in range(R):
+                place = left.stride * k + r if left.across else left.stride * r + k
+                value = f.splat(f.load(f.at(left.matrix, place, m.scalar), m.scalar), L)
+                for v in range(V):
+                    found[r * V + v].set(f.fma(value, weights[v], found[r * V + v].get()))
+        places = [f.at(sums, k * L, m.scalar) for k in range(R * V)]
+        with f.given(first > 0):
+            for total, place in zip(found, places, strict=True):
+                total.set(total.get() + f.load(place, m.vector))
+        for total, place in zip(found, places, strict=True):
+            f.store(total.get(), place)
 
 
 def product(m: Module, tiles: Tiles, across: bool = False) -> Function:
     """A function for target = plus + left right, of which only the first ``columns`` columns are touched. ``plus`` is
-    null, or what is added last: a matrix, or with stride 0 a row for all."""
+    null, or what is added last: a matrix, or with stride 0 a row for all. ``across``: of ``ABREAST`` strips at most."""
     L = m.lanes
     parameters = {
         "rows": I64,
@@ -138,7 +141,8 @@ def product(m: Module, tiles: Tiles, across: bool = False) -> Function:
     with m.function(f"product{'_across' if across else ''}", parameters) as (f, rows, a, a_stride, K, b, *rest):
         columns, plus, plus_stride, target, stride = rest
         length, adds = tiles.strip(K), f.is_there(plus)
-        most = max(max(widths) for widths in m.isa.tiles.values())
+        widths = {R: tuple(V for V in own if V <= ABREAST or not across) for R, own in m.isa.tiles.items()}
+        most = max(max(own) for own in widths.values())
         zeros = f.local(m.vector, most)
         for v in range(most):
             f.store(f.constant(0.0, m.vector), f.at(zeros, v * L, m.scalar))
@@ -153,7 +157,7 @@ def product(m: Module, tiles: Tiles, across: bool = False) -> Function:
                 columns - column,
             )
 
-        tiles.over(f, rows, (columns + (L - 1)) // L, body)
+        over(f, widths, rows, (columns + (L - 1)) // L, body)
     return f  # type: ignore[no-any-return]
 
 
@@ -182,7 +186,7 @@ def _sums_to_rows(m: Module) -> Function:
     return f  # type: ignore[no-any-return]
 
 
-def _cut(f: Function, widths: list[int], strips: Value) -> Iterator[tuple[int, Value, Value]]:
+def _cut(f: Function, widths: tuple[int, ...], strips: Value) -> Iterator[tuple[int, Value, Value]]:
     """Which strips are served by tiles of which width."""
     first = f.integer(0)
     for V in widths:
