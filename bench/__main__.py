@@ -13,6 +13,8 @@ from typing import Any
 from bench.arguments import RESULTS, Parser, add_measuring, add_only, add_rows, count
 
 SUITES = ("workloads", "scaling", "precisions", "grids")  # as in bench/suites.py
+LOOP = "cpu"  # the suite of the loop for CPUs, which is measured on demand
+TABLES = ("table", "cpu_table")  # options of the tune that make no rows
 
 Add = Callable[..., argparse.ArgumentParser]
 
@@ -40,16 +42,40 @@ def add_run(add: Add) -> None:
         help="real workloads, rivals, scaling and grids, with the floor; then every table and figure",
         description="Measures what rows of this machine and commit do not know yet, correctness first, and makes the "
         "documents' tables and figures. The same command goes on where the last one stopped. Without a GPU it "
-        "measures what a CPU can tell and says what it cannot. Exit 0 unless a case is red.",
+        "measures what a CPU can tell and says what it cannot. Exit 0 unless a case is red. `--suite cpu`, which is "
+        "measured on demand and by itself, holds impl='llvm' against nn.GRU and nn.LSTM on this machine's CPU; give "
+        "it --budget 900 to do it at once.",
     )
     add_measuring(command)
-    command.add_argument("--suite", action="append", choices=SUITES, help="only this one; may be given again")
+    command.add_argument("--suite", action="append", choices=(*SUITES, LOOP), help="only this one; may be given again")
     command.add_argument("--study", action="store_true", help="then `study` as well, however long it takes")
+    command.add_argument(
+        "--threads",
+        choices=("1", "all", "both"),
+        default="both",
+        help="of the suite cpu: one, by the time it had a core; all, by the wall clock; or one after the other "
+        "(default both)",
+    )
+    command.add_argument(
+        "--isa",
+        action="append",
+        default=[],
+        choices=("native", "avx512", "avx2", "sse2", "neon"),
+        help="of the suite cpu: the instruction set that the loop is compiled for; may be given again (default: the "
+        "best of this CPU, and avx2 beside avx512)",
+    )
 
     def run(given: Namespace) -> int:
+        suites = given.suite or SUITES
+        if LOOP in suites:
+            if len(set(suites)) > 1 or given.study:
+                command.error("the suite cpu is measured by itself")
+            from bench.commands.loop import suite
+
+            return suite(given.budget, given.out, given.only, given.commit, given.threads, given.isa)
         from bench.commands.run import run
 
-        return run(given.budget, given.out, given.only, given.commit, given.suite or SUITES, given.study)
+        return run(given.budget, given.out, given.only, given.commit, suites, given.study)
 
     command.set_defaults(run=run)
 
@@ -58,7 +84,8 @@ def add_gate(add: Add) -> None:
     command = add(
         "gate",
         help="parity, then speed, against torch.nn.GRU and the rivals; one verdict",
-        description="What a call costs the host, then parity with torch.nn.GRU and the speed of both; exit 0 only if "
+        description="What a call costs the host, then parity with torch.nn.GRU and the speed of both, without a GPU of "
+        "the loop for CPUs, as `run --suite cpu` measures it; exit 0 only if "
         "no case is red, slower or without an answer and no target is missed. The first block of cases fits in the "
         "default budget, whatever hangs. The same command goes on where the last one stopped: what rows of this "
         "machine and commit know counts in the verdict and is not measured again, unless it was red.",
@@ -86,7 +113,17 @@ def add_tune(add: Add) -> None:
         "--table", action="store_true", help="no GPU: make planning/tables/measured.json from the rows of the tune"
     )
 
+    command.add_argument(
+        "--cpu-table",
+        action="store_true",
+        help="no GPU: make planning/tables/cpu.json from the rows of `run --suite cpu`",
+    )
+
     def run(given: Namespace) -> int:
+        if given.cpu_table:
+            from bench.analysis.cpu.table import write as write_cpu
+
+            return write_cpu(given.out)
         if given.table:
             from bench.analysis.measured import write
 
@@ -217,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
 
     top = parser()
     given = top.parse_args(argv)
-    if "commit" in given and not given.commit and not getattr(given, "table", False):
+    if "commit" in given and not given.commit and not any(getattr(given, name, False) for name in TABLES):
         given.commit = commit_here()
         if not given.commit:
             top.error("git says nothing of this code, and rows have to name it: give --commit NAME")

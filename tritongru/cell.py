@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from tritongru.arguments.checks import check_choice
 from tritongru.interop.adoption import CELL_WEIGHTS, adopt, check_class, check_parameters
 from tritongru.interop.exporters import fx_leaf
-from tritongru.interop.inference_ops import infer_step, wants_results_alone
+from tritongru.interop.inference_ops import DTYPES, infer_step, wants_results_alone
+from tritongru.planning.cpu_plan import refusal_on_cpu
 
 IMPLS = ("auto", "llvm", "torch")
 
@@ -50,6 +51,8 @@ class GRUCell(nn.GRUCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if isinstance(input, torch.fx.Proxy) or isinstance(hx, torch.fx.Proxy):
             return fx_leaf(self, input, hx)
+        if self.impl == "llvm" and not torch.is_grad_enabled() and isinstance(input, Tensor):
+            self._check_loop(input)
         if wants_results_alone(input, hx, self.impl):
             own = self._parameters
             weights = [own[name] if name in own else getattr(self, name) for name in CELL_WEIGHTS]
@@ -62,6 +65,13 @@ class GRUCell(nn.GRUCell):
             if found is not None:
                 return found
         return super().forward(input, hx)
+
+    def _check_loop(self, input: Tensor) -> None:
+        refusal = refusal_on_cpu(input.device, input.dtype)
+        if not refusal and input.dtype not in DTYPES:
+            refusal = f"its step does not compute in {str(input.dtype).removeprefix('torch.')}"
+        if refusal:
+            raise RuntimeError(f"impl='llvm' cannot run this cell: {refusal} (impl='auto' runs torch's own there)")
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

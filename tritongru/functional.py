@@ -123,6 +123,7 @@ def run(
         if _only_torch(cast) or _is_refused(*given):
             return _run_torch(*given)
     else:
+        _check_derivatives(options.impl, input, hx, *weights)
         check_for_kernels(*given)
     dtype = cast or input.dtype
     batch, T = batch_of(input, batch_sizes, options), steps_of(input, batch_sizes, options)
@@ -210,6 +211,22 @@ def _only_torch(cast: torch.dtype | None) -> bool:
     else:
         return False
     return True
+
+
+def _check_derivatives(impl: str, *tensors: Tensor | None) -> None:
+    """Kernels have the gradient of a call and no other derivative, which without a word would be zero."""
+    at_work = torch._C._functorch.peek_interpreter_stack()
+    if at_work is not None and (impl == "llvm" or at_work.key() != torch._C._functorch.TransformType.Grad):
+        what = "a transform of torch.func is at work, and kernels have no rule for it"
+    elif forward_ad._current_level >= 0 and any(t is not None and _is_dual(t) for t in tensors):
+        what = "kernels have no forward-mode derivative"
+    else:
+        return
+    raise RuntimeError(f"impl={impl!r} cannot run this call: {what}; build the layer with impl='torch' for it")
+
+
+def _is_dual(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _learns(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool:

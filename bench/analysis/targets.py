@@ -51,10 +51,10 @@ def _workloads(results: Sequence[Result]) -> list[Judged]:
     known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
     of = f"of {len(results)} workloads" if results else ""
     what = f"workloads, training, at least {WORKLOADS:.1f}x nn.GRU in the mean"
-    judged = [_sentence(what, None, "")]
+    judged = [judged_as(what, None, "")]
     if known:
         mean = geomean(known.values())
-        judged = [_sentence(what, mean >= WORKLOADS, f"{mean:.2f}x over {len(known)} {of}")]
+        judged = [judged_as(what, mean >= WORKLOADS, f"{mean:.2f}x over {len(known)} {of}")]
     slower = {result.case.label: result.ratio for result in results if result.slower}
     judged.append(_none_below("workloads, training, none slower than nn.GRU", known, slower))
     ahead: dict[str, float] = {}
@@ -69,17 +69,17 @@ def _workloads(results: Sequence[Result]) -> list[Judged]:
 
 def _none_below(what: str, ratios: Mapping[str, float], below: Mapping[str, float | None]) -> Judged:
     if not ratios:
-        return _sentence(what, None, "")
+        return judged_as(what, None, "")
     worst = min(ratios, key=lambda name: ratios[name])
-    return _sentence(what, not below, f"least {ratios[worst]:.2f}x ({worst}), {len(below)} of {len(ratios)} below")
+    return judged_as(what, not below, f"least {ratios[worst]:.2f}x ({worst}), {len(below)} of {len(ratios)} below")
 
 
 def _most(what: str, most: float, unit: str, values: Mapping[str, float]) -> Judged:
     what = f"{what}, at most {most:.0f} {unit}"
     if not values:
-        return _sentence(what, None, "")
+        return judged_as(what, None, "")
     worst = max(values, key=lambda name: values[name])
-    return _sentence(what, values[worst] <= most, f"{values[worst]:.1f} {unit} ({worst})")
+    return judged_as(what, values[worst] <= most, f"{values[worst]:.1f} {unit} ({worst})")
 
 
 def _persistent(results: Sequence[Result]) -> list[Judged]:
@@ -102,16 +102,16 @@ def _speed(mode: str, dtype: str, least: float, results: Sequence[Result]) -> Ju
     known = [ratio for ratio in ratios if ratio is not None]
     what = f"{dtype} {mode} at least {least:.0f}x nn.GRU over H 256-1024, B 1-64"
     if not known:
-        return _sentence(what, None, "")
+        return judged_as(what, None, "")
     mean = geomean(known)
-    return _sentence(what, mean >= least, f"{mean:.2f}x over {len(known)} of {len(cells)} cells")
+    return judged_as(what, mean >= least, f"{mean:.2f}x over {len(known)} of {len(cells)} cells")
 
 
 def _headline(mode: str, result: Result | None) -> Judged:
     most = HEADLINE_US[mode]
     us = result.us(OURS) if result else None
     what = f"H={HEADLINE.hidden} B={HEADLINE.batch} T={HEADLINE.time} bf16 {mode} in at most {most:.2f} us a step"
-    return _sentence(what, None if us is None else us <= most, f"{us or 0:.2f} us")
+    return judged_as(what, None if us is None else us <= most, f"{us or 0:.2f} us")
 
 
 def _floors(mode: str, result: Result | None) -> Judged:
@@ -119,7 +119,7 @@ def _floors(mode: str, result: Result | None) -> Judged:
     floors = result.over(FLOOR) if result else None
     what = f"H={EDGE.hidden} B={EDGE.batch} bf16 {mode} in at most {most:.1f}x the floor"
     times = 1 / floors if floors else None
-    return _sentence(what, None if times is None else times <= most, f"{times or 0:.2f}x")
+    return judged_as(what, None if times is None else times <= most, f"{times or 0:.2f}x")
 
 
 def _memory(how: str, most: float, peaks: Mapping[str, float | None]) -> Judged:
@@ -127,16 +127,16 @@ def _memory(how: str, most: float, peaks: Mapping[str, float | None]) -> Judged:
     known = {name: peak for name, peak in peaks.items() if peak is not None}
     what = f"training memory, gates {how}, at most {most:.1f}x nn.GRU's"
     if not known:
-        return _sentence(what, None, "")
+        return judged_as(what, None, "")
     worst = max(known, key=lambda name: known[name])
-    return _sentence(what, known[worst] <= most, f"{known[worst]:.2f}x ({worst}), {len(known)} cases")
+    return judged_as(what, known[worst] <= most, f"{known[worst]:.2f}x ({worst}), {len(known)} cases")
 
 
 def _saves(result: Result) -> bool:
     return result.memory == "save"
 
 
-def _sentence(what: str, reached: bool | None, value: str) -> Judged:
+def judged_as(what: str, reached: bool | None, value: str) -> Judged:
     if reached is None:
         return None, f"{what}: not measured"
     return reached, f"{what}: {'reached' if reached else 'NOT reached'}, {value}"

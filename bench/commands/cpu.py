@@ -1,5 +1,5 @@
-"""Without a GPU: what a call through tritongru costs over nn.GRU on the CPU, what it costs the host besides the
-device's work, and what importing it costs."""
+"""The gate without a GPU: what a call through tritongru costs over nn.GRU where it takes torch's own path, what it
+costs the host besides the device's work, what importing it costs, and the verdict on the loop for CPUs."""
 
 import statistics
 import subprocess
@@ -11,12 +11,16 @@ from typing import Any
 import torch
 
 from bench.calls import host
+from bench.commands.loop import chosen_cells, judged
 from bench.measure import pair
 from bench.measure.cases import Case
-from bench.measure.rows import Row, RowFile, facts, file_name, row, shapeless
+from bench.measure.rows import Row, RowFile, file_name, row, shapeless
 from bench.measure.timing import CpuTimer, interleaved, spread
+from bench.session.examine import Budget, introduced
+from bench.session.known import known_in
 from bench.suites import CPU_CASES
 
+TORCH = f"{pair.OURS}[torch]"  # impl="torch": what runs where no loop can be compiled
 ALLOWED = 0.02  # of nn.GRU's time, on the realistic call
 IMPORT_REPEATS = 5
 IMPORT_CODE = "import time, torch; t = time.perf_counter(); import tritongru; print(time.perf_counter() - t)"
@@ -25,7 +29,7 @@ IMPORT_CODE = "import time, torch; t = time.perf_counter(); import tritongru; pr
 def overhead(case: Case, limit_s: float) -> tuple[dict[str, list[float]], float]:
     """Samples of both, and by which part a call of ours is longer: the median over neighbouring pairs of samples."""
     device = torch.device("cpu")
-    both = pair.build(case, "auto", device)
+    both = pair.build(case, "torch", device)
     samples = interleaved(CpuTimer(), pair.steps_of(both, case, device), rounds=400, limit_s=limit_s)
     pairs = zip(samples[pair.OURS], samples[pair.THEIRS], strict=True)
     return samples, statistics.median(ours / theirs for ours, theirs in pairs) - 1
@@ -47,12 +51,13 @@ def import_row(taken: list[float], where: Row) -> Row:
 
 def calls(cases: Sequence[Case], file: RowFile, where: Row, left: Callable[[], float]) -> None:
     for case in cases:
-        parity, plan = pair.check(case, "auto", torch.device("cpu"))
+        parity, plan = pair.check(case, "torch", torch.device("cpu"))
         samples, more = overhead(case, min(15.0, left() / 4))
-        own = {pair.OURS: (plan.family, parity.ours), pair.THEIRS: ("torch", parity.theirs)}
+        own = {pair.OURS: (TORCH, plan.family, parity.ours), pair.THEIRS: (pair.THEIRS, "torch", parity.theirs)}
         for name, taken in samples.items():
             times: dict[str, Any] = {"ms": statistics.median(taken), "spread": spread(taken), "rounds": len(taken)}
-            file.append(row(case, name, where, family=own[name][0], parity=own[name][1], **times))
+            impl, family, found = own[name]
+            file.append(row(case, impl, where, family=family, parity=found, **times))
         ours, theirs = (1000 * statistics.median(samples[name]) for name in (pair.OURS, pair.THEIRS))
         size = f"T={case.time}, B={case.batch}, H={case.hidden}"
         print(f"Call of {size}: ours {ours:.1f} us, nn.GRU {theirs:.1f} us, overhead {100 * more:+.2f} %", end="")
@@ -82,13 +87,17 @@ def imports(file: RowFile, where: Row, left: Callable[[], float]) -> None:
     print(f"import tritongru adds {statistics.median(taken):.1f} ms to import torch (median of {len(taken)}).")
 
 
-def without_gpu(cases: Sequence[Case], left: Callable[[], float], out: Path, commit: str | None) -> int:
-    print("There is no GPU here, so only what a CPU can tell is timed: call overhead and import time.", flush=True)
-    where = facts(None, commit)
-    file = RowFile(out / file_name("cpu", None, where["date"]))
-    torch.set_num_threads(1)  # threads meeting at barriers make more noise than the overhead we look for
-    calls(cases, file, where, left)
-    hosts(file, where)
-    imports(file, where, left)
-    print(f"Rows: {file.path}")
-    return 0
+def without_gpu(only: str, budget: Budget, out: Path, commit: str | None) -> int:
+    """The gate. What is known of a call is not measured again; with ``only`` nothing is asked about it."""
+    if chosen_cells(only) is None:
+        return 2
+    where, _ = introduced(commit)
+    file = RowFile(out / file_name("gate-cpu", where["cpu"], where["date"]))
+    if not only and not any(row["case"] == "import" for row in known_in(out, where)):
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # threads meeting at barriers make more noise than the overhead we look for
+        calls(CPU_CASES, file, where, lambda: budget.left() / 2)
+        torch.set_num_threads(threads)
+        hosts(file, where)
+        imports(file, where, budget.left)
+    return judged(only, out, where, budget)

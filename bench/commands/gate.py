@@ -32,7 +32,7 @@ from bench.session.examine import (
     say,
 )
 from bench.session.known import calls_on_gpu, known_in, results_of
-from bench.suites import CPU_CASES, gate_blocks, gate_cases, gate_rivals
+from bench.suites import gate_blocks, gate_cases, gate_rivals
 
 OPENING_S = 10.0  # until the first question: the device's name and the driver's
 CALLS_S = sum(  # of the budget, before any case: the host's part of a call, and the first calls
@@ -94,19 +94,18 @@ def run(
 
 def gate(seconds: float, out: Path, impl: str, only: str, commit: str | None) -> int:
     budget = Budget(seconds)
-    has_gpu = torch.cuda.is_available()
-    blocks = [[case for case in block if only in case.name] for block in (gate_blocks() if has_gpu else [CPU_CASES])]
-    blocks = [block for block in blocks if block]
-    if not blocks:
-        say(f"No case has {only!r} in its name; names look like {gate_cases()[0].name}.")
-        return 2
-    if not has_gpu:
+    if not torch.cuda.is_available():
         if impl == "triton":
             say("There is no GPU here, and --impl triton needs one.")
             return 2
         from bench.commands.cpu import without_gpu
 
-        return without_gpu(blocks[0], budget.left, out, commit)
+        return without_gpu(only, budget, out, commit)
+    blocks = [[case for case in block if only in case.name] for block in gate_blocks()]
+    blocks = [block for block in blocks if block]
+    if not blocks:
+        say(f"No case has {only!r} in its name; names look like {gate_cases()[0].name}.")
+        return 2
     where, _ = introduced(commit)
     rows = known_in(out, where)
     known = results_of(rows, [(case, rivals(case, impl)) for block in blocks for case in block], impl)

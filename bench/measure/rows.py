@@ -1,5 +1,6 @@
 """Rows: one JSON object per case and implementation, written to disk before the next case starts."""
 
+import importlib.metadata
 import json
 import math
 import os
@@ -15,12 +16,14 @@ from typing import Any
 from bench.measure.cases import Case
 
 SHAPE_KEYS = ("hidden", "inputs", "batch", "time", "layers", "directions", "dtype", "tf32", "mode")
-MACHINE_KEYS = ("gpu", "arch", "driver", "cpu", "python", "torch", "triton", "cudnn")
+CPU_KEYS = ("isa", "threads", "clock", "load", "least_ms", "gflops", "of_peak", "over")  # of the loop for CPUs alone
+MACHINE_KEYS = ("gpu", "arch", "driver", "cpu", "python", "torch", "triton", "cudnn", "llvmlite")
 WHERE_KEYS = (*MACHINE_KEYS, "commit", "date", "command", "seed")
 KEYS = (
     *("case", *SHAPE_KEYS),
     *("impl", "how", "family", "plan", "ms", "us_per_step", "predicted_us", "spread", "rounds", "peak_mib"),
     *("memory", "parity", "repeatable", "rate", "floor_ms", "bound", "reason"),
+    *CPU_KEYS,
     *WHERE_KEYS,
 )
 Row = dict[str, Any]
@@ -55,6 +58,14 @@ def cpu_name() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
+def version_of(package: str) -> str | None:
+    """None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def facts(gpu: str | None, commit: str | None = None, arch: str | None = None, seed: int | None = None) -> Row:
     """Where and with what the rows of this run were made."""
     import torch
@@ -74,6 +85,7 @@ def facts(gpu: str | None, commit: str | None = None, arch: str | None = None, s
         "torch": torch.__version__,
         "triton": triton and triton.__version__,
         "cudnn": cudnn.version(),
+        "llvmlite": version_of("llvmlite"),
         "commit": commit or commit_here() or "unknown",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "command": shlex.join(["python3", "-m", Path(sys.argv[0]).parent.name, *sys.argv[1:]]),
@@ -124,6 +136,7 @@ def row(
         "floor_ms": number(floor_ms),
         "bound": bound,
         "reason": reason,
+        **dict.fromkeys(CPU_KEYS),
     }
     return {"case": case.name, **shape, "impl": impl, **result, **where}
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from bench.analysis.cpu.known import is_of_loop
 from bench.analysis.measured import TUNED, rows_in
 from bench.analysis.report import ASIDE
 from bench.measure.cases import Case
@@ -17,8 +18,8 @@ from bench.measure.timing import geomean
 
 
 def read(folder: Path) -> list[Row]:
-    """All rows but the tune's, of which no page speaks."""
-    return [row for row in rows_in(folder) if row["impl"] != TUNED]
+    """All rows but the tune's, of which no page speaks, and those of the loop for CPUs, of which other tables do."""
+    return [row for row in rows_in(folder) if row["impl"] != TUNED and not is_of_loop(row)]
 
 
 COMMAND = "python3 -m bench run"

@@ -115,8 +115,9 @@ def test_a_row_has_exactly_the_promised_keys():
     made = rows.row(TRAIN, "tritongru", rows.facts(None), family="resident", **numbers)
     promised = (
         "case hidden inputs batch time layers directions dtype tf32 mode impl how family plan ms us_per_step "
-        "predicted_us spread rounds peak_mib memory parity repeatable rate floor_ms bound reason gpu arch driver cpu "
-        "python torch triton cudnn commit date command seed"
+        "predicted_us spread rounds peak_mib memory parity repeatable rate floor_ms bound reason isa threads clock "
+        "load least_ms gflops of_peak over gpu arch driver cpu python torch triton cudnn llvmlite commit date command "
+        "seed"
     )
     assert list(made) == promised.split()
     assert made["us_per_step"] == pytest.approx(1000 * 2.0 / 5)
@@ -990,7 +991,11 @@ def test_a_bad_value_gets_one_sentence(arguments, sentence, capsys, monkeypatch,
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--only", "h7-"], "No case has 'h7-' in its name; names look like h768-b16-t1024-bf16-forward."),
+        (
+            ["--only", "h7-"],
+            "No call has 'h7-' in its name; names look like grid-h64-b4-t100-fp32-forward, first-forward-cold and "
+            "peak-h256-b64-t400-fp32-train.",
+        ),
         (["--impl", "triton"], "There is no GPU here, and --impl triton needs one."),
     ],
 )
@@ -1010,15 +1015,15 @@ HOST = ("forward", "forward-whole", "backward", "backward-whole")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is what happens without a GPU")
 def test_without_a_gpu_the_gate_times_calls_and_imports(tmp_path):
     done = bench("gate", "--commit", "abc1234", "--budget", "1", "--out", str(tmp_path / "new"))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in (1, 2), done.stderr  # no time for the loop, or no loop
     assert done.stdout.startswith("There is no GPU here")
     assert " % (" in done.stdout
     (path,) = (tmp_path / "new").iterdir()
-    assert path.name.startswith("cpu-20")
+    assert path.name.startswith("gate-cpu-")
     read = rows.read(path)
     assert all(tuple(row) == rows.KEYS for row in read)
     assert [(row["case"], row["impl"], row["family"]) for row in read] == [
-        *((case.name, impl, "torch") for case in CPU_CASES for impl in ("tritongru", "nn.GRU")),
+        *((case.name, impl, "torch") for case in CPU_CASES for impl in ("tritongru[torch]", "nn.GRU")),
         *((f"host-{family}-{name}", "tritongru", family) for family in host.HIDDEN for name in HOST),
         ("import", "tritongru", None),
     ]

@@ -7,11 +7,13 @@ import os
 import subprocess
 
 import pytest
+from cpu_loop import llvmlite_of, needs_loop
 from processes import python
 
 import tritongru
 from tritongru.__main__ import main
-from tritongru.planning.devices import GPUS, MOST
+from tritongru.planning.devices import GPUS, MOST, cpu_facts
+from tritongru.planning.instruction_sets import SETS, host_sets
 
 KEYS = {
     *("device", "family", "reason", "forward", "backward", "us_per_step", "torch_us_per_step", "memory"),
@@ -149,16 +151,50 @@ def test_without_a_gpu_explain_hints_at_other_machines(monkeypatch, capsys):
     hint = "no GPU here: add --gpu h200 (or "
     assert main(["explain", "--hidden", "8"]) == 0
     first, *_, last = capsys.readouterr().out.splitlines()
-    assert first == "on the CPU, in float32"
+    assert first == f"on {cpu_facts().name}, in float32"
     assert last.startswith(hint)
     assert "mi300x" in last
     assert last.endswith(") to ask about another machine")
     assert main(["explain", "--hidden", "8", "--json"]) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["device"] == "the CPU"
+    assert json.loads(printed.out)["device"] == cpu_facts().name
     assert printed.err.startswith(hint)
-    assert main(["explain", "--hidden", "8", "--gpu", "a100"]) == 0
-    assert "no GPU here" not in "".join(capsys.readouterr())
+    for other in (["--gpu", "a100"], ["--cpu", "native"]):
+        assert main(["explain", "--hidden", "8", *other]) == 0
+        assert "no GPU here" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_explain_another_cpu(isa):
+    """Whatever this machine has, and without llvmlite."""
+    with llvmlite_of():
+        answer = explain("--hidden", "64", "--batch", "8", "--time", "10", "--cpu", isa)
+        done = run("explain", "--hidden", "64", "--batch", "8", "--time", "10", "--cpu", isa)
+    assert answer.keys() >= KEYS | {"loop"}
+    own, loop = SETS[isa], answer["loop"]
+    assert (answer["family"], answer["device"]) == ("llvm", f"a CPU with {own.title}")
+    assert (loop["isa"], loop["rows"], loop["lanes"]) == (isa, own.rows, own.bytes // 4)
+    assert done.stdout.startswith(f"on a CPU with {own.title}, in float32\nllvm: ")
+    tile = f"{own.rows} rows x 3 gates x {own.bytes // 4} hidden units"
+    assert f"  {own.title}: register tiles of {tile}\n" in done.stdout
+
+
+@needs_loop
+def test_explain_this_machines_cpu():
+    answer = explain("--hidden", "64", "--cpu", "native")
+    assert (answer["family"], answer["device"]) == ("llvm", cpu_facts().name)
+    assert answer["loop"]["isa"] == host_sets()[0]
+    assert explain("--hidden", "64", "--cpu", "native", "--inference")["loop"]["chunk_backward"] is None
+    assert explain("--hidden", "64", "--cpu", "native", "--dtype", "float64")["loop"]["lanes"] == (
+        answer["loop"]["lanes"] // 2
+    )
+
+
+def test_a_cpu_without_a_loop_says_how_to_get_one():
+    with llvmlite_of():
+        answer = explain("--hidden", "64", "--cpu", "native")
+    assert (answer["family"], answer["device"], answer["loop"]) == ("torch", "the CPU", None)
+    assert answer["reason"] == "the package llvmlite is not installed; install it with: pip install 'tritongru[cpu]'"
 
 
 def test_version():
@@ -195,6 +231,11 @@ OPTIONS = {name: f"--{name}" for name in MOST} | {"inputs": "--input"}
             ("explain", "--hidden", "8", "--gpu", "Z9"),
             "'Z9' is no known GPU; choose from a100, b200, h100, h200, mi300x",
         ),
+        (
+            ("explain", "--hidden", "8", "--gpu", "h200", "--cpu", "avx2"),
+            "--gpu and --cpu ask about one device each; give one of them",
+        ),
+        (("explain", "--hidden", "8", "--cpu", "mmx"), "invalid choice: 'mmx'"),
         (("explain",), "the following arguments are required: --hidden"),
         (("explain", "--hidden", "8", "--batch", "-3"), "'-3' is not a whole number from 1 to 10000000;"),
         (("explain", "--hidden", "8", "--batch", str(10**15)), f"'{10**15}' is not a whole number from 1 to 10000000;"),

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from tolerance import assert_same
 from torch import nn
 from torch.ao.nn.quantized import dynamic
 
@@ -156,11 +157,36 @@ def test_a_state_without_our_options_works(missing):
     theirs = nn.GRU(3, 4)
     expected = theirs(X)[0]
     theirs.__class__ = tritongru.GRU
-    assert torch.equal(theirs(X)[0], expected)
+    assert_same(theirs(X)[0], expected)
 
 
-def test_the_cell_is_torchs_own():
-    assert tritongru.GRUCell is nn.GRUCell
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_cell_goes_both_ways(bias, copies):
+    theirs, x = nn.GRUCell(3, 4, bias).eval(), torch.randn(2, 3)
+    theirs.note = ["anything"]
+    ours = tritongru.GRUCell.from_torch(theirs, copy=copies)
+    back = ours.to_torch(copy=copies)
+    assert (type(ours), type(back), ours.training, back.training) == (tritongru.GRUCell, nn.GRUCell, False, False)
+    assert ours.note is back.note is theirs.note
+    for (name, p), q, r in zip(theirs.named_parameters(), ours.parameters(), back.parameters(), strict=True):
+        assert (p is q is r) is not copies, name
+        assert torch.equal(p, q)
+    assert torch.equal(back(x), theirs(x))
+    assert_same(ours(x), theirs(x))
+
+
+def test_a_cell_that_cannot_be_taken_gets_a_sentence():
+    class Doubled(nn.GRUCell):
+        pass
+
+    with pytest.raises(TypeError, match=r"expected a torch.nn.GRUCell, got GRU"):
+        tritongru.GRUCell.from_torch(nn.GRU(3, 4))
+    with pytest.raises(TypeError, match="Doubled, whose own methods would be lost"):
+        tritongru.GRUCell.from_torch(Doubled(3, 4))
+    computed = nn.utils.parametrizations.weight_norm(nn.GRUCell(2, 3), "weight_hh")
+    with pytest.raises(ValueError, match="weight_hh is not a parameter of the module but computed"):
+        tritongru.GRUCell.from_torch(computed)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

@@ -4,15 +4,19 @@ import dataclasses
 
 import pytest
 import torch
+from cpu_loop import HAS_LOOP, forget, needs_loop
 from layers import Case, build, outputs_and_gradients
+from tolerance import assert_same as assert_same_as_torchs
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import tritongru
 from tritongru import functional, layer, route
-from tritongru.interop import compiler_ops, torch_layer
+from tritongru.interop import torch_layer
+from tritongru.planning.cpu_plan import KEPT
 
-IMPLS = ["torch", "triton"]
+on_a_cpu = pytest.mark.skipif(not HAS_LOOP or torch.cuda.is_available(), reason="llvm runs on a CPU, with llvmlite")
+IMPLS = [pytest.param("llvm", marks=on_a_cpu), "torch", "triton"]
 
 
 @pytest.fixture(autouse=True)
@@ -122,15 +126,28 @@ def ran(monkeypatch):
     return found
 
 
+# As if the plan had said so: Triton's kernels up to a batch of 3 and from 4 steps on, the loop from 10 rows on.
+LIMITS = {
+    "triton": (
+        route.Route("", "triton", "why", largest=3, shortest=4, device_bytes=1 << 30),
+        ((5, 2, True), (5, 4, False), (3, 2, False), (4, 3, True)),
+    ),
+    "llvm": (
+        route.Route("", "llvm", largest=1 << 62, shortest=1, least=10, device_bytes=1 << 30),
+        ((5, 2, True), (3, 3, False), (4, 3, True), (2, 4, False)),
+    ),
+}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there the plan's own limits are asked")
-def test_the_plan_puts_no_condition_on_sizes(ran, monkeypatch):
-    """Kernels up to a batch of 3 and from 4 steps on, as if the plan had said so."""
-    known = route.Route("", "why", largest=3, shortest=4, device_bytes=1 << 30)
-    monkeypatch.setattr(route, "_route_under", lambda *asked: known)
+@pytest.mark.parametrize("family", ["triton", pytest.param("llvm", marks=needs_loop)])
+def test_the_plan_puts_no_condition_on_sizes(family, ran, monkeypatch):
+    known, sizes = LIMITS[family]
+    monkeypatch.setattr(route, "_route", lambda *asked: known)
     monkeypatch.setattr(functional, "asks_for_kernels", lambda impl, device: impl != "torch")
     gru = tritongru.GRU(3, 4)
     compiled, counter = compile_counted(gru, dynamic=True)
-    for T, B, kernel in ((5, 2, True), (5, 4, False), (3, 2, False), (4, 3, True)):
+    for T, B, kernel in sizes:
         x = torch.randn(T, B, 3)
         ran.clear()
         found = outputs_and_gradients(compiled, x, None)
@@ -139,13 +156,23 @@ def test_the_plan_puts_no_condition_on_sizes(ran, monkeypatch):
     assert graphs(counter) == 1
 
 
+@pytest.fixture
+def forgetful():
+    """What is known of devices and routes is found out anew, and forgotten afterwards."""
+    forget()
+    yield
+    forget()
+
+
 @pytest.mark.every(3)
+@pytest.mark.usefixtures("forgetful")
 @pytest.mark.parametrize("memory, small, saved", [("auto", False, True), ("auto", True, False), ("save", True, True)])
-def test_memory_is_decided_inside(memory, small, saved, ran, monkeypatch, device):
-    facts = compiler_ops.device_facts
-    shrink = {"memory_bytes": 8 * 4 * (5 * 3 * 4) * 4 * 2 - 1} if small else {}  # one byte less than is needed at T = 5
-    monkeypatch.setattr(compiler_ops, "device_facts", lambda device: dataclasses.replace(facts(device), **shrink))
-    gru = tritongru.GRU(3, 4, 2, impl="triton", memory=memory).to(device)
+@pytest.mark.parametrize("impl, values", [pytest.param("llvm", KEPT, marks=on_a_cpu), ("triton", 4)])
+def test_memory_is_decided_inside(impl, values, memory, small, saved, ran, monkeypatch, device):
+    facts = route.device_facts
+    shrink = {"memory_bytes": 8 * 4 * (5 * 3 * 4) * values * 2 - 1} if small else {}  # a byte less than T = 5 needs
+    monkeypatch.setattr(route, "device_facts", lambda device: dataclasses.replace(facts(device), **shrink))
+    gru = tritongru.GRU(3, 4, 2, impl=impl, memory=memory).to(device)
     compiled, _ = compile_counted(gru, dynamic=True)
     for T in (4, 5):
         ran.clear()
@@ -253,6 +280,37 @@ def test_wrong_calls_fail_while_they_are_traced(impl, device):
         compiled(torch.randn(4, 2, 3, device=device), torch.zeros(1, 3, 4, device=device))
 
 
+def operators(model, x):
+    """The names of the operators in the graphs that a compiler is given."""
+    found = []
+
+    def backend(graph, example):
+        found.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    return compiled(x), found
+
+
+@needs_loop
+@pytest.mark.parametrize("impl", ["auto", "llvm"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_compilers_graph_runs_ours(impl, grad):
+    gru, x = tritongru.GRU(3, 4, 2, bidirectional=True, impl=impl), torch.randn(5, 2, 3)
+    with torch.set_grad_enabled(grad):
+        (output, h_n), found = operators(gru, x)
+        assert sum("tritongru.gru_routed_forward" in name for name in found) == 2, found
+        assert not any("aten.gru" in name or "torch.gru" in name for name in found)
+        for compiled, eager in zip((output, h_n), gru(x), strict=True):
+            assert torch.equal(compiled, eager)
+    torch._dynamo.reset()
+    compiled = torch.compile(gru, backend="aot_eager", fullgraph=True)
+    found = outputs_and_gradients(compiled, x, None)
+    found = {name.removeprefix("_orig_mod."): value for name, value in found.items()}
+    for name, value in outputs_and_gradients(gru.to_torch(), x, None).items():
+        assert_same_as_torchs(found[name], value, name)
+
+
 # cuDNN, of which only the calls can be looked at here
 
 
@@ -310,7 +368,7 @@ def cudnn(monkeypatch):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("hx", [False, True])
 def test_cudnns_reserve_is_kept(bidirectional, bias, hx, cudnn):
-    gru = tritongru.GRU(3, 4, 2, bias, bidirectional=bidirectional)
+    gru = tritongru.GRU(3, 4, 2, bias, bidirectional=bidirectional, impl="torch")
     before = [p.clone() for p in gru.parameters()]
     compiled = torch.compile(gru, backend="aot_eager", fullgraph=True)
     x, state = torch.randn(5, 2, 3), torch.randn(4 if bidirectional else 2, 2, 4) if hx else None

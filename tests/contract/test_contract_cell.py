@@ -7,7 +7,8 @@ import pickle
 
 import pytest
 import torch
-from failures import failure
+from cpu_loop import llvmlite_of, needs_loop
+from tolerance import assert_same, failure
 from torch import nn
 from torch.func import functional_call, vmap
 from torch.nn.utils import parametrizations, parametrize
@@ -273,3 +274,39 @@ def test_parametrized_weight():
         parametrize.remove_parametrizations(module, "weight_hh")
     assert type(ours) is tritongru.GRUCell
     assert_same_results(ours, theirs, values(B, I), values(B, H, seed=2))
+
+
+# ---- the loop's step, where nothing is asked for but results ----
+
+
+@DTYPES
+@pytest.mark.parametrize("batch", [None, 1, B, 9])
+@pytest.mark.parametrize("with_hx", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_results_without_gradients(bias, with_hx, batch, dtype):
+    theirs, ours = pair(I, H, bias, dtype=dtype)
+    x = values(I, dtype=dtype) if batch is None else values(batch, I, dtype=dtype)
+    hx = values(*x.shape[:-1], H, seed=2, dtype=dtype) if with_hx else None
+    with torch.no_grad():
+        assert_same(ours(x, hx), theirs(x, hx))
+        ours.impl = "torch"
+        assert torch.equal(ours(x, hx), theirs(x, hx))
+
+
+def test_impl_is_a_choice_that_is_checked_and_shown():
+    with pytest.raises(ValueError, match="impl should be one of 'auto', 'llvm', 'torch', got 'triton'"):
+        tritongru.GRUCell(I, H, impl="triton")
+    ours = tritongru.GRUCell(I, H, impl="llvm")
+    assert repr(ours) == "GRUCell(3, 4, impl='llvm')"
+    assert pickle.loads(pickle.dumps(ours)).impl == copy.deepcopy(ours).impl == "llvm"
+
+
+@needs_loop
+def test_llvm_runs_or_raises_without_gradients():
+    theirs, ours = pair(I, H, dtype=torch.bfloat16)
+    ours.impl = "llvm"
+    x = values(B, I, dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert_same(ours.float()(x.float()), theirs.float()(x.float()))
+        with llvmlite_of(), pytest.raises(RuntimeError, match="the package llvmlite is not installed"):
+            ours(x.float())

@@ -5,8 +5,7 @@ import itertools
 
 import pytest
 import torch
-from failures import assert_same_failure, failure
-from tolerance import assert_close_to_float64
+from tolerance import assert_close_to_float64, assert_same, assert_same_failure, failure, is_torchs
 from torch import nn
 from torch.func import functional_call, hessian, jacfwd, jacrev
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
@@ -17,13 +16,15 @@ import tritongru
 
 pytestmark = pytest.mark.usefixtures("ieee")
 
-IMPLS = ("auto", "triton")
+IMPLS = ("torch", "auto", "triton")
 DEVICE = {"auto": "cpu", "torch": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cpu"}
 KINDS = ("batched", "unbatched", "packed", "packed unsorted")
 LENGTHS = {"packed": [4, 2, 1], "packed unsorted": [2, 1, 4]}  # a permutation that is not its own inverse
 T, B, I, H = 4, 3, 3, 5
+f64, f32, bf16, f16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 
-both_impls = pytest.mark.parametrize("impl", IMPLS)
+every_impl = pytest.mark.parametrize("impl", IMPLS)
+on_the_cpu = pytest.mark.parametrize("impl", ["torch", "auto"])
 
 
 def pair(*args, impl="auto", memory="save", seed=0, device=None, **kwargs):
@@ -63,13 +64,13 @@ def results(module, x, hx=None, lengths=None, enforce_sorted=True):
 
 
 def assert_same_results(ours, theirs, x, hx=None, impl="auto", compute=results, **kwargs):
-    """Bit for bit where torch's own GRU runs, else by the tolerance rule against torch in float64."""
+    """Bit for bit where torch's own GRU runs; else within rounding on a CPU, and by the tolerance rule against torch in
+    float64 where torch rounds at every step, or Triton runs."""
     actual, expected = compute(ours, x, hx, **kwargs), compute(theirs, x, hx, **kwargs)
     assert actual.keys() == expected.keys()
-    if impl != "triton":
+    if is_torchs(impl) or (impl == "auto" and theirs.weight_hh_l0.dtype in (f32, f64)):
         for what in expected:
-            assert actual[what].dtype == expected[what].dtype, what
-            assert torch.equal(actual[what], expected[what]), what
+            assert_same(actual[what], expected[what], what, impl)
         return
     expected64 = compute(copy.deepcopy(theirs).double(), x.double(), None if hx is None else hx.double(), **kwargs)
     for what in expected:
@@ -103,22 +104,28 @@ def check_options(impl, layers, bidirectional, bias, batch_first, kind, with_hx,
     assert_same_results(ours, theirs, values(*shape, like=like), hx, impl=impl, **packing)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("with_hx", [False, True], ids=["no_hx", "hx"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bidirectional", [False, True], ids=["one_way", "both_ways"])
-@pytest.mark.parametrize("layers", [1, 2, 3])
-def test_options_on_torch(layers, bidirectional, kind, with_hx, dtype):
+CPU_OPTIONS = [*itertools.product((1, 2, 3), (False, True), KINDS, (False, True), (f32, f64, bf16, f16))]
+cpu_options = pytest.mark.parametrize("row", CPU_OPTIONS, ids=lambda row: "-".join(str(v) for v in row))
+
+
+def check_options_on_the_cpu(impl, row, memory):
+    layers, bidirectional, *rest = row
     for bias, batch_first in itertools.product([True, False], repeat=2):
-        check_options("auto", layers, bidirectional, bias, batch_first, kind, with_hx, dtype)
+        check_options(impl, layers, bidirectional, bias, batch_first, *rest, memory)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_impl_torch_is_torchs_own(kind):
-    check_options("torch", 2, True, True, False, kind, True, torch.float32, memory="recompute")
+@pytest.mark.parametrize("memory", ["save", "recompute"])
+@cpu_options
+def test_options_on_the_cpu(row, memory):
+    check_options_on_the_cpu("auto", row, memory)
 
 
-f32, bf16, f16 = torch.float32, torch.bfloat16, torch.float16
+@pytest.mark.every(7)
+@cpu_options
+def test_impl_torch_is_torchs_own(row):
+    check_options_on_the_cpu("torch", row, "recompute")
+
+
 TRITON_OPTIONS = [(1, 2, 3), (False, True), (False, True), (False, True), KINDS, (False, True), (f32, bf16, f16)]
 TRITON_OPTIONS += [("save", "recompute")]
 TRITON_ROWS = [  # layers, bidirectional, bias, batch_first, kind, with_hx, dtype, memory
@@ -150,7 +157,7 @@ def test_triton_rows_hold_every_pair_of_options():
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (5, 2, 1, 9), (1, 3, 2, 4)], ids=str)
-@both_impls
+@every_impl
 def test_odd_sizes(impl, sizes):
     time, batch, features, hidden = sizes
     theirs, ours = pair(features, hidden, impl=impl)
@@ -165,14 +172,14 @@ def test_triton_does_not_take_float64():
         ours(values(T, B, I, like=ours.weight_hh_l0))
 
 
-def test_complex_weights_on_the_cpu():
+def test_complex_weights_are_torchs_on_the_cpu():
     theirs, ours = pair(I, H, 2, bidirectional=True, dtype=torch.complex64)
     x = torch.complex(values(T, B, I), values(T, B, I, seed=2))
     for mine, torchs in zip(ours(x), theirs(x), strict=True):
         assert torch.equal(mine, torchs)
 
 
-@both_impls
+@every_impl
 def test_arguments_by_keyword_and_a_plain_tuple_as_result(impl):
     _, ours = pair(I, H, impl=impl)
     like = ours.weight_hh_l0
@@ -184,7 +191,7 @@ def test_arguments_by_keyword_and_a_plain_tuple_as_result(impl):
         assert torch.equal(one, other)
 
 
-@both_impls
+@every_impl
 def test_last_outputs_are_h_n_bit_for_bit(impl):
     _, ours = pair(I, H, bidirectional=True, impl=impl)
     output, h_n = ours(values(T, B, I, like=ours.weight_hh_l0))
@@ -196,7 +203,7 @@ def test_last_outputs_are_h_n_bit_for_bit(impl):
 
 
 @pytest.mark.parametrize("wanted", ["input", "hx", "weight_ih_l0", "weight_hh_l0_reverse", "bias_hh_l0"])
-@both_impls
+@every_impl
 def test_one_gradient_alone(impl, wanted):
     def compute(module, x, hx):
         leaves = {"input": x.detach().clone(), "hx": hx.detach().clone(), **dict(module.named_parameters())}
@@ -212,7 +219,7 @@ def test_one_gradient_alone(impl, wanted):
 
 
 @pytest.mark.parametrize("used", [0, 1], ids=["output", "h_n"])
-@both_impls
+@every_impl
 def test_gradients_when_one_output_is_used(impl, used):
     def compute(module, x, hx):
         names, weights = zip(*module.named_parameters(), strict=True)
@@ -222,7 +229,7 @@ def test_gradients_when_one_output_is_used(impl, used):
     assert_same_results(ours, theirs, values(2, B, I, like=theirs.weight_hh_l0), impl=impl, compute=compute)
 
 
-@both_impls
+@every_impl
 def test_unused_upper_layer_has_zero_gradients_not_none(impl):
     _, ours = pair(I, H, 2, impl=impl)
     ours(values(2, B, I, like=ours.weight_hh_l0))[1][0].sum().backward()
@@ -231,7 +238,7 @@ def test_unused_upper_layer_has_zero_gradients_not_none(impl):
         assert bool(weight.grad.any()) == name.endswith("l0"), name
 
 
-@both_impls
+@every_impl
 def test_no_graph_when_nothing_requires_grad(impl):
     _, ours = pair(I, H, impl=impl)
     x = values(2, 1, I, like=ours.weight_hh_l0)
@@ -243,14 +250,14 @@ def test_no_graph_when_nothing_requires_grad(impl):
     assert not any(v.requires_grad for v in ours.requires_grad_(False)(x))
 
 
-@both_impls
+@every_impl
 def test_backward_in_eval_mode(impl):
     theirs, ours = pair(I, H, 2, dropout=0.5, impl=impl)
     with torch.backends.cudnn.flags(enabled=False):  # cuDNN cannot
         assert_same_results(ours.eval(), theirs.eval(), values(2, B, I, like=theirs.weight_hh_l0), impl=impl)
 
 
-@both_impls
+@every_impl
 def test_backward_twice(impl):
     _, ours = pair(I, H, impl=impl)
     loss = ours(values(2, B, I, like=ours.weight_hh_l0))[0].square().sum()
@@ -264,7 +271,7 @@ def test_backward_twice(impl):
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True], ids=["saved tensor hooks", "reentrant"])
-@both_impls
+@every_impl
 def test_checkpointing(impl, use_reentrant):
     def compute(module, x, hx):
         x = x.detach().clone().requires_grad_()
@@ -276,8 +283,9 @@ def test_checkpointing(impl, use_reentrant):
     assert_same_results(ours, theirs, values(2, B, I, like=theirs.weight_hh_l0), impl=impl, compute=compute)
 
 
-def test_double_backward_on_the_cpu():
-    _, ours = pair(2, 3, 2, bidirectional=True, dtype=torch.float64)
+@on_the_cpu
+def test_double_backward_on_the_cpu(impl):
+    _, ours = pair(2, 3, 2, bidirectional=True, dtype=torch.float64, impl=impl)
     like = ours.weight_hh_l0
     names, weights = zip(*ours.named_parameters(), strict=True)
     inputs = [values(2, 2, 2, like=like), values(4, 2, 3, seed=2, like=like), *(w.detach() for w in weights)]
@@ -330,7 +338,7 @@ def test_jacobians_of_the_weights_on_the_cpu(transform):
 
 
 @pytest.mark.parametrize("changed", ["input", "hx", "weight_ih_l0", "weight_hh_l0"])
-@both_impls
+@every_impl
 def test_changing_what_the_backward_needs_is_refused(impl, changed):
     _, ours = pair(I, H, impl=impl)
     like = ours.weight_hh_l0
@@ -343,8 +351,10 @@ def test_changing_what_the_backward_needs_is_refused(impl, changed):
         (output.sum() + h_n.sum()).backward()
 
 
+@pytest.mark.parametrize("memory", ["save", "recompute"])
 @pytest.mark.parametrize("changed", [0, 1], ids=["output", "h_n"])
-def test_changing_an_output_is_allowed_on_the_cpu(changed):
+@on_the_cpu
+def test_changing_an_output_is_allowed_on_the_cpu(impl, changed, memory):
     def compute(module, x, hx):
         outputs = module(x, hx)
         grads = weighting(*outputs)
@@ -352,9 +362,9 @@ def test_changing_an_output_is_allowed_on_the_cpu(changed):
             outputs[changed].fill_(7)
         return {str(i): g for i, g in enumerate(gradients(outputs, list(module.parameters()), grads))}
 
-    theirs, ours = pair(I, H, 2)
-    assert_same_results(ours, theirs, values(T, B, I), compute=compute)
-    untouched = gradients(theirs(values(T, B, I)), list(theirs.parameters()))
+    theirs, ours = pair(I, H, 2, impl=impl, memory=memory)
+    assert_same_results(ours, theirs, values(T, B, I), impl=impl, compute=compute)
+    untouched = gradients(ours(values(T, B, I)), list(ours.parameters()))
     for i, grad in compute(ours, values(T, B, I), None).items():
         assert torch.equal(grad, untouched[int(i)])
 
@@ -408,7 +418,7 @@ def in_triton_words(expected, x, hx):
 
 
 @pytest.mark.parametrize("x", INPUTS, ids=spec)
-@both_impls
+@every_impl
 def test_refused_calls(impl, x):
     theirs, ours = pair(3, 4, 2, impl=impl, device="cpu")
     expected = {spec(hx): failure(theirs, x, hx) for hx in HIDDENS}
@@ -436,7 +446,7 @@ REFUSED_ARGUMENTS = {
 
 
 @pytest.mark.parametrize("what", REFUSED_ARGUMENTS)
-@both_impls
+@every_impl
 def test_refused_arguments(impl, what):
     theirs, ours = pair(3, 4, impl=impl, device="cpu")
     args, kwargs = REFUSED_ARGUMENTS[what]
@@ -456,13 +466,13 @@ def test_refused_arguments(impl, what):
     ],
     ids=str,
 )
-@both_impls
+@every_impl
 def test_the_words_of_an_error(impl, x, hx, error, text):
     _, ours = pair(3, 4, 2, impl=impl, device="cpu")
     assert failure(ours, torch.zeros(x), None if hx is None else torch.zeros(hx)) == (error, text)
 
 
-@both_impls
+@every_impl
 def test_the_words_of_a_wrong_dtype_and_a_wrong_device(impl):
     _, ours = pair(3, 4, impl=impl, device="cpu")
     x = torch.zeros(2, 2, 3)
@@ -478,7 +488,7 @@ def test_the_words_of_a_wrong_dtype_and_a_wrong_device(impl):
     )
 
 
-@both_impls
+@every_impl
 def test_batch_first_reads_the_batch_from_the_first_axis(impl):
     theirs, ours = pair(3, 4, batch_first=True, impl=impl, device="cpu")
     x, hx = torch.zeros(2, 5, 3), torch.zeros(1, 5, 4)
@@ -486,13 +496,13 @@ def test_batch_first_reads_the_batch_from_the_first_axis(impl):
     assert failure(ours, x, hx) == (RuntimeError, "Expected hidden size (1, 2, 4), got [1, 5, 4]")
 
 
-@both_impls
+@every_impl
 def test_meta_module_and_cpu_input(impl):
     theirs, ours = (module.to("meta") for module in pair(3, 4, impl=impl, device="cpu"))
     assert_same_failure(ours, theirs, torch.zeros(2, 2, 3))
 
 
-@both_impls
+@every_impl
 def test_a_refused_call_leaves_the_module_as_it_was(impl):
     _, ours = pair(3, 4, impl=impl)
     x = values(2, 2, 3, like=ours.weight_hh_l0)
@@ -552,7 +562,7 @@ TRITON_WORDS = {
 
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one_way", "both_ways"])
 @pytest.mark.parametrize("what", REFUSED_PACKED)
-@both_impls
+@every_impl
 def test_refused_packed_calls(impl, what, bidirectional):
     theirs, ours = pair(3, 4, 1 if bidirectional else 2, bidirectional=bidirectional, impl=impl, device="cpu")
     if what in TRITON_WORDS and (impl == "triton" or "device" in what):
@@ -563,7 +573,7 @@ def test_refused_packed_calls(impl, what, bidirectional):
 
 
 @pytest.mark.parametrize("lengths", [(4, 2, 1), UNSORTED], ids=["sorted", "unsorted"])
-@both_impls
+@every_impl
 def test_packed_result_carries_the_same_index_tensors(impl, lengths):
     _, ours = pair(3, 4, impl=impl)
     input = packed(lengths).to(ours.weight_hh_l0.device)
@@ -573,7 +583,7 @@ def test_packed_result_carries_the_same_index_tensors(impl, lengths):
         assert getattr(output, field) is getattr(input, field), field
 
 
-@both_impls
+@every_impl
 def test_packed_rows_keep_the_order_of_the_caller(impl):
     theirs, ours = pair(3, 4, bidirectional=True, impl=impl)
     like = theirs.weight_hh_l0
@@ -600,7 +610,7 @@ PACKED_ODDITIES = {
 
 
 @pytest.mark.parametrize("what", PACKED_ODDITIES)
-@both_impls
+@every_impl
 def test_packed_oddities_that_torch_accepts(impl, what):
     def compute(module, data, hx):
         output, h_n = module(input._replace(data=data), hx)
@@ -617,7 +627,7 @@ def test_packed_oddities_that_torch_accepts(impl, what):
 
 
 @pytest.mark.parametrize("kind", ["time major", "batch first", "unbatched", "packed"])
-@both_impls
+@every_impl
 def test_strides_of_the_results(impl, kind):
     theirs, ours = pair(3, 4, 2, batch_first=kind == "batch first", bidirectional=True, impl=impl)
     x = torch.zeros((2, 3) if kind == "unbatched" else (2, 5, 3), device=DEVICE[impl])
@@ -631,7 +641,7 @@ def test_strides_of_the_results(impl, kind):
 
 
 @pytest.mark.parametrize("batch_first", [False, True], ids=["time_major", "batch_first"])
-@both_impls
+@every_impl
 def test_strided_inputs_weights_and_gradients(impl, batch_first):
     def compute(module, x, hx):
         x, hx = x[..., ::2].transpose(0, 1).detach().requires_grad_(), hx.detach().requires_grad_()
@@ -655,7 +665,7 @@ def test_strided_inputs_weights_and_gradients(impl, batch_first):
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-@both_impls
+@every_impl
 def test_results_share_no_memory(impl, layers):
     _, ours = pair(3, 4, layers, impl=impl)
     like = ours.weight_hh_l0
@@ -670,7 +680,7 @@ def test_results_share_no_memory(impl, layers):
 @pytest.mark.parametrize(
     "shape, batch_first", [((2, 0, 3), False), ((0, 2, 3), True)], ids=["time_major", "batch_first"]
 )
-@both_impls
+@every_impl
 def test_empty_batch(impl, shape, batch_first):
     theirs, ours = pair(3, 4, 2, batch_first=batch_first, bidirectional=True, impl=impl)
     x, hx = (torch.zeros(s, device=DEVICE[impl]) for s in (shape, (4, 0, 4)))
@@ -680,7 +690,7 @@ def test_empty_batch(impl, shape, batch_first):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
-@both_impls
+@every_impl
 def test_nan_stays_in_its_row_and_after_its_step(impl, bad):
     _, ours = pair(I, H, 2, impl=impl)
     x = values(T, B, I, like=ours.weight_hh_l0)
@@ -698,11 +708,16 @@ def test_nan_stays_in_its_row_and_after_its_step(impl, bad):
         assert not output.isnan().any()  # gates saturate
 
 
-@both_impls
+@every_impl
 def test_huge_values_saturate_as_in_torch(impl):
+    def compute(module, x, hx):
+        """The slope of a gate there is zero, or on a CPU of the size of the smallest numbers, times such an x."""
+        found = results(module, x, hx)
+        return {name: value.where(value.abs() > 1e-30, torch.zeros_like(value)) for name, value in found.items()}
+
     theirs, ours = pair(I, H, impl=impl)
     x = 1e4 * values(T, B, I, like=theirs.weight_hh_l0)
-    assert_same_results(ours, theirs, x, impl=impl)
+    assert_same_results(ours, theirs, x, impl=impl, compute=compute)
 
 
 # ---- dropout ----
@@ -720,20 +735,21 @@ def random_states():
 @pytest.mark.parametrize("p", [0.25, 0.5, 1, 1.0], ids=str)
 @pytest.mark.parametrize("batch_first", [False, True], ids=["time_major", "batch_first"])
 @pytest.mark.parametrize("layers, bidirectional", [(2, False), (3, True)])
-def test_dropout_is_torchs_bit_for_bit_on_the_cpu(layers, bidirectional, batch_first, p):
-    theirs, ours = pair(I, H, layers, True, batch_first, p, bidirectional)
+@on_the_cpu
+def test_dropout_draws_torchs_masks_on_the_cpu(impl, layers, bidirectional, batch_first, p):
+    theirs, ours = pair(I, H, layers, True, batch_first, p, bidirectional, impl=impl)
     assert type(ours.dropout) is float
-    assert_same_results(ours, theirs, values(B, T, I), compute=seeded)
+    assert_same_results(ours, theirs, values(B, T, I), impl=impl, compute=seeded)
     torch.manual_seed(11)
     mine, my_state = ours(packed(UNSORTED)), torch.get_rng_state()
     torch.manual_seed(11)
     torchs = theirs(packed(UNSORTED))
-    assert torch.equal(mine[0].data, torchs[0].data)
-    assert torch.equal(mine[1], torchs[1])
+    assert_same(mine[0].data, torchs[0].data, "output", impl)
+    assert_same(mine[1], torchs[1], "h_n", impl)
     assert torch.equal(my_state, torch.get_rng_state())
 
 
-@both_impls
+@every_impl
 def test_dropout_by_hand(impl):
     theirs, ours = pair(I, H, 2, bidirectional=True, dropout=0.5, impl=impl)
     like = theirs.weight_hh_l0
@@ -758,7 +774,7 @@ def test_dropout_by_hand(impl):
     assert not torch.equal(actual[0], ours(x)[0]), "a fresh mask for every call"
 
 
-@both_impls
+@every_impl
 def test_dropout_of_one_feeds_zeros_upwards(impl):
     _, ours = pair(I, H, 2, dropout=1, impl=impl)
     like = ours.weight_hh_l0
@@ -771,7 +787,7 @@ def test_dropout_of_one_feeds_zeros_upwards(impl):
 
 @pytest.mark.parametrize("layers, p, training", [(2, 0.5, False), (2, 0.0, True), (1, 0.5, True)])
 @pytest.mark.filterwarnings("ignore:dropout option adds dropout")
-@both_impls
+@every_impl
 def test_no_random_numbers_without_dropout(impl, layers, p, training):
     theirs, ours = pair(I, H, layers, dropout=p, impl=impl)
     x = values(2, B, I, like=theirs.weight_hh_l0)
@@ -783,7 +799,7 @@ def test_no_random_numbers_without_dropout(impl, layers, p, training):
         assert torch.equal(one, other)
 
 
-@both_impls
+@every_impl
 def test_dropout_can_be_set_later(impl):
     _, ours = pair(I, H, 2, impl=impl)
     x = values(2, B, I, like=ours.weight_hh_l0)
@@ -804,6 +820,7 @@ LOW = pytest.mark.parametrize("low", [bf16, f16], ids=str)
 @pytest.mark.parametrize("weight_dtype", [f32, torch.float64], ids=str)
 @LOW
 def test_autocast_on_the_cpu(low, weight_dtype, x_dtype, hx_dtype):
+    """Torch's own bit for bit, except in float64, which autocast leaves alone."""
     theirs, ours = pair(I, H, 2, bidirectional=True, dtype=weight_dtype)
     x = values(T, B, I).to(low if x_dtype == "low" else x_dtype)
     hx = None if hx_dtype is None else values(4, B, H, seed=2).to(low if hx_dtype == "low" else hx_dtype)
@@ -812,7 +829,7 @@ def test_autocast_on_the_cpu(low, weight_dtype, x_dtype, hx_dtype):
         if refused:
             assert failure(ours, x, hx) == refused
         else:
-            assert_same_results(ours, theirs, x, hx)
+            assert_same_results(ours, theirs, x, hx, impl="auto" if weight_dtype == x_dtype == f64 else "torch")
 
 
 @pytest.mark.parametrize(

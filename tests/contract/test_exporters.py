@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from cpu_loop import HAS_LOOP
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -157,8 +158,12 @@ def test_export_leaves_the_batch_open(impl, memory, strict, device):
         close(found, expected)
 
 
-def test_export_of_the_kernels_leaves_the_time_open_and_can_be_trained(device):
-    gru = tritongru.GRU(3, 4, 2, bidirectional=True, impl="triton").to(device)
+on_a_cpu = pytest.mark.skipif(not HAS_LOOP or torch.cuda.is_available(), reason="llvm runs on a CPU, with llvmlite")
+
+
+@pytest.mark.parametrize("impl", ["triton", pytest.param("llvm", marks=on_a_cpu)])
+def test_export_of_the_kernels_leaves_the_time_open_and_can_be_trained(impl, device):
+    gru = tritongru.GRU(3, 4, 2, bidirectional=True, impl=impl).to(device)
     shapes = ({0: torch.export.Dim("t"), 1: torch.export.Dim("b")},)
     program = torch.export.export(gru, (torch.randn(5, 2, 3, device=device),), dynamic_shapes=shapes)
     x = torch.randn(8, 3, 3, device=device)
@@ -170,11 +175,15 @@ def test_export_of_the_kernels_leaves_the_time_open_and_can_be_trained(device):
         close(found.get_parameter(name).grad, parameter.grad)
 
 
-def test_an_exported_model_on_torchs_path_needs_torch_alone():
-    program = torch.export.export(Two().eval(), (torch.randn(5, 2, 3),))
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_model_of_auto_needs_torch_alone(strict):
+    """On a CPU, whatever runs there before it is exported."""
+    model, x = Two().eval(), torch.randn(5, 2, 3)
+    program = torch.export.export(model, (x,), strict=strict)
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert targets.count("aten.gru.input") == 2
     assert not any("tritongru" in target for target in targets)
+    close(program.module()(x), model(x))
 
 
 # ONNX

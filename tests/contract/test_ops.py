@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from cpu_loop import HAS_LOOP
 from layers import Case, build, outputs_and_gradients
 from torch.utils.checkpoint import checkpoint
 
@@ -24,32 +25,37 @@ def arguments(device, D=1, B=3, T=4, bias=True, hx=True, packed=False):
     return (*tensors, offsets, B)
 
 
+on_a_cpu = pytest.mark.skipif(not HAS_LOOP or torch.cuda.is_available(), reason="llvm runs on a CPU, with llvmlite")
+families = pytest.mark.parametrize("family", ["triton", pytest.param("llvm", marks=on_a_cpu)])
 CASES = [{}, {"D": 2, "packed": True}, {"bias": False, "hx": False}]
 
 
 @pytest.mark.parametrize("options", CASES, ids=str)
 @pytest.mark.parametrize("save", [True, False])
-def test_opcheck_forward(options, save, device):
-    torch.library.opcheck(torch.ops.tritongru.gru_forward, (*arguments(device, **options), save, "triton"))
+@families
+def test_opcheck_forward(options, save, family, device):
+    torch.library.opcheck(torch.ops.tritongru.gru_forward, (*arguments(device, **options), save, family))
 
 
 @pytest.mark.parametrize("options", CASES, ids=str)
 @pytest.mark.parametrize("needs", [[True] * 6, [False, True, False, True, False, True]], ids=["all", "some"])
-def test_opcheck_backward(options, needs, device):
+@families
+def test_opcheck_backward(options, needs, family, device):
     *tensors, offsets, B = arguments(device, **options)
-    y, hn, gates = torch.ops.tritongru.gru_forward(*tensors, offsets, B, True, "triton")
-    args = (torch.randn_like(y), torch.randn_like(hn), *tensors, offsets, B, y, gates, needs, "triton")
+    y, hn, gates = torch.ops.tritongru.gru_forward(*tensors, offsets, B, True, family)
+    args = (torch.randn_like(y), torch.randn_like(hn), *tensors, offsets, B, y, gates, needs, family)
     torch.library.opcheck(torch.ops.tritongru.gru_backward, args)
 
 
 @pytest.mark.parametrize("batch", [3, 0])
-def test_unneeded_gradients_are_not_computed(batch, device):
+@families
+def test_unneeded_gradients_are_not_computed(batch, family, device):
     *tensors, offsets, B = arguments(device, B=batch)
-    y, hn, gates = torch.ops.tritongru.gru_forward(*tensors, offsets, B, True, "triton")
+    y, hn, gates = torch.ops.tritongru.gru_forward(*tensors, offsets, B, True, family)
     for k in range(6):
         needs = [i == k for i in range(6)]
         grads = torch.ops.tritongru.gru_backward(
-            torch.ones_like(y), torch.ones_like(hn), *tensors, offsets, B, y, gates, needs, "triton"
+            torch.ones_like(y), torch.ones_like(hn), *tensors, offsets, B, y, gates, needs, family
         )
         for i, grad in enumerate(grads):
             assert grad.shape == (tensors[i].shape if i == k else (0,))

@@ -4,12 +4,16 @@ import itertools
 
 import pytest
 import torch
+from cpu_loop import HAS_LOOP
 from layers import Case, build
 from processes import python
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 import tritongru
+
+on_a_cpu = pytest.mark.skipif(not HAS_LOOP or torch.cuda.is_available(), reason="llvm runs on a CPU, with llvmlite")
+IMPLS = ["torch", pytest.param("llvm", marks=on_a_cpu), "triton"]
 
 
 def counts(gru, x, hx, backward=True, lengths=None):
@@ -25,7 +29,7 @@ NEEDS = list(itertools.product((False, True), (None, False, True)))  # of input 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("impl", ["torch", "triton"])
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("layers, bidirectional, bias", [(1, False, True), (2, True, True), (2, False, False)])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch counts nothing in cuDNN")
@@ -42,6 +46,25 @@ def test_as_many_as_of_torch(layers, bidirectional, bias, packed, impl):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch counts nothing in cuDNN")
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_call_without_gradients_counts_too(impl):
+    ours, x = tritongru.GRU(3, 4, 2, impl=impl), torch.randn(5, 3, 3)
+    with torch.no_grad():
+        assert counts(ours, x, None, False) == counts(ours.to_torch(), x, None, False) > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch counts nothing in cuDNN")
+def test_a_cell_counts_as_torchs():
+    theirs, x = torch.nn.GRUCell(3, 4), torch.randn(5, 3)
+    found = []
+    for cell in (tritongru.GRUCell.from_torch(theirs), theirs):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            cell(x)
+        found.append(counter.get_total_flops())
+    assert found[0] == found[1] == 2 * 5 * 12 * (3 + 4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch counts nothing in cuDNN")
 @pytest.mark.parametrize("frozen", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0"])
 def test_weights_that_need_no_gradient_cost_none(frozen):
     ours = tritongru.GRU(3, 4, impl="triton")
@@ -50,7 +73,7 @@ def test_weights_that_need_no_gradient_cost_none(frozen):
     assert counts(ours, x, None) == counts(ours.to_torch(), x, None)
 
 
-@pytest.mark.parametrize("impl", ["torch", "triton"])
+@pytest.mark.parametrize("impl", IMPLS)
 def test_the_operators_of_compilers_count_too(impl, device):
     ours, x, hx = build(Case(H=4), device)
     w_ih, w_hh, b_ih, b_hh = ours._flat_weights

@@ -17,6 +17,7 @@ import torch
 
 pytest.importorskip("hypothesis")
 
+from cpu_loop import HAS_LOOP, needs_loop
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -49,7 +50,7 @@ INDICES = [[1, 0], [0, 1], [0, 0], [1], [], [2, 1], [0, -1], [1, 0, 1], [2**62, 
 INTS = [-1, 0, 1, 2, 3, 5, 2**31, 2**40, 2**62, 2**63, True, 1.5, "2", None, [2]]
 FLAGS = [True, False, None, 1, 0, "yes", [], 2.0]
 FLOATS = [float("nan"), 2, -0.5, "0.5", None, True, 0.5, 1, float("inf"), []]
-CHOICES = ["torch", "triton", "auto", "save", "recompute", "none", "", "Triton", None, 3, ["auto"]]
+CHOICES = ["torch", "triton", "llvm", "auto", "save", "recompute", "none", "", "Triton", None, 3, ["auto"]]
 NEEDS = [[True] * 5, [True] * 7, [], None, "abcdef", [1] * 6, [False] * 6, [True, False] * 3, [None] * 6]
 
 
@@ -113,6 +114,11 @@ BASES += [{"target": "gru", "impl": "triton", "packed": True, "hx": False}]
 BASES += [{"target": "GRU", "impl": impl, "packed": True} for impl in ("triton", "torch")]
 BASES += [{"target": target, "impl": "triton", "packed": True} for target in ("GRUCell", "warmup", *OPERATORS[:2])]
 BASES += [{"target": target, "impl": "torch", "packed": False} for target in OPERATORS[2:]]
+LOOP_BASES = [{"target": target, "packed": packed} for target in ("gru", *OPERATORS[:2]) for packed in (False, True)]
+LOOP_BASES += [{"target": "gru", "packed": True, "hx": False, "front": True, "grad": True}]
+LOOP_BASES += [{"target": "GRU", "packed": packed, "grad": packed} for packed in (False, True)]
+LOOP_BASES += [{"target": target, "packed": False} for target in ("warmup", *OPERATORS[2:])]
+LOOP_BASES = [{"impl": "llvm"} | base for base in LOOP_BASES] + [{"target": "GRU", "impl": "auto", "packed": False}]
 
 
 def kinds_of(base):
@@ -155,12 +161,15 @@ def kinds_of(base):
     return found | (indices if packed else {})
 
 
+LOOP = ["llvm"] if HAS_LOOP else []
+
+
 @st.composite
 def calls(draw, target):
     of_gru = target in ("gru", "GRU", "warmup")
     base = {
         "target": target,
-        "impl": draw(st.sampled_from(["triton", "torch", *([] if target in OPERATORS else ["triton", "auto"])])),
+        "impl": draw(st.sampled_from(["triton", "torch", *LOOP, *([] if target in OPERATORS else ["triton", "auto"])])),
         "layers": draw(st.integers(1, 2)) if of_gru else 1,
         "directions": draw(st.integers(1, 2)),
         "packed": draw(st.booleans()),
@@ -256,9 +265,7 @@ def failure(child, call):
     return wrong and f"{end}\n{wrong}\nagain: TRITON_INTERPRET=1 python tests/support/wrong_arguments.py '{text}'"
 
 
-@pytest.mark.every(3)
-@pytest.mark.parametrize("base", BASES, ids=lambda base: "-".join(map(str, base.values())))
-def test_one_wrong_argument(base, child):
+def check_one_wrong_argument(base, child):
     base = PLAIN | base
     kinds = kinds_of(base)
     if base["target"] in ("GRU", "warmup"):  # attributes are left to the other test
@@ -266,6 +273,23 @@ def test_one_wrong_argument(base, child):
     changes = [[name, *how] for name, kind in kinds.items() for how in EACH.get(kind, KINDS[kind])]
     failures = [wrong for change in changes if (wrong := failure(child, base | {"changes": [change]}))]
     assert not failures, f"{len(failures)} of {len(changes)} calls:\n" + "\n\n".join(failures[:5])
+
+
+def name_of(base):
+    return "-".join(map(str, base.values()))
+
+
+@pytest.mark.every(3)
+@pytest.mark.parametrize("base", BASES, ids=name_of)
+def test_one_wrong_argument(base, child):
+    check_one_wrong_argument(base, child)
+
+
+@needs_loop
+@pytest.mark.every(2)
+@pytest.mark.parametrize("base", LOOP_BASES, ids=name_of)
+def test_one_wrong_argument_of_the_loop(base, child):
+    check_one_wrong_argument(base, child)
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 import triton
 import triton.language as tl
-from failures import failure
 from simulator import SimulationError, simulate, simulated
+from tolerance import failure
 from triton.runtime import interpreter
 
 PROGRAMS, GROUPS, W, T = 4, 2, 8, 5

@@ -6,16 +6,18 @@ import json
 
 import pytest
 import torch
+from cpu_loop import HAS_LOOP, llvmlite_of, needs_loop, table_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tritongru
 from bench.compile.persistent import chosen
 from bench.compile.tables import as_read_with
-from tritongru.planning import candidates, cost_model
+from tritongru.planning import candidates, cost_model, cpu_plan
 from tritongru.planning import plan as planning
 from tritongru.planning.candidates import kind_of, persistent_options
-from tritongru.planning.devices import CPU, GPUS, KB, MOST, MOST_VALUES
+from tritongru.planning.devices import CPU, GPUS, KB, MOST, MOST_VALUES, cpu_facts
+from tritongru.planning.instruction_sets import SETS, host_sets
 from tritongru.planning.launches import (
     BLOCK_B,
     Measured,
@@ -199,7 +201,6 @@ def test_sizes_that_are_no_power_of_two_do_no_doubled_work(hidden, limit):
 @pytest.mark.parametrize(
     "hidden, dtype, device, reason",
     [
-        (128, "float32", CPU, "the tensors are on the CPU, where torch's own GRU runs"),
         (128, "float64", H200, "no kernel computes in float64; convert to one of float32, float16, bfloat16"),
     ],
 )
@@ -436,7 +437,8 @@ def test_explain_a_module():
     assert tritongru.explain(gru.eval(), device=H200).backward is None
     assert "a model, not a measurement" in str(answer)
     assert tritongru.explain(tritongru.GRU(8, 65, impl="torch"), device=H200).family == "torch"
-    assert tritongru.explain(tritongru.GRU(8, 65)).family == "torch", "on a CPU auto runs torch, interpreter or not"
+    here = tritongru.explain(tritongru.GRU(8, 65))
+    assert here.family == ("llvm" if HAS_LOOP else "torch"), "on a CPU auto asks for no Triton, interpreter or not"
     with pytest.raises(ValueError, match="batch should be at least 1, got 0"):
         tritongru.explain(gru, batch=0)
 
@@ -595,3 +597,159 @@ def test_without_a_gpu_or_the_interpreter_triton_says_so(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="the tensors are on the CPU; move module and input to a GPU, or set"):
         tritongru.GRU(2, 3, impl="triton")(torch.zeros(1, 1, 2))
+
+
+# The loop on a CPU
+
+CORES = dataclasses.replace(CPU, name="a CPU", arch="avx2", multiprocessors=4, memory_bytes=1 << 36)
+
+
+def chip(isa, threads=4):
+    return dataclasses.replace(CORES, arch=isa, multiprocessors=threads)
+
+
+@given(
+    hiddens,
+    st.sampled_from(["float32", "float64", "float16", "bfloat16", "complex64"]),
+    st.sampled_from(sorted(SETS)),
+    st.integers(1, 64),
+    st.integers(1, 10**5),
+    st.integers(1, 10**4),
+    st.integers(1, 2),
+    st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_the_plan_of_a_cpu_is_total(hidden, dtype, isa, threads, batch, time, directions, training):
+    """Of any CPU, whatever this machine has."""
+    sizes = {"batch": batch, "time": time, "directions": directions, "inputs": 8, "layers": 2}
+    with llvmlite_of():
+        answer = plan(hidden, dtype, chip(isa, threads), training=training, **sizes)
+    assert answer.forward is answer.backward is None
+    if dtype == "complex64":
+        assert (answer.family, answer.loop) == ("torch", None)
+        known = "float32, float64, float16, bfloat16"
+        assert answer.reason == f"no loop computes in complex64; convert to one of {known}"
+        return
+    assert (answer.family, answer.precision) == ("llvm", None)
+    loop, itemsize = answer.loop, 8 if dtype == "float64" else 4
+    assert (loop.isa, loop.threads, loop.lanes) == (isa, threads, SETS[isa].bytes // itemsize)
+    assert 1 <= loop.groups <= min(threads, batch)
+    assert 1 <= loop.chunk_forward <= time
+    assert (loop.chunk_backward is not None) == training
+    assert training is False or 1 <= loop.chunk_backward <= time
+    widest = max(8, directions * hidden)
+    assert loop.weight_bytes >= directions * 3 * hidden * (widest + hidden) * itemsize
+    assert loop.scratch_bytes >= loop.weight_bytes
+    memory = answer.memory
+    assert memory.mode == (memory.mode if training else "none")
+    assert memory.forward >= memory.kept
+    assert json.loads(json.dumps(answer.as_dict()))["loop"]["isa"] == isa
+    assert SETS[isa].title in str(answer)
+    assert "ratio" not in str(answer)
+
+
+def test_triton_on_a_cpu_is_torchs():
+    answer = plan(128, "float32", CORES, impl="triton")
+    assert (answer.family, answer.reason) == ("torch", "the tensors are on a CPU, and Triton's kernels need a GPU")
+
+
+def test_a_cpu_without_a_loop_gets_the_reason():
+    with llvmlite_of():
+        answer = plan(128, "float32", CPU)
+        assert (answer.family, answer.loop) == ("torch", None)
+        assert answer.reason == "the package llvmlite is not installed; install it with: pip install 'tritongru[cpu]'"
+        assert tritongru.explain(tritongru.GRU(8, 65)).reason == answer.reason
+
+
+ROWS = [
+    {"isa": isa, "pass": kind, "hidden": hidden, "least_rows": least}
+    for isa, kind, hidden, least in (
+        ("avx2", "train", 64, 100),
+        ("avx2", "train", 256, 20),
+        ("avx512", "train", 64, 300),
+        ("avx512", "train", 128, 7),
+        ("avx2", "forward", 64, 5),
+    )
+]
+
+
+@pytest.mark.parametrize(
+    "isa, hidden, training, least",
+    [
+        ("avx2", 1, True, 100),
+        ("avx2", 64, True, 100),
+        ("avx2", 65, True, 20),
+        ("avx2", 256, True, 20),
+        ("avx2", 5000, True, 20),
+        ("avx512", 100, True, 7),
+        ("avx2", 64, False, 5),
+        ("avx512", 64, False, 5),
+        ("neon", 64, True, 300),
+        ("neon", 128, True, 7),
+    ],
+)
+def test_least_rows_are_those_of_the_next_size_that_was_measured(isa, hidden, training, least):
+    """Of another instruction set than those that were measured, the most cautious of all."""
+    with table_of(*ROWS):
+        assert cpu_plan.least_rows(isa, hidden, training) == least
+    with table_of():
+        assert cpu_plan.least_rows(isa, hidden, training) == 1
+
+
+def test_fewer_rows_than_the_table_asks_for_are_torchs_unless_the_loop_is_asked_for():
+    with table_of(*ROWS):
+        small, enough = (plan(64, "float32", CORES, batch=10, time=time) for time in (9, 10))
+        assert (small.family, enough.family) == ("torch", "llvm")
+        assert small.reason == (
+            "torch's GRU was measured to be faster for a training step of fewer than 100 rows T * B, and this has 90; "
+            "impl='llvm' runs ours regardless"
+        )
+        assert plan(64, "float32", CORES, batch=10, time=9, impl="llvm").family == "llvm"
+        assert plan(64, "float32", CORES, batch=10, time=9, training=False).family == "llvm"
+        few = plan(64, "float32", CORES, batch=1, time=4, training=False).reason
+        assert "for a call of fewer than 5 rows T * B, and this has 4" in few
+
+
+def test_the_shipped_table_is_whole():
+    for row in cpu_plan._table():
+        assert row["isa"] in SETS
+        assert row["pass"] in ("forward", "train")
+        assert int(row["hidden"]) > 0 < int(row["least_rows"])
+
+
+@needs_loop
+@pytest.mark.parametrize("impl", ["auto", "llvm"])
+def test_explain_the_cpu(impl):
+    gru = tritongru.GRU(8, 65, 2, bidirectional=True, impl=impl)
+    answer = tritongru.explain(gru, batch=20, time=10)
+    isa, threads = SETS[host_sets()[0]], torch.get_num_threads()
+    loop, text = answer.loop, str(answer)
+    assert (answer.family, answer.time, answer.precision) == ("llvm", 10, None)
+    assert (loop.isa, loop.rows, loop.lanes, loop.threads) == (isa.name, isa.rows, isa.bytes // 4, threads)
+    assert answer == plan(
+        65,
+        "float32",
+        cpu_facts(),
+        batch=20,
+        time=10,
+        directions=2,
+        inputs=8,
+        layers=2,
+        impl=impl,
+        precision="tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee",
+    )
+    first, second, tile, shared, *_ = text.splitlines()
+    assert first == f"on this machine's CPU, {isa.title}, in float32"
+    assert second.startswith("llvm: the whole time loop is one compiled function")
+    assert tile == f"  {isa.title}: register tiles of {isa.rows} rows x 3 gates x {isa.bytes // 4} hidden units"
+    assert shared.startswith(f"  {threads} thread")
+    assert f"chunks of {loop.chunk_forward} forward and {loop.chunk_backward} backward steps" in shared
+    assert f"{loop.weight_bytes} bytes of weights are packed in each call" in text
+    assert tritongru.explain(gru.eval(), batch=20, time=10).loop.chunk_backward is None
+    assert answer.memory.mode == "save"
+
+
+def test_explain_a_module_on_no_device():
+    answer = tritongru.explain(tritongru.GRU(8, 65, device="meta"))
+    assert (answer.family, answer.device) == ("torch", "meta")
+    assert "meta" in answer.reason

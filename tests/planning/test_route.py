@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from cpu_loop import forget, llvmlite_of, needs_loop, table_of
 
 import tritongru
 from tritongru import route
@@ -15,34 +16,107 @@ pytestmark = pytest.mark.quick
 def told(caplog):
     """What has been logged since the test began, as (level, text)."""
     caplog.set_level(logging.INFO, "tritongru")
-    route._log.cache_clear()
-    route._route_under.cache_clear()
-    route._installed.cache_clear()
+    forget()
     yield lambda: [(record.levelname, record.getMessage()) for record in caplog.records]
-    route._log.cache_clear()
-    route._route_under.cache_clear()
-    route._installed.cache_clear()
+    forget()
 
 
-ON_CPU = ("INFO", "torch's own GRU runs: the tensors are on the CPU, and the kernels need a GPU")
+def torchs(why):
+    return "INFO", f"torch's own GRU runs: {why}"
 
 
-def test_on_a_cpu_it_is_said_once(told):
-    x = torch.randn(5, 2, 3)
-    for gru in (tritongru.GRU(3, 4), tritongru.GRU(3, 5, 2)):
-        for _ in range(3):
-            gru(x)
-    assert told() == [ON_CPU]
+X = torch.randn(5, 2, 3)
+NO_LLVMLITE = torchs(
+    "the package llvmlite is not installed; install it with: pip install 'tritongru[cpu]'; that would make it several "
+    "times faster on this CPU"
+)
+
+
+def calls_of_every_kind():
+    for gru in (tritongru.GRU(3, 4), tritongru.GRU(3, 5, 2, bidirectional=True)):
+        for _ in range(2):
+            gru(X)[0].sum().backward()
+            gru(torch.nn.utils.rnn.pack_sequence([X[:, 0], X[:2, 1]]))
+            with torch.no_grad():
+                gru(X)
+                tritongru.GRUCell(3, 4)(X[0])
+
+
+@needs_loop
+def test_where_ours_runs_nothing_is_said(told):
+    calls_of_every_kind()
+    torch._dynamo.reset()
+    torch.compile(tritongru.GRU(3, 4), backend="eager", fullgraph=True)(X)
+    tritongru.GRU(3, 4).warmup(2, 5)
+    assert told() == []
+
+
+def test_without_llvmlite_it_is_said_once_how_to_get_it(told):
+    with llvmlite_of():
+        calls_of_every_kind()
+        assert told() == [NO_LLVMLITE]
 
 
 def test_compilers_say_it_too(told):
     torch._dynamo.reset()
-    torch.compile(tritongru.GRU(3, 4), backend="eager", fullgraph=True)(torch.randn(5, 2, 3))
-    assert told() == [ON_CPU]
+    with llvmlite_of():
+        torch.compile(tritongru.GRU(3, 4), backend="eager", fullgraph=True)(X)
+        assert told() == [NO_LLVMLITE]
+
+
+def test_an_old_llvmlite_is_named(told):
+    with llvmlite_of(0, 44):
+        tritongru.GRU(3, 4)(X)
+        ((level, text),) = told()
+        assert level == "INFO"
+        assert "llvmlite 0.44 is older than 0.45; install a newer one with: pip install 'tritongru[cpu]'" in text
+
+
+@needs_loop
+def test_calls_too_small_to_gain_say_so_once(told):
+    row = {"isa": route.host_sets()[0], "hidden": 64}
+    with table_of(row | {"pass": "train", "least_rows": 11}, row | {"pass": "forward", "least_rows": 1}):
+        for _ in range(2):
+            tritongru.GRU(3, 4)(X)
+            with torch.no_grad():
+                tritongru.GRU(3, 4)(X)
+            tritongru.GRU(3, 4, impl="llvm")(X)
+            tritongru.GRU(3, 4)(torch.randn(11, 1, 3))
+        few = "with fewer than 11 rows T * B a training step takes longer with the loop for CPUs"
+        assert told() == [torchs(few)]
+
+
+def forward_mode(gru):
+    with torch.autograd.forward_ad.dual_level():
+        gru(torch.autograd.forward_ad.make_dual(X, X))
+
+
+def autocast(gru):
+    with torch.autocast("cpu", torch.bfloat16):
+        gru(X)
+
+
+ONLY_TORCH = {
+    "on a CPU autocast keeps some parts of the layer in the wider dtype, as torch's GRU does": autocast,
+    "a forward-mode derivative was asked for": forward_mode,
+    "a transform of torch.func is at work": lambda gru: torch.func.grad(lambda x: gru(x)[0].sum())(X),
+    "tensors of such shapes or dtypes are for it to take or to refuse": lambda gru: gru(
+        torch.nn.utils.rnn.PackedSequence(torch.randn(9, 3), torch.tensor([3, 2, 1]))
+    ),
+}
+
+
+@needs_loop
+@pytest.mark.parametrize("why", ONLY_TORCH)
+def test_what_only_torch_has_is_named_once(why, told):
+    for gru in (tritongru.GRU(3, 4), tritongru.GRU(3, 5)):
+        ONLY_TORCH[why](gru)
+    assert told() == [torchs(why)]
 
 
 def test_who_asked_for_torch_is_told_nothing(told):
-    tritongru.GRU(3, 4, impl="torch")(torch.randn(5, 2, 3))
+    with llvmlite_of():
+        tritongru.GRU(3, 4, impl="torch")(torch.randn(5, 2, 3))
     torch.jit.trace(tritongru.GRU(3, 4, impl="torch").eval(), torch.randn(5, 2, 3))
     assert told() == []
 
@@ -85,14 +159,11 @@ def test_numpy_too_new_for_the_interpreter(told, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match=r"needs NumPy below 2\.4, got 2\.4; run: pip install 'numpy<2\.4'"):
         asked("triton", device="cpu")
-    assert asked(device="cpu") is None
-    ((level, text),) = told()
-    assert level == "INFO"
-    assert "needs NumPy below 2.4" in text
+    assert told() == [], "what is raised need not be logged"
 
 
 def test_large_batches_and_short_sequences_are_told_once_each(told):
-    way = route.Route("", "why not", largest=32, shortest=8, device_bytes=1 << 30)
+    way = route.Route("", "triton", "why not", largest=32, shortest=8, device_bytes=1 << 30)
     for _ in range(2):
         assert not route.takes(way, "auto", 33, 8)
         assert not route.takes(way, "auto", 32, 7)

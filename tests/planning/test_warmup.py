@@ -7,6 +7,7 @@ import types
 
 import pytest
 import torch
+from cpu_loop import llvmlite_of, needs_loop
 from layers import Case, build
 from processes import PATIENCE, python
 from torch import nn
@@ -250,13 +251,39 @@ def test_bad_sizes_are_refused_as_by_explain(sizes):
     assert str(found.value) == str(expected.value)
 
 
-@pytest.mark.parametrize("options", [{"impl": "torch"}, {"impl": "auto"}])
-def test_where_torch_runs_nothing_is_compiled_or_called(options, ran, monkeypatch):
+@pytest.mark.parametrize("impl", ["torch", "auto"])
+def test_where_torch_runs_nothing_is_compiled_or_called(impl, ran, monkeypatch):
     monkeypatch.setattr(tritongru.GRU, "forward", ran.append)
-    result = tritongru.GRU(2, 3, **options).warmup(4, 5)
+    with llvmlite_of():
+        result = tritongru.GRU(2, 3, impl=impl).warmup(4, 5)
     assert result.kernels == ()
     assert result.seconds >= 0
     assert not ran
+
+
+@needs_loop
+@pytest.mark.parametrize("impl", ["auto", "llvm"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_on_a_cpu_the_loop_is_compiled_and_no_kernel(impl, dtype, ran, launched):
+    ours = tritongru.GRU(2, 3, dtype=dtype, impl=impl)
+    for learns, passes in ((True, ["forward", "backward"]), (False, ["forward"])):
+        found = ours.train(learns).warmup(4, 5)
+        assert [(kernel.family, kernel.kernel) for kernel in found.kernels] == [("llvm", name) for name in passes]
+        assert all(0 <= kernel.seconds <= found.seconds for kernel in found.kernels)
+    assert not ran
+    assert not launched
+
+
+@needs_loop
+def test_llvm_without_a_loop_for_the_dtype_raises_as_a_call_does():
+    ours = tritongru.GRU(2, 3, impl="llvm", dtype=torch.complex64)
+    with pytest.raises(RuntimeError, match="impl='llvm' cannot run this layer: no loop computes in complex64"):
+        ours.warmup(4, 5)
+
+
+def test_llvm_without_llvmlite_raises_as_a_call_does():
+    with llvmlite_of(), pytest.raises(RuntimeError, match="the package llvmlite is not installed"):
+        tritongru.GRU(2, 3, impl="llvm").warmup(4, 5)
 
 
 @pytest.mark.parametrize("dtype, interprets", [(torch.float64, True), (torch.float32, False)])

@@ -13,9 +13,10 @@ PACKAGE = ROOT / "tritongru"
 
 # What is imported at once and is neither ours nor the standard library's, of which torch 2.13 has loaded all that we
 # need; another torch may leave a few modules to us.
-TORCH = {"torch", "torch.nn", "torch.nn.modules.module", "torch.nn.utils.rnn"}
+TORCH = {"torch", "torch.autograd", "torch.nn", "torch.nn.modules.module", "torch.nn.utils.rnn"}
 MOST_STANDARD = 20
 LATER = {"kernels", "llvm", "commands", "__main__"}  # rooms of ours for which an import does not wait
+AT_ONCE = {PACKAGE / "llvm" / "__init__.py", PACKAGE / "llvm" / "forks.py"}  # except that a fork is to be noticed
 MOST_ROOMS = 38  # a file each
 MOST_CALLS = {"ours": 200, "all": 100_000}  # 48 and 25 thousand were counted, the latter with torch 2.13
 
@@ -107,7 +108,7 @@ def test_import_loads_a_few_rooms_and_nothing_else():
     assert len(files) <= MOST_ROOMS
     for path in files:
         assert path.is_relative_to(PACKAGE), f"{path} is imported"
-        assert not LATER & {path.stem, path.parent.stem}, f"{path} is imported"
+        assert path in AT_ONCE or not LATER & {path.stem, path.parent.stem}, f"{path} is imported"
         assert at_once(path) <= TORCH, f"{path} imports {at_once(path) - TORCH}"
     for name, most in MOST_CALLS.items():
         assert 0 < calls[name] <= most, calls
@@ -158,6 +159,7 @@ def test_a_cpu_call_loads_no_kernel():
         "import sys, torch, tritongru\n"
         "tritongru.GRU(2, 3)(torch.zeros(4, 1, 2))[0].sum().backward()\n"
         "assert not any(name.startswith(('triton.', 'tritongru.kernels.')) for name in sys.modules)\n"
+        "tritongru.GRU(2, 3, impl='torch')(torch.zeros(4, 1, 2))\n"
     )
 
 

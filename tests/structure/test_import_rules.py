@@ -101,7 +101,7 @@ DOORS = {
     ),
     "interop.inference_ops": ({"arguments", "planning", "route"}, {"llvm.launch"}),
     "interop": (set(), set()),
-    "cell": ({"arguments", "interop.adoption", "interop.exporters", "interop.inference_ops"}, set()),
+    "cell": ({"arguments", "interop.adoption", "interop.exporters", "interop.inference_ops", "planning"}, set()),
     "ops": ({"arguments", "interop.exporters", "interop.torch_layer", "layer", "planning"}, set()),
     "functional": (
         {

@@ -20,6 +20,7 @@ class Case:
     bias: bool = True
     hx: bool = True
     memory: str = "save"
+    impl: str = "triton"
     dtype: torch.dtype = torch.float32
     scale: float = 1.0
     seed: int = 0
@@ -38,7 +39,7 @@ def build(case: Case, device: torch.device, **options) -> tuple[tritongru.GRU, T
         case.layers,
         case.bias,
         bidirectional=case.bidirectional,
-        impl="triton",
+        impl=case.impl,
         memory=case.memory,
         **options,
     ).to(device, case.dtype)

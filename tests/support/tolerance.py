@@ -1,7 +1,9 @@
-"""The one rule by which the tests accept a rounding error."""
+"""How ours is compared with torch's: rounding by two rules, against float64 and on a CPU; refusals by their words."""
 
 import torch
 from torch import Tensor
+
+from tritongru.planning.instruction_sets import refusal
 
 EPS_ALLOWED = 8  # a few units of rounding, for values on which torch happens to be exact
 TF32_EPS = 2**-12  # half a unit of TF32's 11 bits, to which products on a GPU round fp32 operands
@@ -34,3 +36,38 @@ def assert_close_to_float64(actual: Tensor, expected64: Tensor, torch_same_dtype
         f"{what}: error {error:.3e} against float64, torch's own error {torch_error:.3e}, "
         f"allowed {2 * torch_error + rounding:.3e}"
     )
+
+
+ROUNDING = {2: 8, 4: 16, 8: 16}  # eps of the largest value, by bytes of one; 3.3, 5.5 and 4.1 were seen
+
+
+def is_torchs(impl: str) -> bool:
+    """Whether a call on a CPU is torch's own GRU, bit for bit."""
+    return impl == "torch" or (impl == "auto" and refusal() != "")
+
+
+def assert_same(ours: Tensor, torchs: Tensor, what: str = "result", impl: str = "auto") -> None:
+    """Accept `ours` where no value is further from torch's than a few eps of the largest one, and NaN and infinities
+    lie in the same places; where torch's own GRU runs, no value differs at all."""
+    assert ours.dtype == torchs.dtype, f"{what}: {ours.dtype}, torch gives {torchs.dtype}"
+    found = torch.finfo(ours.dtype)
+    ours, torchs = ours.detach().double(), torchs.detach().double()
+    largest = max(torchs[torchs.isfinite()].abs().tolist(), default=0.0)
+    units = 0 if is_torchs(impl) else ROUNDING[found.bits // 8]
+    rule = {"rtol": 0, "atol": units * found.eps * largest, "equal_nan": True}
+    torch.testing.assert_close(ours, torchs, **rule, msg=lambda text: f"{what}: {text}")
+
+
+def failure(call, *args, **kwargs):
+    """What a call raises, as type and text; None for a call that is accepted."""
+    try:
+        call(*args, **kwargs)
+    except Exception as error:
+        return type(error), str(error)
+    return None
+
+
+def assert_same_failure(ours, theirs, *args, **kwargs):
+    expected = failure(theirs, *args, **kwargs)
+    assert expected is not None
+    assert failure(ours, *args, **kwargs) == expected

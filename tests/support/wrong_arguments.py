@@ -19,7 +19,7 @@ import resource
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import tritongru
-from tritongru.arguments.options import IMPLS
+from tritongru.arguments.options import FAMILIES, IMPLS
+from tritongru.ops import shape_of_kept
 from tritongru.planning.memory import MEMORIES
 
 T, B, I, H = 2, 2, 3, 4
@@ -224,8 +225,8 @@ class Arguments(dict):
         for name, value in self.items():
             self[name] = [fence.lay(v) for v in value] if type(value) is list else fence.lay(value)
 
-    def tensors(self) -> Iterator[Tensor]:
-        for value in self.values():
+    def tensors(self, unread: Collection[str] = ()) -> Iterator[Tensor]:
+        for value in (value for name, value in self.items() if name not in unread):
             yield from (v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Tensor))
 
 
@@ -500,7 +501,7 @@ class Operator:
             "layers": 1,
             "autocast": None,
             "needs": [True] * 6,
-            "family": "triton",
+            "family": "llvm" if call["impl"] == "llvm" else "triton",
         }
         if packed:
             found["offsets"] = nn.functional.pad(found["offsets"], (1, 0))
@@ -517,7 +518,7 @@ class Operator:
     def expected(self) -> tuple[Any, ...]:
         a = self.arguments
         memories, family = (*MEMORIES, "none"), a.get("family", "triton")
-        if a.get("impl", "auto") not in IMPLS or a.get("memory", "auto") not in memories or family != "triton":
+        if a.get("impl", "auto") not in IMPLS or a.get("memory", "auto") not in memories or family not in FAMILIES:
             raise ValueError("no such choice")
         given = [a[name] for name in OPERANDS]
         if "backward" not in self.name:
@@ -551,7 +552,14 @@ class Operator:
         found = [(N, D, hidden), (D, batch, hidden)]
         if "routed" in self.name:
             return [*found, (0,)]
-        return [*found, (N, D, hidden, 4) if a["save_gates"] else (0,)]
+        return [*found, shape_of_kept(N, D, hidden, a["family"]) if a["save_gates"] else (0,)]
+
+    @property
+    def unread(self) -> set[str]:
+        """Where the loop has kept what it needs, it does not look at the outputs."""
+        kept = self.arguments.get("gates")
+        rank = kept.dim() if isinstance(kept, Tensor) else 1
+        return {"y"} if self.arguments.get("family") == "llvm" and rank != 1 else set()
 
 
 def saved(operator: Operator, found: dict[str, Any], key: tuple[Any, ...]) -> dict[str, Tensor]:
@@ -633,11 +641,12 @@ def verdict(call: dict[str, Any]) -> tuple[str, str]:
             subject.build(fence)
     except Exception as error:
         return ended(error), wrong_refusal(error, call)
-    tensors = list(subject.arguments.tensors())
+    tensors, own = list(subject.arguments.tensors()), []
     if isinstance(subject, Module):
-        tensors += [p for p in subject.module.__dict__.values() if isinstance(p, Tensor)]
-        tensors += [p for p in subject.module._parameters.values() if p is not None]
-    lacking = any(map(short, tensors))
+        own += [p for p in subject.module.__dict__.values() if isinstance(p, Tensor)]
+        own += [p for p in subject.module._parameters.values() if p is not None]
+    tensors += own
+    lacking = any(map(short, subject.arguments.tensors(getattr(subject, "unread", ())))) or any(map(short, own))
     before, random_before = storages(tensors), torch.get_rng_state()
     Tensor.new_empty = lambda *arguments, **options: fence.new_empty(*arguments, **options)  # type: ignore
     try:
@@ -675,7 +684,8 @@ def wrong_refusal(error: Exception, call: dict[str, Any]) -> str:
     if not str(error).strip() and not isinstance(error, MemoryError):
         return "without a message"
     frames = traceback.extract_tb(error.__traceback__)
-    late = any("/triton/" in frame.filename or "/tritongru/kernels/" in frame.filename for frame in frames)
+    rooms = ("/triton/", "/tritongru/kernels/", "/tritongru/llvm/")
+    late = any(room in frame.filename for frame in frames for room in rooms)
     if late and "allocate memory" not in str(error):
         return "refused by a kernel, too late"
     own = "/tritongru/" in frames[-1].filename and not (frames[-1].line or "").startswith("raise")

@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from tritongru.arguments.checks import check_memory
-from tritongru.planning.cpu_plan import refusal_on_cpu
-from tritongru.planning.instruction_sets import host_sets
-from tritongru.route import route_of, takes
+from tritongru.planning.cpu_plan import least_rows, refusal_on_cpu
+from tritongru.planning.instruction_sets import host_sets, refusal
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -71,9 +70,12 @@ def gru_cell_infer(
 
 
 def _check_call(x: Tensor, product: int) -> None:
-    refusal = refusal_on_cpu(x.device, x.dtype)
-    if refusal or x.dtype not in DTYPES:
-        raise RuntimeError(f"no compiled loop can run this call: {refusal or f'it is not made for {x.dtype}'}")
+    if x.dtype in DTYPES and x.is_cpu and not refusal():
+        why = ""
+    else:
+        why = refusal_on_cpu(x.device, x.dtype) or f"it is not made for {x.dtype}"
+    if why:
+        raise RuntimeError(f"no compiled loop can run this call: {why}")
     if product == 0:
         raise RuntimeError(f"no size should be 0, got x {tuple(x.shape)}")
 
@@ -136,24 +138,34 @@ def infer(
     something is wrong: then ``functional.run`` finds out."""
     if input.dim() != 3:
         return None
+    x = input.transpose(0, 1) if batch_first else input
+    if not _takes(impl, weights[1], x.dtype, x.shape[0] * x.shape[1]):
+        return None
     try:
-        x = input.transpose(0, 1) if batch_first else input
-        route = route_of(impl, weights[1].shape[-1], x.dtype, x.device, 1, False)
-        if route is None or not takes(route, impl, x.shape[1], x.shape[0]):
-            return None
         y, h_n = torch.ops.tritongru.gru_infer.default(x, hx, weights, num_layers)
-    except (RuntimeError, IndexError):
+    except RuntimeError:
         return None
     return (y.transpose(0, 1) if batch_first else y), h_n
 
 
 def infer_step(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor | None], impl: str) -> Tensor | None:
     """Likewise the state after one step of a cell: input (B, I), hx (B, H)."""
-    w_hh: Any = weights[1]
-    try:
-        route = route_of(impl, w_hh.shape[-1], input.dtype, input.device, 1, False)
-        if route is None or not takes(route, impl, input.shape[0], 1):
-            return None
-        return torch.ops.tritongru.gru_cell_infer.default(input, hx, *weights)  # type: ignore[no-any-return]
-    except (RuntimeError, IndexError):
+    w_hh = weights[1]
+    if w_hh is None or not _takes(impl, w_hh, input.dtype, input.shape[0]):
         return None
+    try:
+        return torch.ops.tritongru.gru_cell_infer.default(input, hx, *weights)  # type: ignore[no-any-return]
+    except RuntimeError:
+        return None
+
+
+def _takes(impl: str, w_hh: Tensor, dtype: torch.dtype, rows: int) -> bool:
+    shape = w_hh.shape
+    least = _least(shape[-1], dtype) if len(shape) == 2 else None
+    return least is not None and (rows >= least or impl == "llvm")
+
+
+@functools.lru_cache(maxsize=256)
+def _least(hidden: int, dtype: torch.dtype) -> int | None:
+    """Rows T * B from which on ``impl="auto"`` runs the loop, or None where it cannot run: then ``run`` says why."""
+    return None if refusal_on_cpu(torch.device("cpu"), dtype) else least_rows(host_sets()[0], hidden, False)

@@ -35,11 +35,12 @@ def scalar_of(dtype: torch.dtype) -> str:
 
 class _Pass(NamedTuple):
     """A compiled pass for calls of one size. ``numbers``: what its record has besides tensors, packed; ``scratch``:
-    bytes that it needs."""
+    bytes that it needs; ``zeros``: the state of a row before the first step, where none is given."""
 
     run: Callable[[bytes], None]
     numbers: bytes
     scratch: int
+    zeros: Tensor
 
 
 def forward(call: LayerCall, keeps: bool, launch: VectorLaunch) -> Outputs:
@@ -52,11 +53,12 @@ def forward(call: LayerCall, keeps: bool, launch: VectorLaunch) -> Outputs:
     N, I = x.shape
     D, _, H = weights.w_hh.shape
     y, hn = x.new_empty((N, D, H)), x.new_empty((D, B, H))
+    if offsets is not None:  # a row that no step has keeps the state that it was given
+        hn = x.new_zeros((D, B, H)) if h0 is None else h0.clone()
     kept = x.new_empty((N, D, KEPT, H)) if keeps else None
     T = N // B if offsets is None else offsets.shape[0] - 1
     found = _pass("forward", launch.isa, dtype, T, D, B, H, I, threads.count(), False)
-    zeros = _zeros(dtype, H) if h0 is None else None
-    _run(found, x, *weights, h0, offsets, y, hn, kept, *(None,) * 7, zeros)
+    _run(found, x, *weights, h0, offsets, y, hn, kept)
     return Outputs(y, hn, x.new_empty(0) if kept is None else kept)
 
 
@@ -67,7 +69,6 @@ def infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], each: int, is
     H, dtype = weights[1].shape[1], x.dtype
     layers = len(weights) // each
     hn = torch.empty((layers, B, H), dtype=dtype)
-    zeros = _zeros(dtype, H) if hx is None else None
     number_of_threads = threads.count()
     for layer in range(layers):
         y = torch.empty((T, B, H), dtype=dtype)
@@ -77,7 +78,7 @@ def infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], each: int, is
         states = hx, hn
         if layers > 1:
             states = None if hx is None else hx[layer], hn[layer]
-        _run(found, x, w_ih, w_hh, b_ih, b_hh, states[0], None, y, states[1], None, *(None,) * 7, zeros)
+        _run(found, x, w_ih, w_hh, b_ih, b_hh, states[0], None, y, states[1])
         x, I = y, H
     return x, hn
 
@@ -87,9 +88,8 @@ def infer_step(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor | None], i
     (B, I), dtype = x.shape, x.dtype
     H: int = weights[1].shape[1]  # type: ignore[union-attr]
     y = torch.empty((B, H), dtype=dtype)
-    zeros = _zeros(dtype, H) if hx is None else None
     found = _pass("forward", isa, dtype, 1, 1, B, H, I, threads.count(), False)
-    _run(found, x, *weights, hx, None, y, *(None,) * 9, zeros)
+    _run(found, x, *weights, hx, None, y)
     return y
 
 
@@ -114,24 +114,25 @@ def backward(
     dx = None
     if needs[0]:  # to which two directions add
         dx = torch.zeros_like(x) if D == 2 else torch.empty_like(x)
-    needed = zip(weights, needs[1:5], strict=True)
-    dws = [torch.zeros_like(w) if need and w is not None else None for w, need in needed]
+    shapes = (weights.w_ih.shape, weights.w_hh.shape, (D * 3 * H,), (D, 3 * H))
+    dws = [x.new_zeros(shape) if need else None for shape, need in zip(shapes, needs[1:5], strict=True)]
     T = N // B if offsets is None else offsets.shape[0] - 1
     found = _pass("backward", launch.isa, dtype, T, D, B, H, I, threads.count(), kept is None)
-    zeros = _zeros(dtype, H) if h0 is None else None
-    _run(found, x, *weights, h0, offsets, y, None, kept, dy, dh, dx, *dws, zeros)
+    _run(found, x, *weights, h0, offsets, y, None, kept, dy, dh, dx, *dws)
     return tuple(x.new_empty(0) if g is None else g for g in (dx, *dws, dh if needs[5] else None))
 
 
 def _run(found: _Pass, *tensors: Tensor | None) -> None:
-    """``tensors``: all but the last of ``TENSORS``, the scratch, which a thread keeps from call to call."""
+    """``tensors``: the first of ``TENSORS``; then none, ``zeros`` (of H, where there is no h0) and the scratch, which a
+    thread keeps from call to call."""
     scratch = getattr(_kept, "scratch", None)
     if scratch is None or scratch.numel() < found.scratch:
         scratch = torch.empty(found.scratch, dtype=torch.uint8)
         if found.scratch <= SCRATCH_BYTES:
             _kept.scratch = scratch
     addresses = [0 if t is None else t.data_ptr() for t in tensors]
-    found.run(_ADDRESSES.pack(*addresses, scratch.data_ptr()) + found.numbers)
+    addresses += (0,) * (len(TENSORS) - len(addresses) - 2)
+    found.run(_ADDRESSES.pack(*addresses, found.zeros.data_ptr(), scratch.data_ptr()) + found.numbers)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -155,12 +156,11 @@ def _pass(
     groups = groups_of(isa, B, number_of_threads)
     numbers = (D, B, T, I, H, chunk, groups, number_of_threads, share, *at.values(), threads.parallel())
     packed = CALL.packed(*(0,) * len(TENSORS), *numbers)[_ADDRESSES.size :]
-    return _Pass(function_of(isa, SCALARS[dtype], kernel), packed, D * share * itemsize)
+    return _Pass(function_of(isa, SCALARS[dtype], kernel), packed, D * share * itemsize, _zeros(dtype, H))
 
 
 @functools.lru_cache(maxsize=64)
 def _zeros(dtype: torch.dtype, H: int) -> Tensor:
-    """The state of every row before the first step, where none is given."""
     return torch.zeros(H, dtype=dtype)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from tritongru.planning import candidates, cost_model, cpu_plan
 from tritongru.planning.candidates import kind_of
-from tritongru.planning.devices import AMD_CHIPS, KB, Device, device_facts, is_served
+from tritongru.planning.devices import AMD_CHIPS, CPU, KB, Device, device_facts, is_served
 from tritongru.planning.launches import (
     BLOCK_B,
     AnyLaunch,
@@ -199,6 +199,8 @@ def _on_cpu(
 ) -> Plan:
     if impl == "triton":
         return replace(answer, reason=f"the tensors are on {device.name}, and Triton's kernels need a GPU")
+    if not device.arch and device.name != CPU.name:
+        return replace(answer, reason=f"the tensors are on {device.name}, where torch's own GRU runs")
     refusal = cpu_plan.refusal_of(device.arch, answer.dtype)
     if refusal:
         return replace(answer, reason=refusal)

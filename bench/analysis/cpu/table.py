@@ -1,0 +1,69 @@
+"""From rows of training steps on a CPU to ``tritongru/planning/tables/cpu.json``: from how many rows T * B on the loop
+is faster than torch's own GRU, by instruction set and hidden size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.analysis.cpu.known import is_green, is_of_loop
+from bench.analysis.measured import rows_in
+from bench.measure.pair import THEIRS
+from bench.measure.rows import Row
+
+TABLE = Path(__file__).parents[3] / "tritongru" / "planning" / "tables" / "cpu.json"
+MODE = "train"
+
+
+def is_told(row: Row) -> bool:
+    """Of ours, green and timed beside nn.GRU, a training step with inputs as wide as the state. One time step of
+    several rows is told by no number T * B: of such, nn.GRU's loop has nothing to lose."""
+    if not is_of_loop(row) or row["mode"] != MODE or row["hidden"] != row["inputs"]:
+        return False
+    several = row["time"] > 1 or row["batch"] == 1
+    return bool(several and row["isa"] and is_green(row) and THEIRS in (row["over"] or {}))
+
+
+def least_rows(ratios: dict[int, float]) -> int:
+    """The smallest of the numbers of rows from which on no ratio is below 1; one more than all if the last is."""
+    below = [rows for rows, ratio in ratios.items() if ratio < 1.0]
+    return min((rows for rows in ratios if rows > max(below, default=0)), default=max(ratios) + 1)
+
+
+def table(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Of each CPU what the commit says that was measured last; of all shapes and threads with so many rows, and of all
+    CPUs, the worst counts."""
+    told = [row for row in rows if is_told(row)]
+    commits = {(row["cpu"], row["isa"], row["hidden"]): row["commit"] for row in told}
+    latest = {
+        (row["cpu"], row["case"], row["isa"]): row
+        for row in told
+        if row["commit"] == commits[row["cpu"], row["isa"], row["hidden"]]
+    }
+    ratios: dict[tuple[str, int], dict[str, dict[int, float]]] = {}
+    for row in latest.values():
+        own = ratios.setdefault((row["isa"], row["hidden"]), {}).setdefault(row["cpu"], {})
+        number = row["time"] * row["batch"]
+        own[number] = min(own.get(number, row["over"][THEIRS][0]), row["over"][THEIRS][0])
+    return [
+        {"isa": isa, "pass": MODE, "hidden": hidden, "least_rows": max(map(least_rows, by_cpu.values()))}
+        for (isa, hidden), by_cpu in sorted(ratios.items())
+    ]
+
+
+def text_of(found: Sequence[dict[str, Any]]) -> str:
+    return '{"rows": [\n  ' + ",\n  ".join(map(json.dumps, found)) + "\n]}\n"
+
+
+def write(folder: Path) -> int:
+    found = table(rows_in(folder))
+    if not found:
+        print(f"There is no row of a training step on a CPU in {folder}; {TABLE.name} stays as it is.")
+        return 2
+    temporary = TABLE.with_suffix(".tmp")
+    temporary.write_text(text_of(found))
+    temporary.replace(TABLE)
+    print(f"{len(found)} instruction sets and hidden sizes: {TABLE}")
+    return 0

@@ -1,0 +1,165 @@
+"""One call of the loop for CPUs beside torch's: parity first, then everybody's time in one process, side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import tritongru
+from bench.measure.cases import Case
+from bench.measure.children import Failed, sentence
+from bench.measure.cpu.cells import CELL, TINY_PART, Cell
+from bench.measure.cpu.timing import LIMIT_S, ROUNDS, Entrant, Over, Times, clock_of, over, rounds, times_of
+from bench.measure.pair import THEIRS, Step, random
+from bench.measure.parity import Data, Parity, Tensors, compare, quantities, truth
+from bench.rivals.builtin import CUDNN_LSTM, LSTM
+from bench.rivals.instruction_sets import compiled_for
+
+CPU = torch.device("cpu")
+LSTM_NAME = CUDNN_LSTM  # oneDNN's here, in most cases
+INPUTS = 3  # in rotation
+
+
+@dataclass(frozen=True)
+class Question:
+    """``sets``: instruction sets of ours; ``threads``: each is answered for; ``seed``: of all data."""
+
+    cell: Cell
+    sets: tuple[str, ...]
+    threads: tuple[int, ...]
+    seed: int = 0
+    most: int = ROUNDS
+    limit_s: float = LIMIT_S
+
+
+@dataclass(frozen=True)
+class Found:
+    """With so many threads. ``parities`` and ``over`` by instruction set; ``times`` of torch's by name, of ours by set.
+    A set whose parity is red has no time."""
+
+    threads: int
+    load: float | None  # of the machine, just before
+    parities: dict[str, Parity]
+    times: dict[str, Times] = field(default_factory=dict)
+    over: dict[str, dict[str, Over]] = field(default_factory=dict)
+
+
+class OneStep(nn.Module):
+    """A GRUCell called as a layer is, for parity."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.cell(x[0], h0[0])[None]
+        return h, h
+
+
+@dataclass(frozen=True)
+class Layers:
+    ours: nn.Module
+    theirs: nn.Module
+    lstm: nn.Module | None
+
+    def named(self) -> dict[str, nn.Module]:
+        """Torch's."""
+        return {THEIRS: self.theirs} | ({} if self.lstm is None else {LSTM_NAME: self.lstm})
+
+
+def layers_of(cell: Cell) -> Layers:
+    I, H, training = cell.case.width, cell.case.hidden, cell.case.mode == "train"
+    if cell.part == CELL:
+        theirs: nn.Module = nn.GRUCell(I, H)
+        ours: nn.Module = tritongru.GRUCell(I, H, impl="llvm")
+    else:
+        theirs, ours = nn.GRU(I, H), tritongru.GRU(I, H, impl="llvm")
+    ours.load_state_dict(theirs.state_dict())
+    lstm = None if cell.part in (CELL, TINY_PART) else LSTM(I, H).train(training)
+    return Layers(ours.train(training), theirs.train(training), lstm)
+
+
+def answer(question: Question) -> Any:
+    """Runs in a child process: a ``Found`` for each number of threads."""
+    torch.manual_seed(question.seed)
+    try:
+        return list(examined(question))
+    except Exception as error:
+        raise Failed(sentence(error)) from None
+
+
+def examined(question: Question) -> Iterator[Found]:
+    case, layers = question.cell.case, layers_of(question.cell)
+    torch.set_num_threads(max(question.threads))
+    data = random(case, CPU)
+    as_layer: Callable[[nn.Module], nn.Module] = OneStep if question.cell.part == CELL else lambda layer: layer
+    exact = truth(as_layer(layers.theirs), case.mode, data)
+    theirs = quantities(as_layer(layers.theirs), case.mode, data)
+    for threads in question.threads:
+        torch.set_num_threads(threads)
+        load, ours = load_now(), as_layer(layers.ours)
+        found = Found(threads, load, {isa: parity_of(ours, isa, case, data, theirs, exact) for isa in question.sets})
+        green = [isa for isa, parity in found.parities.items() if parity.green]
+        yield dataclasses.replace(found, **timed(question, layers, data, green, threads)) if green else found
+
+
+def load_now() -> float | None:
+    """How many processes of the whole machine wanted a core in the last minute, where the system tells."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def parity_of(layer: nn.Module, isa: str, case: Case, data: Data, theirs: Tensors, exact: Tensors) -> Parity:
+    """By the rule that all kernels are held to; ours runs twice."""
+    with compiled_for(isa):
+        first, second = (quantities(layer, case.mode, data) for _ in range(2))
+    found = max((compare(run, theirs, exact, case.rounding) for run in (first, second)), key=lambda run: run.ours)
+    return dataclasses.replace(found, repeatable=all(torch.equal(first[name], second[name]) for name in first))
+
+
+def timed(question: Question, layers: Layers, data: Data, sets: list[str], threads: int) -> dict[str, Any]:
+    cell = question.cell
+    inputs = [torch.randn_like(data.x) for _ in range(INPUTS)]
+    around = no_gradients if cell.case.mode == "forward" else with_gradients
+    entrants = {isa: Entrant(call_of(cell, layers.ours, inputs, data), functools.partial(around, isa)) for isa in sets}
+    for name, layer in layers.named().items():
+        entrants[name] = Entrant(call_of(cell, layer, inputs, data), functools.partial(around, None))
+    samples = rounds(clock_of(threads), entrants, question.most, question.limit_s)
+    ratios: Mapping[str, dict[str, Over]] = {
+        isa: {name: over(samples[name], samples[isa]) for name in layers.named()} for isa in sets
+    }
+    return {"times": {name: times_of(taken) for name, taken in samples.items()}, "over": ratios}
+
+
+@contextmanager
+def with_gradients(isa: str | None) -> Iterator[None]:
+    """Around a batch of calls: the instruction set of ours."""
+    if isa is None:
+        yield
+        return
+    with compiled_for(isa):
+        yield
+
+
+@contextmanager
+def no_gradients(isa: str | None) -> Iterator[None]:
+    with torch.no_grad(), with_gradients(isa):
+        yield
+
+
+def call_of(cell: Cell, layer: nn.Module, inputs: list[Tensor], data: Data) -> Callable[[], object]:
+    """A call as a caller makes it, each time on the next of the inputs; in training, with the gradients of everything
+    but the first state."""
+    if cell.case.mode == "train":
+        return Step(layer, "train", inputs, data)
+    h0 = data.h0[0] if cell.part == CELL else data.h0
+    upcoming = itertools.cycle([x[0] for x in inputs] if cell.part == CELL else inputs)
+    return lambda: layer(next(upcoming), h0)

@@ -1,0 +1,67 @@
+"""Which calls of the loop for CPUs are measured, part by part, in order of information."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from bench.measure.cases import MODES, Case
+
+HIDDEN = (16, 64, 128, 256, 512)
+BATCHES = (1, 4, 16, 64, 256)
+MIDDLE = (1, 4, 0, 2, 3)  # places in HIDDEN and BATCHES, so that a stop loses cells beside those that are known
+STEPS, FEW_STEPS = 100, 20  # of a cell of the grid, and of its largest
+LARGE = 60_000  # H * B, beyond which few steps are enough
+LONG = 1000  # steps of one row
+ODD = ((1, 7, 5), (3, 2, 1), (63, 40, 16), (65, 33, 4), (100, 80, 16), (200, 13, 3))  # H, I, B
+TINY = (1, 2, 4, 8, 16, 32)  # rows T * B of a training step, around which torch's own GRU may be faster
+ONCE = (4, 16, 64, 256)  # rows of one time step, likewise
+GRID, STEP, CELL, TINY_PART, ODD_PART, LONG_PART = PARTS = ("grid", "step", "cell", "tiny", "odd", "long")
+STEP_CASE = Case(64, 1, 1, "fp32", "forward")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A call. ``part``: of ``PARTS``; of a ``CELL`` it is a GRUCell's, and no LSTM stands beside it."""
+
+    part: str
+    case: Case
+
+    @property
+    def name(self) -> str:
+        return f"{self.part}-{self.case.name}"
+
+    def row_name(self, threads: int) -> str:
+        """Of its rows with so many threads."""
+        return f"{self.name}-{counted(threads, '-')}"
+
+
+def counted(threads: int, gap: str = " ") -> str:
+    return f"{threads}{gap}thread{'s' if threads > 1 else ''}"
+
+
+def steps_of(hidden: int, batch: int) -> int:
+    return FEW_STEPS if hidden * batch > LARGE else STEPS
+
+
+def grid() -> list[Cell]:
+    sizes = [(HIDDEN[i], BATCHES[j]) for i, j in itertools.product(MIDDLE, MIDDLE)]
+    return [Cell(GRID, Case(H, B, steps_of(H, B), "fp32", mode)) for H, B in sizes for mode in MODES]
+
+
+def tiny() -> list[Cell]:
+    """Training steps of few rows: one row of several steps, and several rows of one step."""
+    sizes = [*((rows, 1) for rows in TINY), *((1, rows) for rows in ONCE)]
+    return [Cell(TINY_PART, Case(H, B, T, "fp32", "train")) for H in HIDDEN for T, B in sizes]
+
+
+def cells() -> list[Cell]:
+    return [
+        Cell(STEP, STEP_CASE),
+        *grid(),
+        *(Cell(STEP, Case(H, 1, 1, "fp32", "forward")) for H in HIDDEN if STEP_CASE.hidden != H),
+        *(Cell(CELL, Case(H, 1, 1, "fp32", "forward")) for H in HIDDEN),
+        *tiny(),
+        *(Cell(ODD_PART, Case(H, B, STEPS, "fp32", mode, inputs=I)) for H, I, B in ODD for mode in MODES),
+        *(Cell(LONG_PART, Case(H, 1, LONG, "fp32", mode)) for H in HIDDEN for mode in MODES),
+    ]

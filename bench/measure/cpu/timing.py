@@ -1,0 +1,90 @@
+"""How a call on a CPU is timed: everybody in turn, in short batches, by a clock that suits the threads."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+BATCH_MS = 3.0  # one sample is at least this long, so that a read of the clock costs little of it
+ROUNDS, FEWEST_ROUNDS = 21, 5
+LIMIT_S = 1.5  # for everybody's rounds
+# What one thread computes is told from what else the machine does by the time that the thread itself had a core.
+CLOCKS: dict[str, Callable[[], float]] = {"thread": time.thread_time, "wall": time.perf_counter}
+
+Over = tuple[float, float, float]  # another's time over ours: of the least of each, and from where to where it may lie
+
+
+def clock_of(threads: int) -> str:
+    return "thread" if threads == 1 else "wall"
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A call, and in what it is made: entered once a batch, it costs a call nothing."""
+
+    call: Callable[[], object]
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+@dataclass(frozen=True)
+class Times:
+    ms: float  # median
+    least_ms: float
+    spread: float
+    rounds: int
+
+
+def batch_ms(clock: str, entrant: Entrant, count: int) -> float:
+    """Milliseconds per call, over ``count`` calls in a row."""
+    now, call = CLOCKS[clock], entrant.call
+    with entrant.around():
+        start = now()
+        for _ in range(count):
+            call()
+        return 1000 * (now() - start) / count
+
+
+def rounds(
+    clock: str, entrants: Mapping[str, Entrant], most: int = ROUNDS, limit_s: float = LIMIT_S
+) -> dict[str, list[float]]:
+    """Samples in ms per call: of each once, then of each again in the other order, and so on, so that a drift meets
+    all alike. After ``limit_s`` there is no further round, but there are ``FEWEST_ROUNDS``."""
+    counts = {}
+    for name, entrant in entrants.items():
+        batch_ms(clock, entrant, 1)  # compilation, first allocations
+        once = max(batch_ms(clock, entrant, 1), 1e-4)
+        if once < BATCH_MS:
+            once = max(batch_ms(clock, entrant, math.ceil(BATCH_MS / 4 / once)), 1e-4)
+        counts[name] = max(1, math.ceil(BATCH_MS / once))
+    samples: dict[str, list[float]] = {name: [] for name in entrants}
+    order, started = list(entrants), time.perf_counter()
+    for done in range(most):
+        if done >= FEWEST_ROUNDS and time.perf_counter() - started > limit_s:
+            break
+        for name in order:
+            samples[name].append(batch_ms(clock, entrants[name], counts[name]))
+        order.reverse()
+    return samples
+
+
+def deciles(samples: Sequence[float]) -> tuple[float, float]:
+    """The first and the last."""
+    found = statistics.quantiles(samples, n=10, method="inclusive")
+    return found[0], found[-1]
+
+
+def times_of(samples: Sequence[float]) -> Times:
+    low, high = deciles(samples)
+    median = statistics.median(samples)
+    return Times(median, min(samples), (high - low) / median, len(samples))
+
+
+def over(theirs: Sequence[float], ours: Sequence[float]) -> Over:
+    """The ratio of the least times; around it the first and last decile of the ratios of samples of one round."""
+    ratio = min(theirs) / min(ours)
+    low, high = deciles([their / our for their, our in zip(theirs, ours, strict=True)])
+    return ratio, min(low, ratio), max(high, ratio)

@@ -1,0 +1,149 @@
+"""The loop for CPUs, call by call: what a child process answers, and the rows of it, on disk before the next begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.analysis.cpu.known import Known, is_of_loop
+from bench.analysis.cpu.report import line
+from bench.analysis.cpu.targets import Asked
+from bench.calls.cpu import cell as calls
+from bench.calls.cpu.cell import Found, Question, load_now
+from bench.measure.children import Child, Failed, TimedOut
+from bench.measure.cpu.cells import Cell, counted
+from bench.measure.cpu.rows import floor_row, ours, ours_row, timed_row
+from bench.measure.cpu.timing import Times
+from bench.measure.pair import THEIRS
+from bench.measure.rows import Row, RowFile
+from bench.session.examine import RESERVE_S, Budget, Say, say
+
+FLOORS_S = 60.0
+CELL_S = 150.0  # for all of a call, of which the largest takes some ten seconds on a quiet machine
+PEAK = "fma"  # as in bench/measure/cpu/floors.py, which needs llvmlite
+Peaks = dict[tuple[str, int], float]  # operations a second, by instruction set and threads
+
+
+@dataclass
+class Session:
+    """``asked.sets`` are compared at once, side by side with torch's; ``threads``: of them one after another."""
+
+    asked: Asked
+    threads: tuple[int, ...]
+    file: RowFile
+    where: Row
+    budget: Budget
+    rows: list[Row] = field(default_factory=list)  # known from earlier commands, then those of this one
+    red: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    peaks: Peaks | None = None
+    say: Say = say
+
+    @property
+    def known(self) -> Known:
+        return Known(filter(is_of_loop, self.rows))
+
+    def append(self, row: Row) -> None:
+        self.file.append(row)
+        self.rows.append(row)
+
+    def open_questions(self, cells: Sequence[Cell]) -> list[Question]:
+        """Of each call what rows do not know yet."""
+        known, questions = self.known, []
+        for cell in cells:
+            open_ = [
+                (isa, number)
+                for isa in self.asked.sets
+                for number in self.threads
+                if not known.settled(cell, isa, number)
+            ]
+            if open_:
+                sets = tuple(isa for isa in self.asked.sets if any(isa == one for one, _ in open_))
+                threads = tuple(number for number in self.threads if any(number == one for _, one in open_))
+                questions.append(Question(cell, sets, threads, self.where["seed"]))
+        return questions
+
+    def measure(self, questions: Sequence[Question], child: Child) -> None:
+        if questions and self.peaks is None and self.budget.left() > RESERVE_S:
+            self.peaks = self.floors(child)
+        for question in questions:
+            cell = question.cell
+            if self.budget.left() < RESERVE_S:
+                self.left.append(cell.name)
+                continue
+            try:
+                limit_s = min(CELL_S, self.budget.left())
+                found: list[Found] = child.ask("cell", question, limit_s=limit_s, start_s=self.budget.to_start())
+            except TimedOut as late:
+                if self.budget.left() < RESERVE_S:
+                    self.left.append(cell.name)
+                else:
+                    self.failed(question, str(late))
+            except Failed as failed:
+                self.failed(question, str(failed))
+            else:
+                for one in found:
+                    self.answered(cell, one)
+
+    def floors(self, child: Child) -> Peaks:
+        """Measured by the child, and on disk; empty if that failed, which leaves the rows without a share of it."""
+        load = load_now()
+        try:
+            limit_s = min(FLOORS_S, self.budget.left())
+            found = child.ask("floors", self.asked.sets, self.threads, limit_s=limit_s, start_s=self.budget.to_start())
+        except Failed as failed:
+            self.say(f"What the CPU can do was not measured: {failed}")
+            return {}
+        for one in found:
+            self.append(floor_row(one, load, self.where))
+            unit = "GFLOP/s" if one.name == PEAK else "GB/s read"
+            self.say(f"Ceiling, {one.name}, {one.isa}, {counted(one.threads)}: {one.rate / 1e9:.0f} {unit}.")
+        return {(one.isa, one.threads): one.rate for one in found if one.name == PEAK}
+
+    def answered(self, cell: Cell, found: Found) -> None:
+        rows = rows_of(cell, found, self.peaks or {}, self.where)
+        for row in rows:
+            self.append(row)
+        if not all(parity.green for parity in found.parities.values()):
+            self.red.append(cell.row_name(found.threads))
+        self.say(line(rows))
+
+    def failed(self, question: Question, why: str) -> None:
+        """No answer, for whatever reason: a row says which."""
+        cell = question.cell
+        for threads in question.threads:
+            for isa in question.sets:
+                about = {"family": "llvm", "parity": None, "reason": why}
+                made = timed_row(cell, ours(isa), threads, load_now(), self.where, None, about)
+                self.append(ours_row(made, cell, isa, None, {}))
+        self.red.append(cell.name)
+        self.say(f"  {cell.name}: {why}")
+
+
+def answer(what: str, *given: Any) -> Any:
+    """Runs in the child process."""
+    if what == "floors":
+        from bench.measure.cpu.floors import measure
+
+        return measure(*given)
+    return calls.answer(*given)
+
+
+def rows_of(cell: Cell, found: Found, peaks: Peaks, where: Row) -> list[Row]:
+    """One for each instruction set of ours, timed or not, and for each of torch's."""
+    rows = []
+
+    def make(impl: str, times: Times | None, **about: Any) -> Row:
+        return timed_row(cell, impl, found.threads, found.load, where, times, about)
+
+    for isa, parity in found.parities.items():
+        reason = None if parity.green else parity.worst
+        about: Row = {"family": "llvm", "parity": parity.ours, "repeatable": parity.repeatable, "reason": reason}
+        made = make(ours(isa), found.times.get(isa), **about)
+        rows.append(ours_row(made, cell, isa, peaks.get((isa, found.threads)), found.over.get(isa, {})))
+    theirs = max((parity.theirs for parity in found.parities.values()), default=None)
+    for name, times in found.times.items():
+        if name not in found.parities:
+            rows.append(make(name, times, family="torch", parity=theirs if name == THEIRS else None))
+    return rows
