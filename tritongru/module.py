@@ -95,7 +95,7 @@ class GRU(nn.RNNBase):
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         if (
             not self.bidirectional
-            and not (self.training and self.dropout > 0)
+            and (self.dropout == 0 or (self.dropout <= 1 and not self.training))
             and wants_results_alone(input, hx, self.impl)  # type: ignore[arg-type]  # of a PackedSequence it is not true
         ):
             found = infer(input, hx, self._weights(), self.num_layers, self.batch_first, self.impl)  # type: ignore[arg-type]

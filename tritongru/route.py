@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from tritongru.planning import triton_versions
-from tritongru.planning.cpu_plan import least_rows, refusal_on_cpu
+from tritongru.planning.cpu_plan import refusal_by_size, refusal_on_cpu
 from tritongru.planning.devices import device_facts
 from tritongru.planning.instruction_sets import INSTALL, host_sets, refusal
 from tritongru.planning.plan import limits_on, plan_on, precision_of
@@ -20,16 +20,18 @@ logger = logging.getLogger("tritongru")
 
 class Route(NamedTuple):
     """Whether and where kernels of ours run a layer. ``refusal``: why they cannot, or an empty string; ``family``:
-    whose; ``largest``, ``shortest``, ``least``: up to which batch, from which length on and from how many rows T * B on
-    ``impl="auto"`` takes them, and why no larger batch; ``device_bytes``: memory of the device."""
+    whose. For Triton's ``largest`` and ``shortest``: up to which batch and from which length on ``impl="auto"`` takes
+    them, and ``beyond``, why no larger batch. For the loop on a CPU ``hidden`` and ``training``, by which measurements
+    tell. ``device_bytes``: memory of the device."""
 
     refusal: str
     family: str = "triton"
     beyond: str = ""
     largest: int = 0
     shortest: int = 0
-    least: int = 0
     device_bytes: int = 0
+    hidden: int = 0
+    training: bool = False
 
 
 def asks_for_kernels(impl: str, device: torch.device) -> bool:
@@ -65,9 +67,11 @@ def route_of(
 
 def takes(route: Route, impl: str, batch: int, T: int) -> bool:
     """Whether a call of this size goes that way: always if it was asked for by name."""
-    if impl == "auto" and batch * T < route.least:
-        log_once(f"with fewer than {route.least} rows T * B a training step takes longer with the loop for CPUs")
-        return False
+    if route.family == "llvm":
+        reason = refusal_by_size(host_sets()[0], route.hidden, route.training, T, batch) if impl == "auto" else ""
+        if reason:
+            log_once(reason)
+        return not reason
     if impl == "auto" and batch > route.largest:
         log_once(f"from a batch of {route.largest + 1} on: {route.beyond}")
         return False
@@ -91,8 +95,7 @@ def _route_on_cpu(hidden: int, dtype: torch.dtype, device: torch.device, trainin
     refusal = refusal_on_cpu(device, dtype)
     if refusal:
         return Route(refusal, "llvm")
-    least = least_rows(host_sets()[0], hidden, training)
-    return Route("", "llvm", "", 1 << 62, 1, least, device_facts(device).memory_bytes)
+    return Route("", "llvm", hidden=hidden, training=training, device_bytes=device_facts(device).memory_bytes)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -113,7 +116,7 @@ def _route_under(
     if answer.family == "torch":
         return Route(answer.reason)
     limits = limits_on(facts, hidden, dtype, directions=directions, training=training)
-    return Route("", "triton", limits.reason, limits.largest, limits.shortest, 0, facts.memory_bytes)
+    return Route("", "triton", limits.reason, limits.largest, limits.shortest, facts.memory_bytes)
 
 
 def _missing(device: torch.device, interpreted: bool) -> str:

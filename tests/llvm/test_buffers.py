@@ -125,6 +125,7 @@ def test_no_page_beside_a_buffer_is_touched():
     assert run.stdout == "in bounds\n", (run.returncode, run.stderr[-2000:])
 
 
+@pytest.mark.slow
 def test_a_page_that_is_touched_ends_the_process():
     code = """
 import ctypes, torch

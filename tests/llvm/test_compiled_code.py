@@ -100,17 +100,17 @@ def assert_nothing_from_elsewhere(kernel, scalar, isa):
     assert called <= defined
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(5)
 @sets
 @scalars
 @kernels
 def test_objects(kernel, scalar, isa):
     """As they are loaded: without a symbol that is not their own."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
     module = compiling.optimized(compiling.source(SETS[isa], scalar, kernel))
     triple = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu"}[SETS[isa].architecture]
     features = ",".join(f"+{feature}" for feature in SETS[isa].features)
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=SETS[isa].cpu, features=features, opt=3)
     code = machine.emit_object(module)
     assert code.startswith(ELF)

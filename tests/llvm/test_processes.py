@@ -88,6 +88,7 @@ def test_a_child_compiles_what_the_parent_has_not():
     assert found == ["holds"]
 
 
+@pytest.mark.slow
 def test_a_child_of_a_parent_that_compiles_does_not_wait_for_it():
     """A lock that another thread holds at the fork is held in the child for ever."""
     found = said("""
@@ -179,6 +180,7 @@ def test_beside_numba():
     assert found == ["100000.0 True 100000.0"]
 
 
+@pytest.mark.slow
 def test_a_call_while_python_ends():
     """In an atexit function, with the pool: results are what they always are."""
     found = said("""

@@ -701,13 +701,21 @@ def test_fewer_rows_than_the_table_asks_for_are_torchs_unless_the_loop_is_asked_
         small, enough = (plan(64, "float32", CORES, batch=10, time=time) for time in (9, 10))
         assert (small.family, enough.family) == ("torch", "llvm")
         assert small.reason == (
-            "torch's GRU was measured to be faster for a training step of fewer than 100 rows T * B, and this has 90; "
-            "impl='llvm' runs ours regardless"
+            "torch's GRU was measured to be faster for a training step of fewer than 100 rows T * B; impl='llvm' runs "
+            "ours regardless"
         )
         assert plan(64, "float32", CORES, batch=10, time=9, impl="llvm").family == "llvm"
         assert plan(64, "float32", CORES, batch=10, time=9, training=False).family == "llvm"
         few = plan(64, "float32", CORES, batch=1, time=4, training=False).reason
-        assert "for a call of fewer than 5 rows T * B, and this has 4" in few
+        assert "for a call of fewer than 5 rows T * B" in few
+
+
+def test_one_step_of_several_rows_is_torchs_where_the_table_says_so():
+    with table_of({"isa": "avx2", "pass": "train", "hidden": 64, "least_rows": 1, "least_steps": 2}):
+        found = [plan(64, "float32", CORES, batch=B, time=T).family for B, T in ((8, 1), (8, 2), (1, 1))]
+        assert found == ["torch", "llvm", "llvm"]
+        assert "of fewer than 2 time steps of several rows" in plan(64, "float32", CORES, batch=8, time=1).reason
+        assert cpu_plan.least_steps("avx2", 64, False) == 1
 
 
 def test_the_shipped_table_is_whole():
@@ -715,6 +723,7 @@ def test_the_shipped_table_is_whole():
         assert row["isa"] in SETS
         assert row["pass"] in ("forward", "train")
         assert int(row["hidden"]) > 0 < int(row["least_rows"])
+        assert row["least_steps"] in (1, 2)
 
 
 @needs_loop

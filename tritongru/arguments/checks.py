@@ -103,6 +103,8 @@ def check_for_kernels(
 ) -> None:
     """What a kernel would not notice: it reads memory by the shapes and types that it is told."""
     check_weights(weights, options)
+    if not 0 <= options.dropout <= 1:  # which a module's attribute may have become
+        raise RuntimeError(f"dropout probability has to be between 0 and 1, but got {options.dropout:g}")
     dtype, casts = input.dtype, autocast_dtype(input) is not None
     _check_same_device(input, hx, weights)
     if batch_sizes is None and steps_of(input, None, options) == 0:

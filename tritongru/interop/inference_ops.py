@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from tritongru.arguments.checks import check_memory
-from tritongru.planning.cpu_plan import least_rows, refusal_on_cpu
+from tritongru.planning.cpu_plan import least_rows, least_steps, refusal_on_cpu
 from tritongru.planning.instruction_sets import host_sets, refusal
 
 DTYPES = (torch.float32, torch.float64)
@@ -139,7 +139,7 @@ def infer(
     if input.dim() != 3:
         return None
     x = input.transpose(0, 1) if batch_first else input
-    if not _takes(impl, weights[1], x.dtype, x.shape[0] * x.shape[1]):
+    if not _takes(impl, weights[1], x.dtype, x.shape[0], x.shape[1]):
         return None
     try:
         y, h_n = torch.ops.tritongru.gru_infer.default(x, hx, weights, num_layers)
@@ -151,7 +151,7 @@ def infer(
 def infer_step(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor | None], impl: str) -> Tensor | None:
     """Likewise the state after one step of a cell: input (B, I), hx (B, H)."""
     w_hh = weights[1]
-    if w_hh is None or not _takes(impl, w_hh, input.dtype, input.shape[0]):
+    if w_hh is None or not _takes(impl, w_hh, input.dtype, 1, input.shape[0]):
         return None
     try:
         return torch.ops.tritongru.gru_cell_infer.default(input, hx, *weights)  # type: ignore[no-any-return]
@@ -159,13 +159,20 @@ def infer_step(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor | None
         return None
 
 
-def _takes(impl: str, w_hh: Tensor, dtype: torch.dtype, rows: int) -> bool:
+def _takes(impl: str, w_hh: Tensor, dtype: torch.dtype, T: int, B: int) -> bool:
     shape = w_hh.shape
     least = _least(shape[-1], dtype) if len(shape) == 2 else None
-    return least is not None and (rows >= least or impl == "llvm")
+    if least is None or impl == "llvm":
+        return least is not None
+    rows, steps = least
+    return rows <= T * B and (B == 1 or steps <= T)
 
 
 @functools.lru_cache(maxsize=256)
-def _least(hidden: int, dtype: torch.dtype) -> int | None:
-    """Rows T * B from which on ``impl="auto"`` runs the loop, or None where it cannot run: then ``run`` says why."""
-    return None if refusal_on_cpu(torch.device("cpu"), dtype) else least_rows(host_sets()[0], hidden, False)
+def _least(hidden: int, dtype: torch.dtype) -> tuple[int, int] | None:
+    """Rows T * B, and steps of several rows, from which on ``impl="auto"`` runs the loop; or None where it cannot run:
+    then ``functional.run`` says why."""
+    if refusal_on_cpu(torch.device("cpu"), dtype):
+        return None
+    isa = host_sets()[0]
+    return least_rows(isa, hidden, False), least_steps(isa, hidden, False)

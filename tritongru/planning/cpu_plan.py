@@ -212,11 +212,31 @@ def kept_bytes(family: str, rows: int, hidden: int, directions: int, layers: int
 def least_rows(isa: str, hidden: int, training: bool) -> int:
     """Rows T * B from which on the loop is faster than torch's GRU, by rows in bench/results. Between two sizes that
     were measured the larger counts, and where an instruction set was not measured, all others."""
-    found = [row for row in _table() if row["pass"] == ("train" if training else "forward")]
+    return _least("least_rows", isa, hidden, training)
+
+
+def least_steps(isa: str, hidden: int, training: bool) -> int:
+    """Likewise the time steps T of several rows: of a single one torch's GRU is nothing but products."""
+    return _least("least_steps", isa, hidden, training)
+
+
+def _least(what: str, isa: str, hidden: int, training: bool) -> int:
+    found = [row for row in _table() if row["pass"] == ("train" if training else "forward") and what in row]
     own = [row for row in found if row["isa"] == isa] or found
-    larger = [row for row in own if int(row["hidden"]) >= hidden]
-    nearest = min((int(row["hidden"]) for row in larger), default=max((int(row["hidden"]) for row in own), default=0))
-    return max((int(row["least_rows"]) for row in own if row["hidden"] == nearest), default=1)
+    sizes = sorted({int(row["hidden"]) for row in own})
+    nearest = next((size for size in sizes if size >= hidden), sizes[-1] if sizes else 0)
+    return max((int(row[what]) for row in own if row["hidden"] == nearest), default=1)
+
+
+def refusal_by_size(isa: str, hidden: int, training: bool, T: int, B: int) -> str:
+    """Why ``impl="auto"`` leaves a call of that size to torch's GRU, or an empty string."""
+    what = f"torch's GRU was measured to be faster for {'a training step' if training else 'a call'} of fewer than"
+    rows, steps = least_rows(isa, hidden, training), least_steps(isa, hidden, training)
+    if rows > T * B:
+        return f"{what} {rows} rows T * B"
+    if B > 1 and steps > T:
+        return f"{what} {steps} time steps of several rows"
+    return ""
 
 
 @functools.cache

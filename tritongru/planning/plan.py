@@ -204,13 +204,10 @@ def _on_cpu(
     refusal = cpu_plan.refusal_of(device.arch, answer.dtype)
     if refusal:
         return replace(answer, reason=refusal)
-    rows, least = sizes["T"] * sizes["B"], cpu_plan.least_rows(device.arch, sizes["H"], training)
-    if impl == "auto" and answer.time is not None and rows < least:
-        what = "a training step" if training else "a call"
-        reason = (
-            f"torch's GRU was measured to be faster for {what} of fewer than {least} rows T * B, and this has {rows}"
-        )
-        return replace(answer, reason=f"{reason}; impl='llvm' runs ours regardless")
+    if impl == "auto" and answer.time is not None:
+        refusal = cpu_plan.refusal_by_size(device.arch, sizes["H"], training, sizes["T"], sizes["B"])
+        if refusal:
+            return replace(answer, reason=f"{refusal}; impl='llvm' runs ours regardless")
     threads, itemsize = device.multiprocessors, 8 if answer.dtype == "float64" else 4
     loop = cpu_plan.loop_of(device.arch, **sizes, threads=threads, itemsize=itemsize, training=training, **several)
     if memory is not None:

@@ -1,5 +1,5 @@
-"""From rows of training steps on a CPU to ``tritongru/planning/tables/cpu.json``: from how many rows T * B on the loop
-is faster than torch's own GRU, by instruction set and hidden size."""
+"""From rows of calls on a CPU to ``tritongru/planning/tables/cpu.json``: from how many rows T * B on the loop is faster
+than torch's own GRU, and from how many time steps of several rows, by instruction set, pass and hidden size."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from bench.measure.pair import THEIRS
 from bench.measure.rows import Row
 
 TABLE = Path(__file__).parents[3] / "tritongru" / "planning" / "tables" / "cpu.json"
-MODE = "train"
 
 
 def is_told(row: Row) -> bool:
-    """Of ours, green and timed beside nn.GRU, a training step with inputs as wide as the state. One time step of
-    several rows is told by no number T * B: of such, nn.GRU's loop has nothing to lose."""
-    if not is_of_loop(row) or row["mode"] != MODE or row["hidden"] != row["inputs"]:
+    """Of ours, green and timed beside nn.GRU, with inputs as wide as the state."""
+    if not is_of_loop(row) or row["hidden"] != row["inputs"]:
         return False
-    several = row["time"] > 1 or row["batch"] == 1
-    return bool(several and row["isa"] and is_green(row) and THEIRS in (row["over"] or {}))
+    return bool(row["isa"] and is_green(row) and THEIRS in (row["over"] or {}))
+
+
+def is_once(row: Row) -> bool:
+    """One time step of several rows: in nn.GRU's loop there is nothing to win but products, so no number of rows tells
+    of it."""
+    return bool(row["time"] == 1 and row["batch"] > 1)
 
 
 def least_rows(ratios: dict[int, float]) -> int:
@@ -42,14 +45,24 @@ def table(rows: Iterable[Row]) -> list[dict[str, Any]]:
         for row in told
         if row["commit"] == commits[row["cpu"], row["isa"], row["hidden"]]
     }
-    ratios: dict[tuple[str, int], dict[str, dict[int, float]]] = {}
+    ratios: dict[tuple[str, str, int], dict[str, dict[int, float]]] = {}
+    once: set[tuple[str, str, int]] = set()  # where one step of several rows is slower
     for row in latest.values():
-        own = ratios.setdefault((row["isa"], row["hidden"]), {}).setdefault(row["cpu"], {})
+        size, ratio = (row["isa"], row["mode"], row["hidden"]), row["over"][THEIRS][0]
+        if is_once(row):
+            if ratio < 1.0:
+                once.add(size)
+            continue
+        own = ratios.setdefault(size, {}).setdefault(row["cpu"], {})
         number = row["time"] * row["batch"]
-        own[number] = min(own.get(number, row["over"][THEIRS][0]), row["over"][THEIRS][0])
+        own[number] = min(own.get(number, ratio), ratio)
     return [
-        {"isa": isa, "pass": MODE, "hidden": hidden, "least_rows": max(map(least_rows, by_cpu.values()))}
-        for (isa, hidden), by_cpu in sorted(ratios.items())
+        {
+            **dict(zip(("isa", "pass", "hidden"), size, strict=True)),
+            "least_rows": max(map(least_rows, by_cpu.values())),
+            "least_steps": 2 if size in once else 1,
+        }
+        for size, by_cpu in sorted(ratios.items())
     ]
 
 

@@ -50,9 +50,10 @@ def grid() -> list[Cell]:
 
 
 def tiny() -> list[Cell]:
-    """Training steps of few rows: one row of several steps, and several rows of one step."""
-    sizes = [*((rows, 1) for rows in TINY), *((1, rows) for rows in ONCE)]
-    return [Cell(TINY_PART, Case(H, B, T, "fp32", "train")) for H in HIDDEN for T, B in sizes]
+    """Training steps of few rows, and calls of one step of several rows."""
+    steps = [Cell(TINY_PART, Case(H, 1, T, "fp32", "train")) for H in HIDDEN for T in TINY]
+    once = [Cell(TINY_PART, Case(H, B, 1, "fp32", mode)) for H in HIDDEN for B in ONCE for mode in MODES]
+    return steps + once
 
 
 def cells() -> list[Cell]:

@@ -269,4 +269,4 @@ def test_open_questions_name_what_is_not_settled():
     session = Session(loop.Asked(("avx512", "avx2"), 2), (1, 2), None, where, examine.Budget(1.0))
     (question,) = session.open_questions([STEP])
     assert (question.sets, question.threads, question.seed) == (("avx512", "avx2"), (1, 2), 3)
-    assert len(session.open_questions(cells())) == 132
+    assert len(session.open_questions(cells())) == 152

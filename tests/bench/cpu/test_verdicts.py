@@ -254,7 +254,8 @@ def tiny_rows(losing=(), hidden=64, isa="avx2", **about):
 
 @pytest.mark.parametrize(("losing", "least"), [((), 1), ((1,), 2), ((1, 2, 8), 16), ((32,), 33), (TINY, 33)], ids=str)
 def test_from_the_least_rows_on_the_loop_wins(losing, least):
-    assert table.table(tiny_rows(losing)) == [{"isa": "avx2", "pass": "train", "hidden": 64, "least_rows": least}]
+    line = {"isa": "avx2", "pass": "train", "hidden": 64, "least_rows": least, "least_steps": 1}
+    assert table.table(tiny_rows(losing)) == [line]
 
 
 def test_of_threads_and_cpus_the_worst_counts_and_of_commits_the_last():
@@ -267,15 +268,23 @@ def test_of_threads_and_cpus_the_worst_counts_and_of_commits_the_last():
     assert [(line["isa"], line["hidden"]) for line in table.table(found)] == [("avx2", 64), ("avx512", 512)]
 
 
-def test_larger_training_steps_count_and_nothing_else_does():
+def test_larger_training_steps_count_and_what_is_red_or_narrow_does_not():
     large = next(c for c in grid() if (c.case.hidden, c.case.batch, c.case.mode) == (64, 4, "train"))
     assert table.table([*tiny_rows(), row_of(large, "avx2", gru=0.9)])[0]["least_rows"] == 401
     narrow = Cell("odd", Case(64, 64, 10, "fp32", "train", inputs=8))
-    forward = next(c for c in grid() if (c.case.hidden, c.case.batch, c.case.mode) == (64, 4, "forward"))
     red = row_of(large, "avx2", gru=0.9, parity=2.0)
-    once = Cell("tiny", Case(64, 64, 1, "fp32", "train"))
-    others = [*(row_of(cell, "avx2", gru=0.1) for cell in (narrow, forward, once)), red, *fresh_rows()]
+    others = [row_of(narrow, "avx2", gru=0.1), red, *fresh_rows()]
     assert table.table([*tiny_rows(), *others]) == table.table(tiny_rows())
+
+
+def test_one_step_of_several_rows_is_told_by_steps_and_each_pass_by_its_own():
+    once, train = (Cell("tiny", Case(64, 64, 1, "fp32", mode)) for mode in ("forward", "train"))
+    large = next(c for c in grid() if (c.case.hidden, c.case.batch, c.case.mode) == (64, 4, "forward"))
+    found = table.table([*tiny_rows(), row_of(large, "avx2"), row_of(once, "avx2"), row_of(train, "avx2", gru=0.9)])
+    assert [(line["pass"], line["least_rows"], line["least_steps"]) for line in found] == [
+        ("forward", 400, 1),
+        ("train", 1, 2),
+    ]
 
 
 def test_the_command_makes_the_table_that_the_plan_reads(tmp_path, monkeypatch, capsys):
@@ -291,6 +300,6 @@ def test_the_command_makes_the_table_that_the_plan_reads(tmp_path, monkeypatch, 
     assert main(["tune", "--cpu-table", "--out", str(tmp_path)]) == 0
     assert "1 instruction sets and hidden sizes" in capsys.readouterr().out
     made = json.loads(table.TABLE.read_text())
-    assert made == {"rows": [{"isa": "avx2", "pass": "train", "hidden": 64, "least_rows": 2}]}
+    assert made == {"rows": [{"isa": "avx2", "pass": "train", "hidden": 64, "least_rows": 2, "least_steps": 1}]}
     monkeypatch.setattr(cpu_plan, "_table", lambda: made["rows"])
     assert cpu_plan.least_rows("avx2", 64, True) == 2
