@@ -156,14 +156,7 @@ def assert_no_scalar_multiply_add(kernel, scalar, isa):
     assert not re.search(r"\bfmaf?\b", text)
 
 
-WITHOUT_A_REGISTER = pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="12 sums, 3 weights, a state and their product are 17 values; there are 16 registers",
-)
-
-
-@pytest.mark.parametrize("isa", [*(n for n in SETS if n != "sse2"), pytest.param("sse2", marks=WITHOUT_A_REGISTER)])
+@pytest.mark.parametrize("isa", SETS)
 @scalars
 def test_the_widest_tiles_keep_their_sums_in_registers(scalar, isa):
     most = SETS[isa].rows

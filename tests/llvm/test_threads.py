@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -182,6 +182,8 @@ class _Region:
             with self.lock:
                 self.begun += 1
             if threading.current_thread() is threading.main_thread():
+                while self.begun <= min(most, 2):  # until the others are at work, too
+                    threading.Event().wait(0.01)
                 in_caller()
             else:
                 threading.Event().wait(0.2)
@@ -191,39 +193,49 @@ class _Region:
         class Pool:
             asked = 0
 
-            def submit(self, work, given):
+            def submit(self, enter):
                 self.asked += 1
                 if self.asked > most:
                     raise RuntimeError("can't start new thread")
-                future = Future()
-                threading.Thread(target=lambda: future.set_result(work(given))).start()
-                return future
+                threading.Thread(target=enter).start()
 
         pool = Pool()
         monkeypatch.setattr(threads, "_WORK", lambda address: work)
         monkeypatch.setattr(threads, "_executor", lambda: pool)
+        self.error = None
         try:
             threads._in_pool(1, 2, 3, 0)
-        except (RuntimeError, KeyboardInterrupt) as error:  # what ctypes would print and forget
+        except KeyboardInterrupt as error:  # what ctypes would print and forget
             self.error = error
         self.at_return = self.begun, self.ended
         threading.Event().wait(0.5)
+        self.later = self.begun, self.ended
 
 
 def test_a_region_ends_when_all_have_ended(monkeypatch):
     """What the tasks read lies on the caller's stack."""
-    assert _Region(monkeypatch, in_caller=lambda: None).at_return == (3, 3)
+    region = _Region(monkeypatch, in_caller=lambda: None)
+    assert region.at_return == region.later == (3, 3)
+
+
+def test_who_comes_late_finds_the_region_closed(monkeypatch):
+    begun = []
+    job = threads._Job(lambda: begun.append(1))
+    job.enter()
+    job.close()
+    job.enter()
+    assert begun == [1]
 
 
 def test_a_pool_that_refuses_one_thread_is_waited_for(monkeypatch):
     """The caller and whoever could be had do the work."""
     region = _Region(monkeypatch, in_caller=lambda: None, most=1)
-    assert region.at_return == (2, 2), f"begun and ended at the return; {region.ended} ended later"
+    assert region.at_return == region.later == (2, 2), "begun and ended, at the return and later"
 
 
 def test_an_interrupt_does_not_leave_threads_at_work(monkeypatch):
     """Ctrl-C while the caller works."""
-    region = _Region(monkeypatch, in_caller=lambda: signal.raise_signal(signal.SIGINT))
-    begun, ended = region.at_return
-    assert begun == 3
-    assert ended >= 2, f"{ended} had ended at the return, {region.ended} later"
+    signals = iter([signal.SIGINT])
+    region = _Region(monkeypatch, in_caller=lambda: [signal.raise_signal(one) for one in signals])
+    assert region.at_return == region.later, "nobody is at work after the return"
+    assert isinstance(region.error, KeyboardInterrupt), "it comes through once the work is done"

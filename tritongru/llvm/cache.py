@@ -8,7 +8,6 @@ nothing else.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import os
 import stat
@@ -17,11 +16,12 @@ import tempfile
 from pathlib import Path
 
 SIZE = hashlib.sha256().digest_size
+SHAPING = ("cpu_plan", "instruction_sets")  # files of the plan that shape the code
 
 
 def key_of(*what: str) -> str:
     """Of the code that these, and our sources, lead to."""
-    found = hashlib.sha256(_sources())
+    found = hashlib.sha256(SOURCES)
     for text in what:
         found.update(f"{len(text)} {text}".encode())
     return found.hexdigest()
@@ -29,8 +29,10 @@ def key_of(*what: str) -> str:
 
 def read(key: str) -> bytes | None:
     try:
-        path = _folder() / key
-        with path.open("rb") as file:
+        folder = _folder()
+        if not _is_ours(folder.stat()):
+            return None
+        with (folder / key).open("rb") as file:
             if not _is_ours(os.fstat(file.fileno())):
                 return None
             checksum, code = file.read(SIZE), file.read()
@@ -70,11 +72,13 @@ def _is_ours(found: os.stat_result) -> bool:
     return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-@functools.cache
 def _sources() -> bytes:
     found = hashlib.sha256()
     package = Path(__file__).parent.parent
-    for path in (*sorted(package.glob("llvm/**/*.py")), package / "planning" / "instruction_sets.py"):
+    for path in (*sorted(package.glob("llvm/**/*.py")), *(package / "planning" / f"{name}.py" for name in SHAPING)):
         found.update(path.name.encode())
         found.update(path.read_bytes())
     return found.digest()
+
+
+SOURCES = _sources()  # when they are imported, not when they may have changed

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,16 @@ from tritongru.planning.instruction_sets import SETS, InstructionSet, host_sets
 
 WRITERS: dict[str, Callable[[Module, Tiles], None]] = {"forward": write_forward, "backward": write_backward}
 _lock = threading.Lock()
+
+
+def _forget_lock() -> None:
+    """In a child of a fork, where the thread that held it does not exist."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_lock)
 _engines: list[Any] = []  # which own the code
 
 

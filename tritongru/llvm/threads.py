@@ -12,6 +12,8 @@ import ctypes
 import functools
 import os
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -52,14 +54,50 @@ def _executor() -> concurrent.futures.ThreadPoolExecutor:
     return concurrent.futures.ThreadPoolExecutor(MOST, thread_name_prefix="tritongru")
 
 
-def _in_pool(function: int, given: int, threads: int, _: int) -> None:
-    work = _WORK(function)
-    others = [_executor().submit(work, given) for _ in range(threads - 1)]
-    work(given)
-    interrupted = False
-    while not all(other.done() for other in others):  # what is given lies on the caller's stack: nothing ends this
+class _Job:
+    """A function that threads may enter until it is closed; from then on nobody is in it, and nobody enters."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work, self.open, self.inside = work, True, 0
+        self.changed = threading.Condition()
+
+    def enter(self) -> None:
+        with self.changed:
+            if not self.open:
+                return
+            self.inside += 1
         try:
-            concurrent.futures.wait(others)
+            self.work()
+        finally:
+            with self.changed:
+                self.inside -= 1
+                self.changed.notify_all()
+
+    def close(self) -> None:
+        with self.changed:
+            self.open = False
+            while self.inside:
+                self.changed.wait()
+
+
+def _in_pool(function: int, given: int, number: int, _: int) -> None:
+    """Nothing may end this before the job is closed: what is given lies on the caller's stack. This thread alone does
+    all the work where no other can be had, as when Python ends."""
+    work = functools.partial(_WORK(function), given)
+    job, interrupted, asked, closed = _Job(work), False, 0, False
+    while not closed:
+        try:
+            while asked < number - 1:
+                asked += 1
+                _executor().submit(job.enter)
+        except RuntimeError:
+            asked = number
+        except KeyboardInterrupt:
+            interrupted = True
+        try:
+            work()  # a second time there is nothing to do
+            job.close()
+            closed = True
         except KeyboardInterrupt:
             interrupted = True
     if interrupted:  # from here no exception gets through

@@ -43,6 +43,9 @@ WIDE = {8: (3, 2, 1), 4: (6, 4, 2, 1), 2: (12, 8, 4, 2, 1), 1: (12, 8, 4, 2, 1)}
 WIDE_GATES = {8: (3,), 4: (6, 3), 2: (12, 6, 3), 1: (12, 6, 3)}
 NARROW = {4: (3, 2, 1), 2: (6, 4, 2, 1), 1: (12, 8, 4, 2, 1)}
 NARROW_GATES = {4: (3,), 2: (6, 3), 1: (12, 6, 3)}
+# Without a fused multiply-add each product needs a register of its own.
+UNFUSED = {4: (2, 1), 2: (4, 2, 1), 1: (8, 4, 2, 1)}
+UNFUSED_GATES = {3: (3,), 2: (3,), 1: (9, 6, 3)}
 SETS = {
     "avx512": InstructionSet(
         "avx512",
@@ -56,7 +59,7 @@ SETS = {
         "x86-64-v4",
     ),
     "avx2": InstructionSet("avx2", "AVX2", "x86_64", 32, NARROW, NARROW_GATES, True, ("avx2", "fma"), "x86-64-v3"),
-    "sse2": InstructionSet("sse2", "SSE2", "x86_64", 16, NARROW, NARROW_GATES, False, ("sse2",), "x86-64"),
+    "sse2": InstructionSet("sse2", "SSE2", "x86_64", 16, UNFUSED, UNFUSED_GATES, False, ("sse2",), "x86-64"),
     "neon": InstructionSet("neon", "NEON", "aarch64", 16, WIDE, WIDE_GATES, True, ("neon",), "generic"),
 }
 LLVMLITE = (0, 45)  # the oldest that takes the loop's LLVM IR: before it pointers had types

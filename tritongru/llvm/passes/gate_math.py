@@ -57,9 +57,10 @@ def _bounded(f: Function, x: Value, lowest: float, highest: float) -> Value:
 
 
 def sigmoid(f: Function, x: Value) -> Value:
-    """1 / (1 + e^-x)."""
+    """1 / (1 + e^-x), and 0 where e^-x has no number: a gate that is shut must stop even an infinite state."""
     scale, rest = _exponential(f, x, -1)
-    return 1.0 / f.fma(scale, rest, scale + 1.0)
+    found = 1.0 / f.fma(scale, rest, scale + 1.0)
+    return f.select(x < -_OF[scalar_of(x.kind)].highest, f.constant(0.0, x.kind), found)
 
 
 def tanh(f: Function, x: Value) -> Value:
