@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from tritongru.arguments.checks import check_memory
+from tritongru.arguments.checks import check_devices, check_memory
 from tritongru.planning.cpu_plan import least_rows, least_steps, refusal_on_cpu
 from tritongru.planning.instruction_sets import host_sets, refusal
 
@@ -70,32 +70,33 @@ def gru_cell_infer(
 
 
 def _check_call(x: Tensor, product: int) -> None:
-    if x.dtype in DTYPES and x.is_cpu and not refusal():
-        why = ""
-    else:
+    if x.dtype not in DTYPES or refusal():
         why = refusal_on_cpu(x.device, x.dtype) or f"it is not made for {x.dtype}"
-    if why:
         raise RuntimeError(f"no compiled loop can run this call: {why}")
     if product == 0:
         raise RuntimeError(f"no size should be 0, got x {tuple(x.shape)}")
 
 
 def _check(name: str | int, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_contiguous() or not tensor.is_cpu:
+    """That all tensors are dense and on the CPU the dispatcher has seen to, who would have gone elsewhere."""
+    if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_contiguous():
         raise RuntimeError(
             f"{name if isinstance(name, str) else f'weight {name}'} should be contiguous, of the shape {shape} and of "
-            f"{dtype} on the CPU, got {tuple(tensor.shape)} and {tensor.dtype} on {tensor.device}"
+            f"{dtype}, got {tuple(tensor.shape)} and {tensor.dtype}"
         )
     if tensor.untyped_storage().nbytes() < tensor.nbytes or tensor.storage_offset():
         check_memory(name, tensor)
 
 
 def _fake_infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], num_layers: int) -> tuple[Tensor, Tensor]:
+    check_devices(x=x, hx=hx, **{f"weight {k}": weight for k, weight in enumerate(weights)})
     (T, B, _), H = x.shape, weights[1].shape[1]
     return x.new_empty((T, B, H)), x.new_empty((num_layers, B, H))
 
 
-def _fake_cell_infer(x: Tensor, hx: Tensor | None, w_ih: Tensor, w_hh: Tensor, *_: Tensor | None) -> Tensor:
+def _fake_cell_infer(x: Tensor, hx: Tensor | None, w_ih: Tensor, w_hh: Tensor, *biases: Tensor | None) -> Tensor:
+    others = {f"bias {k}": bias for k, bias in enumerate(biases)}
+    check_devices(x=x, hx=hx, w_ih=w_ih, w_hh=w_hh, **others)
     return x.new_empty((x.shape[0], w_hh.shape[1]))
 
 
@@ -112,6 +113,9 @@ for _name, _implementation, _fake in (
 ):
     torch.library.impl(_name, "CPU", _implementation)
     torch.library.register_fake(_name, _fake)
+
+
+_run_layers, _run_step = torch.ops.tritongru.gru_infer.default, torch.ops.tritongru.gru_cell_infer.default
 
 
 def wants_results_alone(input: Tensor, hx: Tensor | None, impl: str) -> bool:
@@ -142,7 +146,7 @@ def infer(
     if not _takes(impl, weights[1], x.dtype, x.shape[0], x.shape[1]):
         return None
     try:
-        y, h_n = torch.ops.tritongru.gru_infer.default(x, hx, weights, num_layers)
+        y, h_n = _run_layers(x, hx, weights, num_layers)
     except RuntimeError:
         return None
     return (y.transpose(0, 1) if batch_first else y), h_n
@@ -154,7 +158,7 @@ def infer_step(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor | None
     if w_hh is None or not _takes(impl, w_hh, input.dtype, 1, input.shape[0]):
         return None
     try:
-        return torch.ops.tritongru.gru_cell_infer.default(input, hx, *weights)  # type: ignore[no-any-return]
+        return _run_step(input, hx, *weights)  # type: ignore[no-any-return]
     except RuntimeError:
         return None
 

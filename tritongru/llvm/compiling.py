@@ -89,7 +89,7 @@ def assembly(isa: InstructionSet, scalar: str, kernel: str) -> str:
     llvm.initialize_all_asmprinters()
     triple = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu"}[isa.architecture]
     features = ",".join(f"+{feature}" for feature in isa.features)
-    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=isa.cpu, features=features, opt=3)
+    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=isa.cpu, features=features, opt=2)
     return str(machine.emit_assembly(optimized(source(isa, scalar, kernel))))
 
 
@@ -104,4 +104,4 @@ def _host_target(isa: str) -> tuple[str, str]:
 def _host_machine(isa: str) -> Any:
     _initialize()
     cpu, features = _host_target(isa)
-    return llvm.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=3)
+    return llvm.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=2)

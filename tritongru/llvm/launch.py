@@ -68,10 +68,10 @@ def infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], each: int, is
     T, B, I = x.shape
     H, dtype = weights[1].shape[1], x.dtype
     layers = len(weights) // each
-    hn = torch.empty((layers, B, H), dtype=dtype)
+    hn = x.new_empty((layers, B, H))
     number_of_threads = threads.count()
     for layer in range(layers):
-        y = torch.empty((T, B, H), dtype=dtype)
+        y = x.new_empty((T, B, H))
         found = _pass("forward", isa, dtype, T, 1, B, H, I, number_of_threads, False)
         w_ih, w_hh, *biases = weights[layer * each : (layer + 1) * each]
         b_ih, b_hh = biases or (None, None)
@@ -87,7 +87,7 @@ def infer_step(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor | None], i
     """The state (B, H) after one step, without gradients, each tensor contiguous: of x (B, I) and hx (B, H)."""
     (B, I), dtype = x.shape, x.dtype
     H: int = weights[1].shape[1]  # type: ignore[union-attr]
-    y = torch.empty((B, H), dtype=dtype)
+    y = x.new_empty((B, H))
     found = _pass("forward", isa, dtype, 1, 1, B, H, I, threads.count(), False)
     _run(found, x, *weights, hx, None, y)
     return y
