@@ -17,10 +17,15 @@ from tritongru.llvm import cache
 from tritongru.llvm.language import Module
 from tritongru.llvm.passes.backward_pass import write_backward
 from tritongru.llvm.passes.forward_pass import write_forward
+from tritongru.llvm.passes.step_pass import write_step
 from tritongru.llvm.passes.tiles import Tiles
 from tritongru.planning.instruction_sets import SETS, InstructionSet, host_sets
 
-WRITERS: dict[str, Callable[[Module, Tiles], None]] = {"forward": write_forward, "backward": write_backward}
+WRITERS: dict[str, Callable[[Module, Tiles], None]] = {
+    "forward": write_forward,
+    "backward": write_backward,
+    "step": write_step,
+}
 _lock = threading.Lock()
 
 
@@ -42,8 +47,8 @@ def _initialize() -> None:
 
 
 def function_of(isa: str, scalar: str, kernel: str) -> Callable[[bytes], None]:
-    """The pass ``kernel``, "forward" or "backward", for ``scalar``, "float" or "double". It takes a packed ``CALL`` and
-    runs without Python's lock."""
+    """The pass ``kernel``, "forward", "backward" or "step", for ``scalar``, "float" or "double". It takes a packed
+    ``CALL`` and runs without Python's lock."""
     with _lock:
         return _function_of(isa, scalar, kernel)
 

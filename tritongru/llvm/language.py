@@ -246,6 +246,10 @@ class Function:
         one = self.make(kind, f"insertelement {kind} poison, {value.kind} {value.name}, i32 0")
         return self.make(kind, f"shufflevector {kind} {one.name}, {kind} poison, <{lanes} x i32> zeroinitializer")
 
+    def insert(self, vector: Value, value: Value, lane: int) -> Value:
+        kind = vector.kind
+        return self.make(kind, f"insertelement {kind} {vector.name}, {value.kind} {value.name}, i32 {lane}")
+
     def shuffle(self, a: Value, b: Value, order: Sequence[int]) -> Value:
         indices = ", ".join(f"i32 {k}" for k in order)
         kind = f"<{len(order)} x {scalar_of(a.kind)}>"

@@ -23,6 +23,7 @@ from tritongru.planning.cpu_plan import KEPT, chunk_of, exact_dtype, groups_of, 
 from tritongru.planning.launches import VectorLaunch
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
+FEW = 2  # rows of a single step that take the weights as they lie
 SCRATCH_BYTES = 1 << 23  # that a thread keeps for its next call
 _ADDRESSES = struct.Struct(f"{len(TENSORS)}q")
 _kept = threading.local()
@@ -57,7 +58,8 @@ def forward(call: LayerCall, keeps: bool, launch: VectorLaunch) -> Outputs:
         hn = x.new_zeros((D, B, H)) if h0 is None else h0.clone()
     kept = x.new_empty((N, D, KEPT, H)) if keeps else None
     T = N // B if offsets is None else offsets.shape[0] - 1
-    found = _pass("forward", launch.isa, dtype, T, D, B, H, I, threads.count(), False)
+    kernel = "step" if T == D == 1 and B <= FEW and not keeps and offsets is None else "forward"
+    found = _pass(kernel, launch.isa, dtype, T, D, B, H, I, threads.count(), False)
     _run(found, x, *weights, h0, offsets, y, hn, kept)
     return Outputs(y, hn, x.new_empty(0) if kept is None else kept)
 
@@ -72,7 +74,8 @@ def infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], each: int, is
     number_of_threads = threads.count()
     for layer in range(layers):
         y = x.new_empty((T, B, H))
-        found = _pass("forward", isa, dtype, T, 1, B, H, I, number_of_threads, False)
+        kernel = "step" if T == 1 and B <= FEW else "forward"
+        found = _pass(kernel, isa, dtype, T, 1, B, H, I, number_of_threads, False)
         w_ih, w_hh, *biases = weights[layer * each : (layer + 1) * each]
         b_ih, b_hh = biases or (None, None)
         states = hx, hn
@@ -88,7 +91,7 @@ def infer_step(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor | None], i
     (B, I), dtype = x.shape, x.dtype
     H: int = weights[1].shape[1]  # type: ignore[union-attr]
     y = x.new_empty((B, H))
-    found = _pass("forward", isa, dtype, 1, 1, B, H, I, threads.count(), False)
+    found = _pass("step" if B <= FEW else "forward", isa, dtype, 1, 1, B, H, I, threads.count(), False)
     _run(found, x, *weights, hx, None, y)
     return y
 
@@ -156,7 +159,8 @@ def _pass(
     groups = groups_of(isa, B, number_of_threads)
     numbers = (D, B, T, I, H, chunk, groups, number_of_threads, share, *at.values(), threads.parallel())
     packed = CALL.packed(*(0,) * len(TENSORS), *numbers)[_ADDRESSES.size :]
-    return _Pass(function_of(isa, SCALARS[dtype], kernel), packed, D * share * itemsize, _zeros(dtype, H))
+    scratch = 0 if kernel == "step" else D * share * itemsize
+    return _Pass(function_of(isa, SCALARS[dtype], kernel), packed, scratch, _zeros(dtype, H))
 
 
 @functools.lru_cache(maxsize=64)

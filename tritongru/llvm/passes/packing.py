@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from tritongru.llvm.language import I64, PTR, Function, Module
-from tritongru.llvm.passes.tiles import transposed
+from tritongru.llvm.language import I64, PTR, Function, Module, Value
 
 
 def strip_of_rows(m: Module) -> Function:
@@ -55,3 +54,18 @@ def copy_rows(m: Module) -> Function:
                     f.masked_load(f.at(here, whole, m.scalar), m.vector, mask), f.at(there, whole, m.scalar), mask
                 )
     return f  # type: ignore[no-any-return]
+
+
+def transposed(f: Function, rows: list[Value]) -> list[Value]:
+    """L vectors of L lanes, by exchanging halves, quarters and so on."""
+    L, step = len(rows), len(rows) // 2
+    while step:
+        first = [k if not k & step else L + k - step for k in range(L)]
+        second = [k + step if not k & step else L + k for k in range(L)]
+        new = list(rows)
+        for i in range(L):
+            if not i & step:
+                new[i] = f.shuffle(rows[i], rows[i + step], first)
+                new[i + step] = f.shuffle(rows[i], rows[i + step], second)
+        rows, step = new, step // 2
+    return rows

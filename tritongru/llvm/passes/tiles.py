@@ -197,18 +197,3 @@ def _cut(f: Function, widths: tuple[int, ...], strips: Value) -> Iterator[tuple[
             end = f.select(lone, end - V, end)
         yield V, first, end
         first = end
-
-
-def transposed(f: Function, rows: list[Value]) -> list[Value]:
-    """L vectors of L lanes, by exchanging halves, quarters and so on."""
-    L, step = len(rows), len(rows) // 2
-    while step:
-        first = [k if not k & step else L + k - step for k in range(L)]
-        second = [k + step if not k & step else L + k for k in range(L)]
-        new = list(rows)
-        for i in range(L):
-            if not i & step:
-                new[i] = f.shuffle(rows[i], rows[i + step], first)
-                new[i + step] = f.shuffle(rows[i], rows[i + step], second)
-        rows, step = new, step // 2
-    return rows
