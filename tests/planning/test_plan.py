@@ -721,9 +721,9 @@ def test_one_step_of_several_rows_is_torchs_where_the_table_says_so():
 def test_the_shipped_table_is_whole():
     for row in cpu_plan._table():
         assert row["isa"] in SETS
-        assert row["pass"] in ("forward", "train")
+        assert row["pass"] in ("cell", "forward", "train")
         assert int(row["hidden"]) > 0 < int(row["least_rows"])
-        assert row["least_steps"] in (1, 2)
+        assert int(row["least_steps"]) > 0
 
 
 @needs_loop

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from tritongru.arguments.checks import check_devices, check_memory
-from tritongru.planning.cpu_plan import least_rows, least_steps, refusal_on_cpu
+from tritongru.planning.cpu_plan import least_rows, least_steps, refusal_on_cpu, takes_cell
 from tritongru.planning.instruction_sets import host_sets, refusal
 
 DTYPES = (torch.float32, torch.float64)
@@ -155,7 +155,9 @@ def infer(
 def infer_step(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor | None], impl: str) -> Tensor | None:
     """Likewise the state after one step of a cell: input (B, I), hx (B, H)."""
     w_hh = weights[1]
-    if w_hh is None or not _takes(impl, w_hh, input.dtype, 1, input.shape[0]):
+    if w_hh is None or w_hh.dim() != 2 or _least(w_hh.shape[1], input.dtype) is None:
+        return None
+    if impl == "auto" and not takes_cell(host_sets()[0], w_hh.shape[1], input.shape[0]):
         return None
     try:
         return _run_step(input, hx, *weights)  # type: ignore[no-any-return]

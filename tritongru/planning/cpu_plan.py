@@ -220,8 +220,19 @@ def least_steps(isa: str, hidden: int, training: bool) -> int:
     return _least("least_steps", isa, hidden, training)
 
 
+@functools.lru_cache(maxsize=256)
+def takes_cell(isa: str, hidden: int, rows: int) -> bool:
+    """Whether a step of so many rows is faster with the loop than with torch's cell, by the same rows, which are of one
+    row."""
+    return rows == 1 and _of("least_rows", isa, hidden, "cell") == 1
+
+
 def _least(what: str, isa: str, hidden: int, training: bool) -> int:
-    found = [row for row in _table() if row["pass"] == ("train" if training else "forward") and what in row]
+    return _of(what, isa, hidden, "train" if training else "forward")
+
+
+def _of(what: str, isa: str, hidden: int, kind: str) -> int:
+    found = [row for row in _table() if row["pass"] == kind and what in row]
     own = [row for row in found if row["isa"] == isa] or found
     sizes = sorted({int(row["hidden"]) for row in own})
     nearest = next((size for size in sizes if size >= hidden), sizes[-1] if sizes else 0)

@@ -10,17 +10,31 @@ from typing import Any
 
 from bench.analysis.cpu.known import is_green, is_of_loop
 from bench.analysis.measured import rows_in
+from bench.measure.cpu.cells import CELL
 from bench.measure.pair import THEIRS
 from bench.measure.rows import Row
 
+CELLS = "nn.GRUCell"
 TABLE = Path(__file__).parents[3] / "tritongru" / "planning" / "tables" / "cpu.json"
 
 
 def is_told(row: Row) -> bool:
-    """Of ours, green and timed beside nn.GRU, with inputs as wide as the state."""
+    """Of ours, green and timed beside nn.GRU or, of a cell, nn.GRUCell, with inputs as wide as the state."""
     if not is_of_loop(row) or row["hidden"] != row["inputs"]:
         return False
-    return bool(row["isa"] and is_green(row) and THEIRS in (row["over"] or {}))
+    return bool(row["isa"] and is_green(row) and theirs(row) in (row["over"] or {}))
+
+
+def theirs(row: Row) -> str:
+    return CELLS if is_cell(row) else THEIRS
+
+
+def is_cell(row: Row) -> bool:
+    return bool(row["case"].startswith(f"{CELL}-"))
+
+
+def pass_of(row: Row) -> str:
+    return CELL if is_cell(row) else str(row["mode"])
 
 
 def is_once(row: Row) -> bool:
@@ -29,40 +43,38 @@ def is_once(row: Row) -> bool:
     return bool(row["time"] == 1 and row["batch"] > 1)
 
 
-def least_rows(ratios: dict[int, float]) -> int:
-    """The smallest of the numbers of rows from which on no ratio is below 1; one more than all if the last is."""
-    below = [rows for rows, ratio in ratios.items() if ratio < 1.0]
-    return min((rows for rows in ratios if rows > max(below, default=0)), default=max(ratios) + 1)
+def least(ratios: dict[int, float]) -> int:
+    """The smallest of the numbers from which on no ratio is below 1; one more than all if the last is."""
+    below = [number for number, ratio in ratios.items() if ratio < 1.0]
+    return min((number for number in ratios if number > max(below, default=0)), default=max(ratios, default=0) + 1)
 
 
 def table(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Of each CPU what the commit says that was measured last; of all shapes and threads with so many rows, and of all
-    CPUs, the worst counts."""
-    told = [row for row in rows if is_told(row)]
-    commits = {(row["cpu"], row["isa"], row["hidden"]): row["commit"] for row in told}
-    latest = {
-        (row["cpu"], row["case"], row["isa"]): row
-        for row in told
-        if row["commit"] == commits[row["cpu"], row["isa"], row["hidden"]]
-    }
-    ratios: dict[tuple[str, str, int], dict[str, dict[int, float]]] = {}
+    """Of each case what was measured last; of all shapes and threads with so many rows, and of all CPUs, the worst
+    counts. ``least_steps`` is of several rows: no smaller than what one row needs."""
+    latest = {(row["cpu"], row["case"], row["isa"]): row for row in rows if is_told(row)}
+    by_rows: dict[tuple[str, str, int], dict[str, dict[int, float]]] = {}
+    alone: dict[tuple[str, str, int], dict[int, float]] = {}
     once: set[tuple[str, str, int]] = set()  # where one step of several rows is slower
     for row in latest.values():
-        size, ratio = (row["isa"], row["mode"], row["hidden"]), row["over"][THEIRS][0]
+        size, ratio = (row["isa"], pass_of(row), row["hidden"]), row["over"][theirs(row)][0]
         if is_once(row):
             if ratio < 1.0:
                 once.add(size)
             continue
-        own = ratios.setdefault(size, {}).setdefault(row["cpu"], {})
         number = row["time"] * row["batch"]
+        own = by_rows.setdefault(size, {}).setdefault(row["cpu"], {})
         own[number] = min(own.get(number, ratio), ratio)
+        if row["batch"] == 1:
+            steps = alone.setdefault(size, {})
+            steps[row["time"]] = min(steps.get(row["time"], ratio), ratio)
     return [
         {
             **dict(zip(("isa", "pass", "hidden"), size, strict=True)),
-            "least_rows": max(map(least_rows, by_cpu.values())),
-            "least_steps": 2 if size in once else 1,
+            "least_rows": max(map(least, by_cpu.values())),
+            "least_steps": max(least(alone.get(size, {})), 2 if size in once else 1),
         }
-        for size, by_cpu in sorted(ratios.items())
+        for size, by_cpu in sorted(by_rows.items())
     ]
 
 

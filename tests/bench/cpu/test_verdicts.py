@@ -254,11 +254,11 @@ def tiny_rows(losing=(), hidden=64, isa="avx2", **about):
 
 @pytest.mark.parametrize(("losing", "least"), [((), 1), ((1,), 2), ((1, 2, 8), 16), ((32,), 33), (TINY, 33)], ids=str)
 def test_from_the_least_rows_on_the_loop_wins(losing, least):
-    line = {"isa": "avx2", "pass": "train", "hidden": 64, "least_rows": least, "least_steps": 1}
+    line = {"isa": "avx2", "pass": "train", "hidden": 64, "least_rows": least, "least_steps": least}
     assert table.table(tiny_rows(losing)) == [line]
 
 
-def test_of_threads_and_cpus_the_worst_counts_and_of_commits_the_last():
+def test_of_threads_and_cpus_the_worst_counts_and_of_each_case_the_last():
     later = WHERE | {"commit": "def5678"}
     found = [*tiny_rows((1, 2)), *tiny_rows((1,), where=later), *tiny_rows((1, 2, 4), where=later, threads=2)]
     assert [line["least_rows"] for line in table.table(found)] == [8]
@@ -300,6 +300,6 @@ def test_the_command_makes_the_table_that_the_plan_reads(tmp_path, monkeypatch, 
     assert main(["tune", "--cpu-table", "--out", str(tmp_path)]) == 0
     assert "1 instruction sets and hidden sizes" in capsys.readouterr().out
     made = json.loads(table.TABLE.read_text())
-    assert made == {"rows": [{"isa": "avx2", "pass": "train", "hidden": 64, "least_rows": 2, "least_steps": 1}]}
+    assert made == {"rows": [{"isa": "avx2", "pass": "train", "hidden": 64, "least_rows": 2, "least_steps": 2}]}
     monkeypatch.setattr(cpu_plan, "_table", lambda: made["rows"])
     assert cpu_plan.least_rows("avx2", 64, True) == 2
