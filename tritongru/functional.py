@@ -215,11 +215,13 @@ def _only_torch(cast: torch.dtype | None) -> bool:
 
 def _check_derivatives(impl: str, *tensors: Tensor | None) -> None:
     """Kernels have the gradient of a call and no other derivative, which without a word would be zero."""
-    at_work = torch._C._functorch.peek_interpreter_stack()
-    if at_work is not None and (impl == "llvm" or at_work.key() != torch._C._functorch.TransformType.Grad):
-        what = "a transform of torch.func is at work, and kernels have no rule for it"
-    elif forward_ad._current_level >= 0 and any(t is not None and _is_dual(t) for t in tensors):
+    at_work, kinds = torch._C._functorch.peek_interpreter_stack(), torch._C._functorch.TransformType
+    kind = None if at_work is None else at_work.key()
+    dual = forward_ad._current_level >= 0 and any(t is not None and _is_dual(t) for t in tensors)
+    if kind == kinds.Jvp or (kind is None and dual):
         what = "kernels have no forward-mode derivative"
+    elif kind is not None and (impl == "llvm" or kind != kinds.Grad):
+        what = "a transform of torch.func is at work, and kernels have no rule for it"
     else:
         return
     raise RuntimeError(f"impl={impl!r} cannot run this call: {what}; build the layer with impl='torch' for it")

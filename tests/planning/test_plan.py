@@ -437,7 +437,7 @@ def test_explain_a_module():
     assert tritongru.explain(gru.eval(), device=H200).backward is None
     assert "a model, not a measurement" in str(answer)
     assert tritongru.explain(tritongru.GRU(8, 65, impl="torch"), device=H200).family == "torch"
-    here = tritongru.explain(tritongru.GRU(8, 65))
+    here = tritongru.explain(tritongru.GRU(8, 65), time=100)
     assert here.family == ("llvm" if HAS_LOOP else "torch"), "on a CPU auto asks for no Triton, interpreter or not"
     with pytest.raises(ValueError, match="batch should be at least 1, got 0"):
         tritongru.explain(gru, batch=0)
@@ -622,7 +622,7 @@ def chip(isa, threads=4):
 def test_the_plan_of_a_cpu_is_total(hidden, dtype, isa, threads, batch, time, directions, training):
     """Of any CPU, whatever this machine has."""
     sizes = {"batch": batch, "time": time, "directions": directions, "inputs": 8, "layers": 2}
-    with llvmlite_of():
+    with llvmlite_of(), table_of():
         answer = plan(hidden, dtype, chip(isa, threads), training=training, **sizes)
     assert answer.forward is answer.backward is None
     if dtype == "complex64":

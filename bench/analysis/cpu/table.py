@@ -14,19 +14,14 @@ from bench.measure.cpu.cells import CELL
 from bench.measure.pair import THEIRS
 from bench.measure.rows import Row
 
-CELLS = "nn.GRUCell"
 TABLE = Path(__file__).parents[3] / "tritongru" / "planning" / "tables" / "cpu.json"
 
 
 def is_told(row: Row) -> bool:
-    """Of ours, green and timed beside nn.GRU or, of a cell, nn.GRUCell, with inputs as wide as the state."""
+    """Of ours, green and timed beside torch's own, with inputs as wide as the state."""
     if not is_of_loop(row) or row["hidden"] != row["inputs"]:
         return False
-    return bool(row["isa"] and is_green(row) and theirs(row) in (row["over"] or {}))
-
-
-def theirs(row: Row) -> str:
-    return CELLS if is_cell(row) else THEIRS
+    return bool(row["isa"] and is_green(row) and THEIRS in (row["over"] or {}))
 
 
 def is_cell(row: Row) -> bool:
@@ -57,7 +52,7 @@ def table(rows: Iterable[Row]) -> list[dict[str, Any]]:
     alone: dict[tuple[str, str, int], dict[int, float]] = {}
     once: set[tuple[str, str, int]] = set()  # where one step of several rows is slower
     for row in latest.values():
-        size, ratio = (row["isa"], pass_of(row), row["hidden"]), row["over"][theirs(row)][0]
+        size, ratio = (row["isa"], pass_of(row), row["hidden"]), row["over"][THEIRS][0]
         if is_once(row):
             if ratio < 1.0:
                 once.add(size)

@@ -130,7 +130,7 @@ def test_inside_the_loop_is_that_of_the_set_that_is_asked_for(monkeypatch, isa, 
     cell = cells.Cell(part, Case(4, 2, 1, "fp32", mode))
     layer, data = calls.layers_of(cell).ours, random(cell.case, calls.CPU)
     call = calls.call_of(cell, layer, [data.x] * 3, data)
-    kernels = ["forward", "backward"] if mode == "train" else ["forward"]
+    kernels = ["forward", "backward"] if mode == "train" else ["step"]
     around = calls.with_gradients if mode == "train" else calls.no_gradients
     with around(isa):
         call()

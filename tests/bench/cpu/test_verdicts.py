@@ -287,6 +287,13 @@ def test_one_step_of_several_rows_is_told_by_steps_and_each_pass_by_its_own():
     ]
 
 
+@pytest.mark.parametrize(("ratio", "least"), [(1.1, 1), (0.9, 2)])
+def test_a_cell_is_told_by_rows_beside_torchs_cell(ratio, least):
+    row = row_of(Cell("cell", Case(64, 1, 1, "fp32", "forward")), "avx2", gru=ratio)
+    line = {"isa": "avx2", "pass": "cell", "hidden": 64, "least_rows": least, "least_steps": least}
+    assert table.table([row]) == [line]
+
+
 def test_the_command_makes_the_table_that_the_plan_reads(tmp_path, monkeypatch, capsys):
     from tritongru.planning import cpu_plan
 
