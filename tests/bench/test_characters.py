@@ -14,7 +14,7 @@ from bench.measure import rows
 from bench.study import characters
 from bench.study.characters import ON_CPU, ON_GPU, Setup, judge, read_text, segments, setup_for, train
 from tritongru import ops
-from tritongru.planning.devices import GPUS
+from tritongru.planning.devices import GPUS, cpu_facts
 
 HAS_GPU = torch.cuda.is_available()
 CPU = torch.device("cpu")
@@ -249,7 +249,9 @@ def test_who_switches_the_interpreter_off_is_told(tmp_path, capsys, monkeypatch)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     assert command(tmp_path, capsys) == (
         2,
-        ["impl='triton' cannot train this model: the tensors are on the CPU, where torch's own GRU runs."],
+        [
+            f"impl='triton' cannot train this model: the tensors are on {cpu_facts().name}, and Triton's kernels need a GPU."
+        ],
     )
 
 

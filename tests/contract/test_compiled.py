@@ -133,7 +133,7 @@ LIMITS = {
         ((5, 2, True), (5, 4, False), (3, 2, False), (4, 3, True)),
     ),
     "llvm": (
-        route.Route("", "llvm", largest=1 << 62, shortest=1, least=10, device_bytes=1 << 30),
+        route.Route("", "llvm", device_bytes=1 << 30, hidden=4, training=True),
         ((5, 2, True), (3, 3, False), (4, 3, True), (2, 4, False)),
     ),
 }
@@ -145,6 +145,7 @@ def test_the_plan_puts_no_condition_on_sizes(family, ran, monkeypatch):
     known, sizes = LIMITS[family]
     monkeypatch.setattr(route, "_route", lambda *asked: known)
     monkeypatch.setattr(functional, "asks_for_kernels", lambda impl, device: impl != "torch")
+    monkeypatch.setattr(route, "refusal_by_size", lambda *size: "few" if size[-2] * size[-1] < 10 else "")
     gru = tritongru.GRU(3, 4)
     compiled, counter = compile_counted(gru, dynamic=True)
     for T, B, kernel in sizes:

@@ -154,8 +154,9 @@ class Fences:
         def fenced(packed: bytes) -> None:
             fields = dict(zip(CALL.fields, FORM.unpack(packed), strict=True))
             self.threads = max(self.threads, fields["threads"])
-            outputs = {"y", "hn", "kept"} if kernel == "forward" else CHANGED
-            filled = {"scratch"} | (outputs if kernel == "forward" else {"dx"} if fields["D"] == 1 else set())
+            forward = kernel in ("forward", "step")
+            outputs = {"y", "hn", "kept"} if forward else CHANGED
+            filled = {"scratch"} | (outputs if forward else {"dx"} if fields["D"] == 1 else set())
             windows = {}
             for name, count in counts_of(fields).items():
                 size = 8 if name == "offsets" else ITEMSIZE[scalar]
