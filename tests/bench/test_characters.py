@@ -250,7 +250,10 @@ def test_who_switches_the_interpreter_off_is_told(tmp_path, capsys, monkeypatch)
     assert command(tmp_path, capsys) == (
         2,
         [
-            f"impl='triton' cannot train this model: the tensors are on {cpu_facts().name}, and Triton's kernels need a GPU."
+            [
+                f"impl='triton' cannot train this model: the tensors are on {cpu_facts().name}, and Triton's kernels need "
+                "a GPU."
+            ],
         ],
     )
 
