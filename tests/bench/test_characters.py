@@ -247,14 +247,10 @@ def test_what_cannot_be_trained_is_said(arguments, sentence, tmp_path, capsys):
 @in_the_interpreter
 def test_who_switches_the_interpreter_off_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
+    where = cpu_facts().name
     assert command(tmp_path, capsys) == (
         2,
-        [
-            [
-                f"impl='triton' cannot train this model: the tensors are on {cpu_facts().name}, and Triton's kernels need "
-                "a GPU."
-            ],
-        ],
+        [f"impl='triton' cannot train this model: the tensors are on {where}, and Triton's kernels need a GPU."],
     )
 
 
