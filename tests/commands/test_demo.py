@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cpu_loop import HAS_LOOP, llvmlite_of
 from torch import nn
 
 import tritongru
@@ -72,7 +73,7 @@ def test_a_small_run_beats_the_naive_forecast_draws_it_and_repeats(
         assert megawatts < 0.95 * 647.7
     assert "Better than the naive forecast in both errors: GRU, LSTM, RNN.\n" in ran.stdout
     plan = tritongru.explain(tritongru.GRU(1, 16), batch=demo.BATCH, time=demo.WINDOW, device="cpu")
-    assert f"The GRU ran on the CPU, in float32\ntorch: {plan.reason}\n" in ran.stdout
+    assert f"The GRU ran on {plan.device}, in float32\n{plan.family}: {plan.reason}\n" in ran.stdout
     assert not re.search("[\x1b\r]", ran.stdout), "a progress bar went into a pipe"
     assert len(ran.stdout.splitlines()) < 25
 
@@ -226,7 +227,9 @@ def test_the_findings_follow_the_numbers() -> None:
     assert "forecast in both errors: GRU, LSTM." in slow
     fast = findings(gru_seconds=0.5, gru_percent=2.5)
     assert "here the GRU is 2.0 times faster." in fast
-    assert "oneDNN" not in fast
+    assert not HAS_LOOP or "tritongru[cpu]" not in fast
+    with llvmlite_of():
+        assert "a compiled one comes with pip install 'tritongru[cpu]'." in findings(3.0, 1.5)
     assert "NOT better than the naive forecast: GRU;" in fast
 
 
