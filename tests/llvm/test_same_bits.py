@@ -21,6 +21,7 @@ from compiled_loop import (
 
 import tritongru
 from tritongru.arguments.records import Weights
+from tritongru.llvm import launch
 from tritongru.planning.instruction_sets import host_sets
 
 every_set = pytest.mark.parametrize("isa", host_sets())
@@ -212,3 +213,23 @@ def test_the_layout_of_the_input_changes_nothing(dtype):
     strided = torch.randn(*dy.shape, 2).to(dtype)[..., 1].copy_(dy)
     for a, b in zip(torch.autograd.grad(y, list(gru.parameters()), strided), expected, strict=True):
         assert same(a, b)
+
+
+@pytest.mark.parametrize("isa", host_sets())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("H, I", [(1, 1), (3, 5), (8, 8), (63, 65), (65, 130), (100, 200), (300, 129)])
+def test_one_step_alone_is_the_first_of_a_sequence(isa, dtype, H, I):
+    """It reads the weights as they lie, the sequence packed ones; with a state and without, with biases and without."""
+    torch.manual_seed(0)
+    gru = torch.nn.GRU(I, H, dtype=dtype)
+    weights = [weight.detach() for weight in gru.parameters()]
+    x, hx = torch.randn(3, 2, I, dtype=dtype), torch.randn(1, 2, H, dtype=dtype)
+    for own in (weights, weights[:2]):
+        for state in (hx, None):
+            whole, _ = launch.infer(x, state, own, len(own), isa)
+            alone, last = launch.infer(x[:1], state, own, len(own), isa)
+            assert torch.equal(alone, whole[:1])
+            assert torch.equal(last, alone)
+            biases = own[2:] or [None, None]
+            cell = launch.infer_step(x[0], None if state is None else state[0], [*own[:2], *biases], isa)
+            assert torch.equal(cell, whole[0])

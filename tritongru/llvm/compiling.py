@@ -14,18 +14,8 @@ import llvmlite
 import llvmlite.binding as llvm
 
 from tritongru.llvm import cache
-from tritongru.llvm.language import Module
-from tritongru.llvm.passes.backward_pass import write_backward
-from tritongru.llvm.passes.forward_pass import write_forward
-from tritongru.llvm.passes.step_pass import write_step
-from tritongru.llvm.passes.tiles import Tiles
 from tritongru.planning.instruction_sets import SETS, InstructionSet, host_sets
 
-WRITERS: dict[str, Callable[[Module, Tiles], None]] = {
-    "forward": write_forward,
-    "backward": write_backward,
-    "step": write_step,
-}
 _lock = threading.Lock()
 
 
@@ -69,9 +59,15 @@ def _function_of(isa: str, scalar: str, kernel: str) -> Callable[[bytes], None]:
 
 
 def source(isa: InstructionSet, scalar: str, kernel: str) -> str:
-    """LLVM IR."""
+    """LLVM IR. Who writes it is not loaded where the code comes from the disk."""
+    from tritongru.llvm.language import Module
+    from tritongru.llvm.passes.backward_pass import write_backward
+    from tritongru.llvm.passes.forward_pass import write_forward
+    from tritongru.llvm.passes.step_pass import write_step
+    from tritongru.llvm.passes.tiles import Tiles
+
     module = Module(isa, scalar)
-    WRITERS[kernel](module, Tiles(module))
+    {"forward": write_forward, "backward": write_backward, "step": write_step}[kernel](module, Tiles(module))
     return module.text()
 
 
