@@ -205,9 +205,11 @@ class _Region:
         self.error = None
         try:
             threads._in_pool(1, 2, 3, 0)
+            self.at_return = self.begun, self.ended
+            threading.Event().wait(0.1)  # in which an interrupt that was put off comes through
         except KeyboardInterrupt as error:  # what ctypes would print and forget
             self.error = error
-        self.at_return = self.begun, self.ended
+            self.at_return = self.begun, self.ended
         threading.Event().wait(0.5)
         self.later = self.begun, self.ended
 
