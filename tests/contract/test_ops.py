@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from cpu_loop import HAS_LOOP
+from cpu_loop import HAS_LOOP, needs_loop
 from layers import Case, build, outputs_and_gradients
 from torch.utils.checkpoint import checkpoint
 
@@ -45,6 +45,48 @@ def test_opcheck_backward(options, needs, family, device):
     y, hn, gates = torch.ops.tritongru.gru_forward(*tensors, offsets, B, True, family)
     args = (torch.randn_like(y), torch.randn_like(hn), *tensors, offsets, B, y, gates, needs, family)
     torch.library.opcheck(torch.ops.tritongru.gru_backward, args)
+
+
+def weights_of(layers=1, bias=True):
+    """In the order of ``gru``, of I = 3 and H = 4."""
+    gru = torch.nn.GRU(3, 4, layers, bias=bias)
+    return [weight.detach() for weight in gru.parameters()]
+
+
+@needs_loop
+@pytest.mark.parametrize("bias", [True, False])
+def test_opcheck_of_calls_that_want_results_alone(bias):
+    x, hx, weights = torch.randn(5, 2, 3), torch.randn(2, 2, 4), weights_of(2, bias)
+    torch.library.opcheck(torch.ops.tritongru.gru_infer, (x, hx, weights, 2))
+    step = *weights_of(bias=bias), *([] if bias else [None, None])
+    torch.library.opcheck(torch.ops.tritongru.gru_cell_infer, (x[0], None, *step))
+
+
+WRONG = {
+    "no layers": (lambda x, w: (x, None, [], 0), "got 3 dimensions and 0 weights for 0 layers"),
+    "a weight missing": (lambda x, w: (x, None, w[:3], 1), "got 3 dimensions and 3 weights for 1 layers"),
+    "another width": (lambda x, w: (x[..., :2].contiguous(), None, w, 1), "weight 0 should be contiguous"),
+    "strides": (lambda x, w: (x.transpose(0, 1), None, w, 1), "x should be contiguous"),
+    "a state too few": (lambda x, w: (x, torch.zeros(1, 1, 4), w, 1), r"hx should be .* the shape \(1, 2, 4\)"),
+    "another dtype": (lambda x, w: (x, torch.zeros(1, 2, 4).double(), w, 1), "hx should be .* torch.float32, got"),
+    "16 bit": (lambda x, w: (x.half(), None, w, 1), "no compiled loop can run this call"),
+    "no steps": (lambda x, w: (x[:0], None, w, 1), "no size should be 0"),
+    "a freed weight": (lambda x, w: (x, None, [freed(w[0]), *w[1:]], 1), "its storage, freed or cut, holds 0"),
+}
+
+
+def freed(tensor):
+    tensor = tensor.clone()
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+@needs_loop
+@pytest.mark.parametrize("what", WRONG)
+def test_calls_that_want_results_alone_look_at_what_they_are_given(what):
+    wrong, text = WRONG[what]
+    with pytest.raises(RuntimeError, match=text):
+        torch.ops.tritongru.gru_infer(*wrong(torch.randn(5, 2, 3), weights_of()))
 
 
 @pytest.mark.parametrize("batch", [3, 0])
