@@ -58,7 +58,7 @@ def forward(call: LayerCall, keeps: bool, launch: VectorLaunch) -> Outputs:
         hn = x.new_zeros((D, B, H)) if h0 is None else h0.clone()
     kept = x.new_empty((N, D, KEPT, H)) if keeps else None
     T = N // B if offsets is None else offsets.shape[0] - 1
-    kernel = "step" if T == D == 1 and B <= FEW and not keeps and offsets is None else "forward"
+    kernel = _kernel_of(T, B) if D == 1 and not keeps and offsets is None else "forward"
     found = _pass(kernel, launch.isa, dtype, T, D, B, H, I, threads.count(), False)
     _run(found, x, *weights, h0, offsets, y, hn, kept)
     return Outputs(y, hn, x.new_empty(0) if kept is None else kept)
@@ -74,8 +74,7 @@ def infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], each: int, is
     number_of_threads = threads.count()
     for layer in range(layers):
         y = x.new_empty((T, B, H))
-        kernel = "step" if T == 1 and B <= FEW else "forward"
-        found = _pass(kernel, isa, dtype, T, 1, B, H, I, number_of_threads, False)
+        found = _pass(_kernel_of(T, B), isa, dtype, T, 1, B, H, I, number_of_threads, False)
         w_ih, w_hh, *biases = weights[layer * each : (layer + 1) * each]
         b_ih, b_hh = biases or (None, None)
         states = hx, hn
@@ -91,7 +90,7 @@ def infer_step(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor | None], i
     (B, I), dtype = x.shape, x.dtype
     H: int = weights[1].shape[1]  # type: ignore[union-attr]
     y = x.new_empty((B, H))
-    found = _pass("step" if B <= FEW else "forward", isa, dtype, 1, 1, B, H, I, threads.count(), False)
+    found = _pass(_kernel_of(1, B), isa, dtype, 1, 1, B, H, I, threads.count(), False)
     _run(found, x, *weights, hx, None, y)
     return y
 
@@ -123,6 +122,11 @@ def backward(
     found = _pass("backward", launch.isa, dtype, T, D, B, H, I, threads.count(), kept is None)
     _run(found, x, *weights, h0, offsets, y, None, kept, dy, dh, dx, *dws)
     return tuple(x.new_empty(0) if g is None else g for g in (dx, *dws, dh if needs[5] else None))
+
+
+def _kernel_of(T: int, B: int) -> str:
+    """For one direction with neither packed rows nor values to keep."""
+    return "step" if T == 1 and B <= FEW else "forward"
 
 
 def _run(found: _Pass, *tensors: Tensor | None) -> None:
