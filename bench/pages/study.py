@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
 from bench.measure.rows import Row
 from bench.pages.marks import Part, table
-from bench.pages.study_rows import TASKS, Machine, Trainings, deciles, machines, together
+from bench.pages.study_rows import TASKS, Machine, Trainings, deciles, machines, points, together
 from bench.study.command import read as read  # a page comes with what reads its rows
-from bench.study.statistics import Interval, difference_in_words, interval, paired, ratio, ratio_in_words
-from bench.study.training import MODELS, SMALL
+from bench.study.statistics import Interval, difference_in_words, paired, ratio, ratio_in_words
+from bench.study.training import MODELS, OF_TORCH, SMALL, TIMED
 
 COMMAND = "python3 -m bench study"
 RIVALS = ("LSTM", SMALL, "RNN")
+NAMED = {
+    "LSTM": "an LSTM of the same hidden size",
+    SMALL: "an LSTM with as many parameters",
+    OF_TORCH: "torch's own nn.GRU",
+}
 
 
 def parted(rows: Sequence[Row], of_machine: Callable[[Machine], str]) -> str:
@@ -36,15 +42,48 @@ def error_in_words(machine: Machine, task: str, rival: str) -> str:
     return difference_in_words(paired(own, other), about.unit, about.form)
 
 
-def time_ratio(machine: Machine, task: str, rival: str) -> Interval | None:
-    """The GRU's seconds of training over a rival's."""
-    own, other = together(machine.trainings(task, "GRU").seconds, machine.trainings(task, rival).seconds)
-    return ratio(own, other) if len(own) > 1 else None
+def time_ratio(machine: Machine, task: str, model: str, threads: int) -> Interval | None:
+    """A model's time of a training step over the GRU's, from samples of the same rounds."""
+    other, own = (machine.samples(task, name, threads) for name in (model, "GRU"))
+    return ratio(other, own) if len(own) > 1 and len(own) == len(other) else None
 
 
-def time_in_words(machine: Machine, task: str, rival: str) -> str:
-    found = time_ratio(machine, task, rival)
-    return ratio_in_words(found, "longer", "shorter") if found else "too few seeds to tell"
+def time_in_words(machine: Machine, task: str, model: str) -> str:
+    """For each number of threads."""
+    parts = []
+    for threads in machine.threads:
+        found = time_ratio(machine, task, model, threads)
+        if found:
+            parts.append(f"{span(found, '.2f')}{_with(machine, threads)}")
+    return ", ".join(parts) or "not measured"
+
+
+def _with(machine: Machine, threads: int) -> str:
+    if len(machine.threads) < 2:
+        return ""
+    return f" ({threads} thread{'s' if threads > 1 else ''})"
+
+
+def reached(machine: Machine, task: str, model: str) -> float | None:
+    """The training steps after which a model's mean error is first as small as ``target``; a straight line, or in
+    logarithms where errors are compared by factors, between the points of the curve."""
+    goal, about = target(machine, task), TASKS[task]
+    before: tuple[int, float] | None = None
+    for steps, error, *_ in points(machine.trainings(task, model)):
+        if goal is not None and error <= goal:
+            if before is None:
+                return float(steps)
+            scale = math.log if about.by_factors else float
+            start, end, at = scale(before[1]), scale(error), scale(goal)
+            return before[0] + (steps - before[0]) * (start - at) / (start - end)
+        before = steps, error
+    return None
+
+
+def target(machine: Machine, task: str) -> float | None:
+    """The larger of the errors that the GRU and the LSTM of the same size end with."""
+    found = [machine.trainings(task, model).center for model in ("GRU", "LSTM")]
+    return None if None in found else max(error for error in found if error is not None)
 
 
 def span(found: Interval | None, form: str) -> str:
@@ -58,10 +97,7 @@ def state(rows: Sequence[Row]) -> str:
     found = machines(rows)
     lines = [f"- {machine.caption()}; {_cost(machine)}." for machine in found]
     if not any(machine.has_gpu for machine in found):
-        lines.append(
-            "- **No row of a GPU exists yet.** Nothing here says how fast the kernels of tritongru are: on a CPU "
-            f"`tritongru.GRU` is torch's own GRU. `{COMMAND}` on a machine with a GPU makes the rows."
-        )
+        lines.append(f"- No GPU measurements yet: `{COMMAND}` on a machine with one makes them.")
     return "\n".join(lines)
 
 
@@ -71,26 +107,54 @@ def _cost(machine: Machine) -> str:
 
 
 def answer(rows: Sequence[Row]) -> str:
-    """The question of the study, answered for each task by its intervals."""
-    return parted(rows, lambda machine: "\n".join(_answer(machine, task) for task in machine.tasks))
+    """The question of the study, answered by intervals in three sentences: time, error, and whether it was worth it."""
+    return parted(rows, lambda machine: "\n".join((_speed(machine), _accuracy_told(machine), _baselines(machine))))
 
 
-def _answer(machine: Machine, task: str) -> str:
-    first, best = machine.leaders(task)
-    told = (
-        f"- **{task}**: against an LSTM of the same hidden size, the GRU's error: "
-        f"{error_in_words(machine, task, 'LSTM')}; its training time: {time_in_words(machine, task, 'LSTM')}. "
-        f"Against an LSTM with as many parameters, its error: {error_in_words(machine, task, SMALL)}; its "
-        f"training time: {time_in_words(machine, task, SMALL)}."
+def _speed(machine: Machine) -> str:
+    parts = []
+    for rival in ("LSTM", SMALL, OF_TORCH):
+        told = "; ".join(f"{task} {time_in_words(machine, task, rival)}" for task in machine.tasks)
+        parts.append(f"{NAMED[rival]} {told}")
+    return f"- **Speed**: a training step takes, in times of the GRU's, {', '.join(parts)}."
+
+
+def _accuracy_told(machine: Machine) -> str:
+    parts = []
+    for task in machine.tasks:
+        same, small = (error_in_words(machine, task, rival) for rival in ("LSTM", SMALL))
+        parts.append(f"{task} {same} than {NAMED['LSTM']}, {small} than {NAMED[SMALL]}")
+    return f"- **Accuracy**: the GRU's error is on {'; on '.join(parts)}."
+
+
+def _baselines(machine: Machine) -> str:
+    parts = []
+    for task in machine.tasks:
+        about, told = TASKS[task], []
+        for name, bar in machine.bars(task).items():
+            ahead = [model for model in MODELS if _ahead(machine.trainings(task, model), bar)]
+            told.append(f"{name} ({bar:{about.form}}{about.unit}) {_together(ahead)}")
+        parts.append(f"{task}: {', '.join(told)}")
+    return (
+        f"- **Without a network**: baselines, and the models whose mean error is smaller, are on {'; on '.join(parts)}."
     )
-    if first == best:
-        return told
-    return f"{told} On the data that chose the rates the order is another: there the {first} is ahead, here the {best}."
+
+
+def _together(models: Sequence[str]) -> str:
+    if len(models) in (0, len(MODELS)):
+        return "all models" if models else "no model"
+    return " and ".join((", ".join(models[:-1]), models[-1])) if len(models) > 1 else models[0]
+
+
+def _ahead(trained: Trainings, bar: float) -> bool:
+    """By the whole interval."""
+    found = trained.mean(list(trained.errors.values()))
+    return found is not None and found.high < bar
 
 
 def tasks(rows: Sequence[Row]) -> str:
-    head = ("task", "what is learned", "source", "held out", "error", "baseline")
-    lines = [(task, a.what, a.source, a.held_out, a.title, a.baseline) for task, a in TASKS.items()]
+    head = ("task", "what is learned", "source", "held out", "error", "baselines")
+    lines = [(task, a.what, a.source, a.held_out, a.title, a.baselines) for task, a in TASKS.items()]
 
     def of(machine: Machine) -> str:
         sizes = ("task", "hidden size", "batch", "time steps", "training steps", "seeds", "rates to choose from")
@@ -131,15 +195,16 @@ def _accuracy(machine: Machine, task: str) -> str:
                 *_second(trained),
             )
         )
-    baseline = machine.trainings(task, "GRU").rows[-1]["baseline"][about.error]
+    bars = ", ".join(f"{name} {bar:{about.form}}" for name, bar in machine.bars(task).items())
     kind = "geometric mean" if about.by_factors else "mean"
     head = ["model", "hidden", "parameters", "rate", "seeds", kind, "95 % interval", "best to worst seed"]
     if about.second:
         key, title, form = about.second
-        head += [f"{title} (baseline {machine.trainings(task, 'GRU').rows[-1]['baseline'][key]:{form}})"]
+        best = list(machine.bars(task))[-1]
+        head += [f"{title} ({best} {machine.baselines(task)[best][key]:{form}})"]
     return (
         f"{task}, {about.title} on what is held out{',' if about.unit else ''}{about.unit}. "
-        f"Baseline ({about.baseline}): {baseline:{about.form}}.\n\n{table(head, lines, right=True)}"
+        f"Baselines: {bars}.\n\n{table(head, lines, right=True)}"
     )
 
 
@@ -166,26 +231,32 @@ def times(rows: Sequence[Row]) -> str:
 
 
 def _times(machine: Machine, task: str) -> str:
+    goal, about = target(machine, task), TASKS[task]
     lines = []
-    for model in MODELS:
-        trained = machine.trainings(task, model)
-        samples = machine.of("step", task, model)[-1]["samples_ms"]
-        seconds = list(trained.seconds.values())
-        found = interval(seconds) if len(seconds) > 1 else None
-        over = time_ratio(machine, task, model) if model != "GRU" else None
-        lines.append(
-            (
-                model,
-                trained.rows[-1]["family"],
-                f"{statistics.median(samples):.2f}",
-                "{:.2f} to {:.2f}".format(*deciles(samples)),
-                f"{found.mean:.1f}" if found else "-",
-                span(found, ".1f"),
-                f"{over.mean:.2f} ({span(over, '.2f')})" if over else "-",
-            )
-        )
-    head = ("model", "path", "ms a step", "10 % to 90 %", "seconds of training", "95 % interval")
-    return f"{task}:\n\n{table((*head, 'GRU over this'), lines, right=True)}"
+    for model in TIMED:
+        steps = reached(machine, task, model if model != OF_TORCH else "GRU")
+        cells: list[str] = []
+        for threads in machine.threads:
+            samples = machine.samples(task, model, threads)
+            if not samples:
+                cells += ["-"] * 5
+                continue
+            ms, (low, high), epoch = statistics.median(samples), deciles(samples), machine.epoch(task)
+            over = time_ratio(machine, task, model, threads)
+            cells += [f"{ms:.2f}", f"{low:.2f} to {high:.2f}", f"{ms * epoch / 1000:.2f}"]
+            cells.append(f"{ms * steps / 1000:.1f}" if steps is not None else "not reached")
+            cells.append("1" if model == "GRU" else f"{over.mean:.2f} ({span(over, '.2f')})" if over else "-")
+        lines.append((model, machine.family(task, model), *cells))
+    head = [
+        f"{title}{_with(machine, threads)}"
+        for threads in machine.threads
+        for title in ("ms a step", "10 % to 90 %", "s an epoch", "s to the error", "over the GRU's")
+    ]
+    told = f"{goal:{about.form}}{about.unit}" if goal is not None else "none"
+    return (
+        f"{task}: an epoch is {machine.epoch(task):,} steps; the error to reach is {told}, the larger of those that "
+        f"GRU and LSTM end with.\n\n{table(('model', 'path', *head), lines, right=True)}"
+    )
 
 
 def rates(rows: Sequence[Row]) -> str:

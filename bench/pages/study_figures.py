@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from bench.measure.rows import Row
 from bench.pages.figures import PALETTE, canvas, digest, plain, svg
-from bench.pages.study_rows import TASKS, Machine, Trainings, deciles, machines
+from bench.pages.study_rows import TASKS, Machine, deciles, machines, points
 from bench.study.training import MODELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = dict(zip(MODELS, PALETTE, strict=False))
-SHOWN = ("kind", "task", "model", "seed", "rate", "hidden", "errors", "baseline", "curve", "seconds", "samples_ms")
+SHOWN = ("kind", "task", "model", "seed", "rate", "hidden", "errors", "baselines", "curve", "threads", "samples_ms")
 ZOOM = 1.5  # a linear axis of curves goes up to so many times the smallest error at their ends
 Panel = Callable[["Axes", Machine, str], None]
 
@@ -52,8 +52,8 @@ def _error_axis(task: str) -> str:
 def _scale(axes: Axes, machine: Machine, task: str) -> None:
     """The baseline as a line where the axis is logarithmic; elsewhere it would press all else together."""
     about = TASKS[task]
-    value = machine.trainings(task, "GRU").rows[-1]["baseline"][about.error]
-    axes.set_title(f"baseline {value:{about.form}}", loc="right", fontsize=8, color="0.4")
+    name, value = list(machine.bars(task).items())[-1]
+    axes.set_title(f"{name} {value:{about.form}}", loc="right", fontsize=8, color="0.4")
     axes.set_ylabel(_error_axis(task), fontsize=8)
     if about.by_factors:
         axes.set_yscale("log")
@@ -73,21 +73,13 @@ def errors(axes: Axes, machine: Machine, task: str) -> None:
     axes.set_xticks(range(len(MODELS)), list(MODELS), fontsize=8)
 
 
-def points(trained: Trainings) -> Iterator[tuple[int, float, float, float]]:
-    """Of each point of the curves of all seeds: steps, mean error, and its interval."""
-    for values in zip(*(row["curve"] for row in trained.rows), strict=True):
-        found = trained.mean([error for _, error in values if error is not None])
-        if found:
-            yield values[0][0], found.mean, found.low, found.high
-
-
 def curves(axes: Axes, machine: Machine, task: str, over_time: bool) -> None:
     _scale(axes, machine, task)
     ends = []
     for model in MODELS:
         trained = machine.trainings(task, model)
         steps, means, lows, highs = zip(*points(trained), strict=True)
-        scale = statistics.fmean(trained.seconds.values()) / steps[-1] if over_time else 1
+        scale = statistics.median(machine.samples(task, model, machine.threads[0])) / 1000 if over_time else 1
         x = [scale * step for step in steps]
         ends.append(means[-1])
         axes.plot(x, means, color=COLOURS[model], label=model)

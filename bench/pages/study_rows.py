@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
 from bench.measure.rows import Row
 from bench.study.statistics import Interval, geometric, interval
-from bench.study.training import MODELS
+from bench.study.training import MODELS, TIMED
+from tritongru.commands.forecast import BASELINES
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class About:
     what: str
     source: str
     held_out: str
-    baseline: str
+    baselines: str
     error: str  # the key that counts
     title: str  # of that error
     unit: str = ""
@@ -32,18 +33,19 @@ class About:
 
 TASKS = {
     "electricity": About(
-        "half-hourly electricity demand of England and Wales, forecast one step ahead from two days",
+        "the 48 half hours ahead of the electricity demand of England and Wales, from the demand of two days and its "
+        "difference to the week before",
         "Taylor, 2003, as pmdarima ships it; the task of `python -m tritongru demo`",
-        "the last two of twelve weeks",
-        "the same half hour a week before",
-        *("rmse", "RMSE", " MW", ".1f"),
-        second=("smape", "sMAPE, %", ".3f"),
+        "the last two of twelve weeks, forecast at every half hour",
+        "; ".join(f"{name}: {what}" for name, what in BASELINES.items()),
+        *("rmse", "RMSE", " MW", ".0f"),
+        second=("mape", "MAPE, %", ".2f"),
     ),
     "adding": About(
         "the sum of two marked numbers in a sequence of random ones",
         "Hochreiter and Schmidhuber, 1997",
         "2,000 sequences of a seed of their own",
-        "always 1, the mean of the target",
+        "always 1: the mean of the target",
         *("mse", "mean squared error", "", ".1e"),
         by_factors=True,
     ),
@@ -51,7 +53,7 @@ TASKS = {
         "the next character of Python's language reference",
         "`pydoc_data.topics` of the standard library",
         "the last tenth of the text, of which no paragraph occurs before",
-        "how often each character occurs",
+        "frequencies: how often each character occurs",
         *("nats", "cross entropy", " nats per character", ".3f"),
     ),
 }
@@ -100,13 +102,16 @@ class Machine:
     @property
     def name(self) -> str:
         first = self.rows[0]
-        return str(first["gpu"]) if self.has_gpu else f"{first['threads']} thread of the CPU {first['cpu']}"
+        return str(first["gpu"]) if self.has_gpu else f"CPU {first['cpu']}"
 
     def caption(self) -> str:
-        kept = {key: listed(row[key] for row in self.rows) for key in ("torch", "precision", "commit", "date")}
-        clock = "wall clock" if self.has_gpu else "time of the process"
+        kept = {
+            key: listed(row[key] for row in self.rows) for key in ("torch", "precision", "commit", "date", "llvmlite")
+        }
+        path = listed(row["family"] for row in self.rows if row["model"] == "GRU")
+        made = f", llvmlite {kept['llvmlite']}" if path == "llvm" else ""
         return (
-            f"{self.name}, torch {kept['torch']}, fp32 ({kept['precision']}), {clock}; "
+            f"{self.name}, torch {kept['torch']}{made}, fp32 ({kept['precision']}), GRU by {path}; "
             f"commit {kept['commit']}; {kept['date']}"
         )
 
@@ -117,8 +122,38 @@ class Machine:
     def trainings(self, task: str, model: str) -> Trainings:
         """Those of the settings that were used last."""
         rows = self.of("training", task, model)
-        keys = ("hidden", "batch", "time", "steps", "rate", "clip")
+        keys = ("hidden", "batch", "time", "steps", "rate", "clip", "family")
         return Trainings(TASKS[task], tuple(row for row in rows if all(row[key] == rows[-1][key] for key in keys)))
+
+    def samples(self, task: str, model: str, threads: int) -> list[float]:
+        """Milliseconds of a training step with so many threads, one sample a round; empty if there is no row."""
+        rows = [row for row in self.of("step", task, model) if row["threads"] == threads]
+        return list(rows[-1]["samples_ms"]) if rows else []
+
+    @cached_property
+    def threads(self) -> list[int]:
+        """Those that training steps were timed with, one first. On a GPU they are the host's."""
+        found = sorted({row["threads"] for row in self.rows if row["kind"] == "step"})
+        return found[:1] if self.has_gpu else found
+
+    def epoch(self, task: str) -> int:
+        """In training steps."""
+        found: int = self.of("step", task, "GRU")[-1]["epoch"]
+        return found
+
+    def family(self, task: str, model: str) -> str:
+        """The path that ran it."""
+        found: str = self.of("step", task, model)[-1]["family"]
+        return found
+
+    def baselines(self, task: str) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = self.trainings(task, "GRU").rows[-1]["baselines"]
+        return found
+
+    def bars(self, task: str) -> dict[str, float]:
+        """The baselines' errors, the smallest last."""
+        errors = {name: found[TASKS[task].error] for name, found in self.baselines(task).items()}
+        return dict(sorted(errors.items(), key=lambda one: -one[1]))
 
     def rates(self, task: str, model: str) -> list[float]:
         """Those that one was chosen from."""
@@ -136,7 +171,8 @@ class Machine:
         """Those on which every model was trained and timed."""
 
         def whole(task: str) -> bool:
-            return all(self.of(kind, task, model) for kind, model in product(("training", "step"), MODELS))
+            trained = all(self.of(kind, task, model) for kind, model in product(("choice", "training"), MODELS))
+            return trained and all(self.of("step", task, model) for model in TIMED)
 
         return [task for task in TASKS if whole(task)]
 
@@ -156,6 +192,14 @@ def machines(rows: Sequence[Row]) -> list[Machine]:
     for row in rows:
         found.setdefault((row["gpu"] or row["cpu"], row["torch"]), []).append(row)
     return [machine for machine in (Machine(tuple(own)) for own in found.values()) if machine.tasks]
+
+
+def points(trained: Trainings) -> Iterator[tuple[int, float, float, float]]:
+    """Of each point of the curves of all seeds: steps, mean error, and its interval."""
+    for values in zip(*(row["curve"] for row in trained.rows), strict=True):
+        found = trained.mean([error for _, error in values if error is not None])
+        if found:
+            yield values[0][0], found.mean, found.low, found.high
 
 
 def together(first: dict[int, float], second: dict[int, float]) -> tuple[list[float], list[float]]:

@@ -6,6 +6,8 @@ import json
 import math
 import statistics
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from bench.measure.timing import CudaTimer, interleaved
 from bench.study.characters import append
 from bench.study.tasks import TASKS, Task
 from bench.study.training import (
-    CLIP,
     MODELS,
+    OF_TORCH,
     POINTS,
-    ProcessTimer,
+    TIMED,
+    ClockTimer,
     Trained,
     Training,
     clock_of,
@@ -29,6 +32,7 @@ from bench.study.training import (
     train,
     width,
 )
+from tritongru.commands.forecast import CLIP
 from tritongru.planning.devices import device_facts
 from tritongru.planning.plan import fp32_precision
 
@@ -37,7 +41,7 @@ UNENDING = 10**6  # steps of a schedule that a timing does not reach the end of
 TIMED_S = 60.0
 # What makes two rows measurements of the same; the commit is left out.
 SAME = (
-    *("kind", "task", "model", "hidden", "batch", "time", "steps", "seed", "rate", "clip"),
+    *("kind", "task", "model", "hidden", "batch", "time", "steps", "seed", "rate", "clip", "family", "threads"),
     *("gpu", "cpu", "torch"),
 )
 
@@ -75,18 +79,21 @@ class Study:
             "task": task.name,
             "model": name,
             "hidden": hidden,
-            "parameters": parameters(task.model(MODELS[name], hidden)),
+            "parameters": parameters(task.model(TIMED[name], hidden)),
             "batch": setup.batch,
             "time": setup.time,
             "steps": None if timed else setup.steps,
+            "epoch": task.epoch,
             "rate": rate,
             "rates": list(setup.rates),
             "clip": CLIP,
             "family": self.family(task, name),
             "precision": fp32_precision() if gpu else "ieee",
-            "clock": clock_of(self.device),
+            "clock": clock_of(self.device, torch.get_num_threads()),
             "threads": torch.get_num_threads(),
-            "baseline": {key: number(value) for key, value in task.baseline.items()},
+            "baselines": {
+                name: {key: number(value) for key, value in errors.items()} for name, errors in task.baselines.items()
+            },
             "errors": None,
             "curve": None,
             "seconds": None,
@@ -130,15 +137,17 @@ class Study:
         return min(found, key=lambda rate: found[rate])
 
     def time_steps(self, task: Task, rates: dict[str, float]) -> None:
-        """A training step of each model in turn, so that a drift meets all alike."""
-        rows = {name: self.about(task, name, "step", None, None) for name in MODELS}
+        """A training step of each model in turn, so that a drift meets all alike, with torch's threads."""
+        rows = {name: self.about(task, name, "step", None, None) for name in TIMED}
         if all(sameness(row) in self.found for row in rows.values()):
             return
-        calls = {name: Training(task, name, rate, 0, self.device, UNENDING).step for name, rate in rates.items()}
-        timer = CudaTimer(self.device) if self.device.type == "cuda" else ProcessTimer()
+        rates = rates | {OF_TORCH: rates["GRU"]}
+        calls = {name: Training(task, name, rates[name], 0, self.device, UNENDING).step for name in TIMED}
+        timer = CudaTimer(self.device) if self.device.type == "cuda" else ClockTimer(self.device)
+        threads = f"{torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "1 thread"
         for name, samples in interleaved(timer, calls, limit_s=TIMED_S).items():
             self.add(rows[name] | {"samples_ms": [number(sample) for sample in samples]})
-            say(f"  {name}: {statistics.median(samples):.2f} ms a training step")
+            say(f"  {name}, {threads}: {statistics.median(samples):.2f} ms a training step")
 
 
 def measured(result: Trained) -> Row:
@@ -162,16 +171,11 @@ def study(out: Path, commit: str | None, only: str, seeds: int | None, steps: in
     where = facts(None, commit)
     if device.type == "cuda":
         where = facts(torch.cuda.get_device_name(device), commit, device_facts(device).arch)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # layers this small gain nothing from a second one, and wait for it where others work
-    try:
-        own = Study(out, where, device)
-        for name in names:
-            code = run(own, name, seeds, steps)
-            if code:
-                return code
-    finally:
-        torch.set_num_threads(threads)
+    own = Study(out, where, device)
+    for name in names:
+        code = run(own, name, seeds, steps)
+        if code:
+            return code
     say(f"Rows: {own.path}")
     return 0
 
@@ -184,13 +188,26 @@ def run(own: Study, name: str, seeds: int | None, steps: int | None) -> int:
     except ImportError as error:
         print(f"The task {name} needs the package {error.name}, which is not installed.", file=sys.stderr)
         return 2
-    baseline = ", ".join(f"{key} {value:.4g}" for key, value in task.baseline.items())
-    say(f"{name}: {setup.steps} steps, {setup.seeds} seeds; baseline {baseline}")
-    for model in MODELS:  # what is compiled or loaded at first use is no training
-        train(task, model, setup.rates[0], 0, own.device, steps=2, points=1)
-    rates = {model: own.choose(task, model) for model in MODELS}
-    for seed in range(setup.seeds):
-        for model in MODELS:
-            own.trained(task, model, "training", seed, rates[model])
-    own.time_steps(task, rates)
+    errors = [f"{rule} {value:.4g}" for rule, found in task.baselines.items() for value in list(found.values())[:1]]
+    say(f"{name}: {setup.steps} steps, {setup.seeds} seeds; without learning: {', '.join(errors)}")
+    with threads_of(1):  # layers this small gain little from a second one, and wait for it where others work
+        for model in MODELS:  # what is compiled or loaded at first use is no training
+            train(task, model, setup.rates[0], 0, own.device, steps=2, points=1)
+        rates = {model: own.choose(task, model) for model in MODELS}
+        for seed in range(setup.seeds):
+            for model in MODELS:
+                own.trained(task, model, "training", seed, rates[model])
+        own.time_steps(task, rates)
+    if own.device.type == "cpu" and torch.get_num_threads() > 1:
+        own.time_steps(task, rates)
     return 0
+
+
+@contextmanager
+def threads_of(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -6,7 +6,7 @@ Each has a part that is held out from everything, and chooses its rates on a par
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.study.characters import HELD_OUT, read_text, segments
-from tritongru.commands import demo
-
-Layer = Callable[[int, int], nn.RNNBase]
+from tritongru.commands import forecast
+from tritongru.commands.forecast import Layer, mape, rmse
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,17 @@ class Setup:
     rates: tuple[float, ...]  # highest rates of the schedule, from which each model gets one
 
 
+# By the names of rules and models without a network, the errors that a model is held against.
+Baselines = Mapping[str, Mapping[str, float]]
+
+
 class Task(Protocol):
     """A task on one device."""
 
     name: str
     setup: Setup
-    baseline: Mapping[str, float]  # the same errors of who has learned nothing
+    epoch: int  # steps of the optimiser that go once through the training data, or a number that is called so
+    baselines: Baselines
 
     def model(self, layer: Layer, hidden: int) -> nn.Module: ...
 
@@ -51,41 +55,39 @@ class Task(Protocol):
 
 
 class Electricity:
-    """The demo's task: the half-hourly demand of England and Wales, forecast one step ahead."""
+    """The demo's task: the half-hourly demand of England and Wales, forecast a day ahead."""
 
     name = "electricity"
-    setup = Setup(hidden=64, batch=demo.BATCH, time=demo.WINDOW, steps=612, seeds=10, rates=(2.5e-3, 5e-3, 1e-2))
+    setup = Setup(
+        hidden=64, batch=forecast.BATCH, time=forecast.WINDOW, steps=552, seeds=10, rates=(2.5e-3, 5e-3, 1e-2, 2e-2)
+    )
 
     def __init__(self, setup: Setup, device: torch.device) -> None:
         self.setup = setup
-        series = demo.read_series()
-        self.series, self.device = series, device
+        series = forecast.read_series()
         # For the choice of a rate the series ends where the held-out weeks begin; the weeks before stand in for them.
-        self.whole = demo.make_task(series, device)
-        self.seen = demo.make_task(series[: -demo.HELD_OUT], device)
-        truth = series[-demo.HELD_OUT :]
-        self.baseline: Mapping[str, float] = _misses(truth, series[-demo.HELD_OUT - demo.WEEK : -demo.WEEK])
+        self.whole, self.seen = (
+            forecast.make_task(series, device),
+            forecast.make_task(series[: -forecast.HELD_OUT], device),
+        )
+        self.epoch = forecast.batches(self.whole.training)
+        self.baselines: Baselines = {
+            name: _misses(self.whole.truth, found) for name, found in forecast.baselines(self.whole).items()
+        }
 
     def model(self, layer: Layer, hidden: int) -> nn.Module:
-        return demo.Forecaster(layer, hidden)
+        return forecast.Forecaster(layer, hidden)
 
     def losses(self, model: nn.Module, seed: int, choosing: bool) -> Iterator[Tensor]:
-        task = self.seen if choosing else self.whole
-        shuffle = torch.Generator().manual_seed(seed)
-        while True:
-            order = torch.randperm(task.training, generator=shuffle).to(self.device)
-            for rows in torch.split(order, self.setup.batch):
-                yield nn.functional.mse_loss(model(task.windows[:, rows]), task.targets[rows])
+        return forecast.losses(model, (self.seen if choosing else self.whole).training, seed)
 
     def errors(self, model: nn.Module, choosing: bool) -> dict[str, float]:
         task = self.seen if choosing else self.whole
-        forecast = model(task.windows[:, task.training :]).double().cpu() * task.deviation + task.mean
-        end = len(self.series) - (demo.HELD_OUT if choosing else 0)
-        return _misses(self.series[end - demo.HELD_OUT : end], forecast)
+        return _misses(task.truth, task.megawatts(model(task.held_out)))
 
 
-def _misses(truth: Tensor, forecast: Tensor) -> dict[str, float]:
-    return {"rmse": demo.rmse(truth, forecast), "smape": demo.smape(truth, forecast)}
+def _misses(truth: Tensor, found: Tensor) -> dict[str, float]:
+    return {"rmse": rmse(truth, found), "mape": mape(truth, found)}
 
 
 class Adding:
@@ -95,6 +97,7 @@ class Adding:
     name = "adding"
     setup = Setup(hidden=64, batch=64, time=50, steps=2000, seeds=5, rates=(5e-3, 1e-2, 2e-2, 4e-2, 8e-2))
     unseen = 2000  # sequences that are held out, and as many to choose by
+    epoch = 100  # no sequence comes twice: so many steps are called one
     # No seed of a training run is as large, so none of these sequences is met in training. torch's generator keeps 32
     # bits of a seed: 2**40 would be 0.
     held_out_seed, validation_seed = 2**31, 2**31 + 1
@@ -106,7 +109,7 @@ class Adding:
             for seed in (self.held_out_seed, self.validation_seed)
         )
         # Of who always says 1, the mean of a sum of two such numbers: about its variance, which is 1/6.
-        self.baseline: Mapping[str, float] = {"mse": (self.held_out[1] - 1).square().mean().item()}
+        self.baselines: Baselines = {"always 1": {"mse": (self.held_out[1] - 1).square().mean().item()}}
 
     def model(self, layer: Layer, hidden: int) -> nn.Module:
         return Sum(layer, hidden)
@@ -160,7 +163,8 @@ class Characters:
         kept = round((1 - HELD_OUT) * len(self.text.training))
         self.training, self.held_out = self.text.training.to(device), self.text.held_out.to(device)
         self.seen, self.validation = self.training[:kept], self.training[kept:]
-        self.baseline: Mapping[str, float] = {"nats": self.text.entropy()}
+        self.baselines: Baselines = {"frequencies": {"nats": self.text.entropy()}}
+        self.epoch = sum(1 for _ in segments(self.training, setup.batch, setup.time))
 
     def model(self, layer: Layer, hidden: int) -> nn.Module:
         return Reader(layer, len(self.text.characters), hidden)

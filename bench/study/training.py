@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 import tritongru
-from bench.study.tasks import Layer, Task
+from bench.study.tasks import Task
+from tritongru.commands.forecast import CLIP, Layer
 
 SMALL = "small LSTM"  # of about as many parameters as the GRU has
+OF_TORCH = "nn.GRU"  # the GRU's function through torch's own layer, of which the time alone is another
 MODELS: dict[str, Layer] = {"GRU": tritongru.GRU, "LSTM": nn.LSTM, SMALL: nn.LSTM, "RNN": nn.RNN}
-CLIP = 1.0  # norm of all gradients: the plain RNN's can explode
+TIMED: dict[str, Layer] = MODELS | {OF_TORCH: nn.GRU}
 POINTS = 12  # of a curve, besides its start
 
 
@@ -30,7 +32,7 @@ def width(task: Task, name: str) -> int:
         return hidden
 
     def count(size: int) -> int:
-        return parameters(task.model(MODELS[name], size))
+        return parameters(task.model(TIMED[name], size))
 
     wanted = parameters(task.model(MODELS["GRU"], hidden))
     above = bisect_left(range(hidden), wanted, lo=1, key=count)
@@ -52,7 +54,7 @@ class Training:
     ) -> None:
         hidden = width(task, name)  # builds models, too, so before the seed
         torch.manual_seed(seed)
-        self.model = task.model(MODELS[name], hidden).to(device)
+        self.model = task.model(TIMED[name], hidden).to(device)
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=rate)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, rate, total_steps=steps)
         self.losses = task.losses(self.model, seed, choosing)
@@ -96,23 +98,26 @@ def train(
     return Trained(errors, curve, seconds)
 
 
-def clock_of(device: torch.device) -> str:
-    """On a CPU the time that this process had, whatever else its machine did."""
-    return "process" if device.type == "cpu" else "wall"
+def clock_of(device: torch.device, threads: int) -> str:
+    """On one thread of a CPU the time that this process had, whatever else its machine did."""
+    return "process" if device.type == "cpu" and threads == 1 else "wall"
 
 
 def now(device: torch.device) -> float:
     if device.type == "cpu":
-        return time.process_time()
+        return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
     torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-class ProcessTimer:
+class ClockTimer:
     """As bench.measure.timing.CpuTimer, by the clock of the study."""
 
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
     def ms(self, call: Callable[[], object], count: int) -> float:
-        start = time.process_time()
+        start = now(self.device)
         for _ in range(count):
             call()
-        return 1000 * (time.process_time() - start) / count
+        return 1000 * (now(self.device) - start) / count

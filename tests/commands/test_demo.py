@@ -5,6 +5,7 @@ The training runs are small. They use torch's own GRU: under Triton's interprete
 
 import argparse
 import errno
+import io
 import os
 import re
 import subprocess
@@ -18,10 +19,12 @@ from torch import nn
 
 import tritongru
 from tritongru.__main__ import main
-from tritongru.commands import demo
+from tritongru.commands import demo, forecast, picture
 
 LINKS = {"lost.png": "gone.png", "astray.png": "absent/gone.png", "loop.png": "loop.png", "to-folder.png": "folder.png"}
 SMALL = ["demo", "--hidden", "16", "--epochs", "3", "--device", "cpu"]
+RULES = {"last week": ("622", "1.63"), "shifted week": ("533", "1.38"), "least squares": ("446", "1.15")}
+N = forecast.HELD_OUT - forecast.DAY + 1  # held-out forecasts
 
 
 @pytest.fixture(autouse=True)
@@ -43,19 +46,17 @@ def python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def printed_rows(printed: str) -> dict[str, list[str]]:
-    """Model -> parameters, seconds per epoch, seconds in all, sMAPE, RMSE, as printed."""
+    """Name -> parameters, seconds per epoch, seconds in all, RMSE, MAPE, as printed."""
     found = {}
     for line in printed.splitlines():
-        for name in (*demo.MODELS, demo.NAIVE):
+        for name in (*demo.MODELS, *forecast.BASELINES):
             if re.match(rf"  {name} +[-\d]", line):
                 found[name] = line.strip().removeprefix(name).split()
     return found
 
 
 @pytest.mark.slow
-def test_a_small_run_beats_the_naive_forecast_draws_it_and_repeats(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_small_run_beats_last_week_draws_it_and_repeats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for extra in demo.EXTRAS:
         pytest.importorskip(extra, reason=f'the demo needs {extra}: pip install "tritongru[demo]"')
     from matplotlib import image
@@ -63,24 +64,27 @@ def test_a_small_run_beats_the_naive_forecast_draws_it_and_repeats(
     ran = python("-m", "tritongru", *SMALL, folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
     table = printed_rows(ran.stdout)
-    assert list(table) == ["GRU", "LSTM", "RNN", "week before"]
-    assert table["week before"] == ["-", "-", "-", "1.743", "647.7"]
-    for name, gates in (("GRU", 3), ("LSTM", 4), ("RNN", 1)):
-        parameters, epoch, whole, percent, megawatts = (float(figure.replace(",", "")) for figure in table[name])
-        assert parameters == gates * (16 * 1 + 16 * 16 + 2 * 16) + 16 + 1
+    assert list(table) == ["GRU", "nn.GRU", "LSTM", "RNN", *RULES]
+    for name, (megawatts, percent) in RULES.items():
+        assert table[name] == ["-", "-", "-", megawatts, percent]
+    for name, gates in (("GRU", 3), ("nn.GRU", 3), ("LSTM", 4), ("RNN", 1)):
+        parameters, epoch, whole, megawatts, percent = (float(figure.replace(",", "")) for figure in table[name])
+        assert parameters == gates * (16 * 2 + 16 * 16 + 2 * 16) + (16 + 48) * 48 + 48
         assert 0 < epoch < whole
-        assert percent < 0.9 * 1.743
-        assert megawatts < 0.95 * 647.7
-    assert "Better than the naive forecast in both errors: GRU, LSTM, RNN.\n" in ran.stdout
-    plan = tritongru.explain(tritongru.GRU(1, 16), batch=demo.BATCH, time=demo.WINDOW, device="cpu")
-    assert f"The GRU ran on {plan.device}, in float32\n{plan.family}: {plan.reason}\n" in ran.stdout
+        assert megawatts < 622
+        assert percent < 3
+    ours, theirs = (float(table[name][3]) for name in ("GRU", "nn.GRU"))
+    assert ours == pytest.approx(theirs, rel=0.02), "the same function from the same weights"
+    plan = tritongru.explain(tritongru.GRU(2, 16), batch=forecast.BATCH, time=forecast.WINDOW, device="cpu")
+    said = f"GRU is tritongru.GRU, which ran on {plan.device}, in float32\n{plan.family}: {plan.reason}\n"
+    assert said in ran.stdout
     assert not re.search("[\x1b\r]", ran.stdout), "a progress bar went into a pipe"
-    assert len(ran.stdout.splitlines()) < 25
+    assert len(ran.stdout.splitlines()) < 35
 
     assert [path.name for path in tmp_path.iterdir()] == ["demo.png"]
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     pixels = image.imread(tmp_path / "demo.png")
-    assert pixels.shape[:2] == (980, 1820)
+    assert pixels.shape[:2] == (1290, 1350)
     assert pixels.std() > 0.1, "nothing is drawn"
 
     torch.manual_seed(1)
@@ -90,6 +94,9 @@ def test_a_small_run_beats_the_naive_forecast_draws_it_and_repeats(
     assert {name: row[-2:] for name, row in again.items()} == {name: row[-2:] for name, row in table.items()}
     assert torch.get_num_threads() == threads
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.svg", "demo.png"]
+    drawn = (tmp_path / "again.svg").read_text()
+    for text in ("England and Wales", "August 2000", "tritongru", *table):
+        assert text in drawn.replace("<!--", "").replace("-->", "")
 
 
 @pytest.mark.parametrize(
@@ -159,6 +166,17 @@ def test_without_the_extras_the_demo_names_the_command(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def made() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """What came, and forecasts of everybody, (N, DAY)."""
+    truth = torch.linspace(20_000, 30_000, N * forecast.DAY, dtype=torch.float64).view(N, forecast.DAY)
+    return truth, dict.fromkeys((*demo.MODELS, *forecast.BASELINES), truth + 100)
+
+
+def drawn(path: Path) -> None:
+    truth, forecasts = made()
+    picture.draw(path, truth, forecasts, dict.fromkeys(forecasts, 100.0), dict.fromkeys(demo.MODELS, 0.5))
+
+
 def test_a_picture_that_cannot_be_written_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,18 +189,10 @@ def test_a_picture_that_cannot_be_written_leaves_nothing_behind(
     monkeypatch.setattr(figure.Figure, "savefig", fill_the_disk)
     older = tmp_path / "demo.png"
     older.write_bytes(b"an older picture")
-    truth = torch.linspace(20_000, 30_000, demo.HELD_OUT, dtype=torch.float64)
-    forecasts = dict.fromkeys((*demo.MODELS, demo.NAIVE), truth + 100)
     with pytest.raises(OSError, match="No space left"):
-        demo.draw(older, truth, forecasts, dict.fromkeys(forecasts, (1.0, 100.0)))
+        drawn(older)
     assert [path.name for path in tmp_path.iterdir()] == ["demo.png"]
     assert older.read_bytes() == b"an older picture"
-
-
-def drawn(path: Path) -> None:
-    truth = torch.linspace(20_000, 30_000, demo.HELD_OUT, dtype=torch.float64)
-    forecasts = dict.fromkeys((*demo.MODELS, demo.NAIVE), truth + 100)
-    demo.draw(path, truth, forecasts, dict.fromkeys(forecasts, (1.0, 100.0)))
 
 
 @pytest.mark.parametrize("name", ["link.png", "n" * 251 + ".png"])
@@ -192,7 +202,7 @@ def test_a_picture_is_written_through_a_link_and_under_the_longest_name(name: st
     target, link = tmp_path / "pictures" / "older", tmp_path / name
     target.write_bytes(b"an older picture")
     link.symlink_to("pictures/older")
-    drawn(demo._picture(str(link)))
+    drawn(picture.picture(str(link)))
     assert link.is_symlink()
     assert link.read_bytes().startswith(b"\x89PNG")
     assert target.read_bytes() == link.read_bytes()
@@ -207,54 +217,147 @@ def test_a_file_that_is_not_to_be_written_is_refused(tmp_path: Path, monkeypatch
     with pytest.raises(
         argparse.ArgumentTypeError, match=r"kept.png' is no file that can be written; give another name"
     ):
-        demo._picture(str(kept))
-    assert demo._picture(str(tmp_path / "new.png")) == tmp_path / "new.png"
+        picture.picture(str(kept))
+    assert picture.picture(str(tmp_path / "new.png")) == tmp_path / "new.png"
+
+
+def findings(gru_seconds: float, gru_error: float) -> str:
+    layers: dict[str, nn.RNNBase] = {
+        "GRU": tritongru.GRU(2, 4),
+        "nn.GRU": nn.GRU(2, 4),
+        "LSTM": nn.LSTM(2, 4),
+        "RNN": nn.RNN(2, 4),
+    }
+    seconds = {"GRU": gru_seconds, "nn.GRU": 4.0, "LSTM": 1.0, "RNN": 0.5}
+    results = [
+        demo.Result(name, forecast.Forecaster(lambda *_, layer=layer: layer, 4), [seconds[name]])
+        for name, layer in layers.items()
+    ]
+    errors = {"GRU": (gru_error, 1.0), "nn.GRU": (gru_error, 1.0), "LSTM": (500.0, 1.0), "RNN": (600.0, 1.0)}
+    errors |= {"last week": (700.0, 2.0), "shifted week": (500.0, 2.0), "least squares": (550.0, 2.0)}
+    return "\n".join(demo.findings(results, errors, torch.device("cpu")))
 
 
 def test_the_findings_follow_the_numbers() -> None:
-    def findings(gru_seconds: float, gru_percent: float) -> str:
-        layers: dict[str, nn.RNNBase] = {"GRU": tritongru.GRU(1, 4), "LSTM": nn.LSTM(1, 4)}
-        seconds = {"GRU": gru_seconds, "LSTM": 1.0}
-        results = [
-            demo.Result(name, demo.Forecaster(lambda *_, layer=layer: layer, 4), [seconds[name]], torch.zeros(0))
-            for name, layer in layers.items()
-        ]
-        errors = {"GRU": (gru_percent, 500.0), "LSTM": (1.0, 500.0), demo.NAIVE: (2.0, 600.0)}
-        return "\n".join(demo._findings(results, errors, torch.device("cpu")))
-
-    slow = findings(gru_seconds=3.0, gru_percent=1.5)
-    assert "the GRU 3.00 s and the LSTM 1.00 s: here the GRU is 3.0 times slower." in slow
-    assert "forecast in both errors: GRU, LSTM." in slow
-    fast = findings(gru_seconds=0.5, gru_percent=2.5)
-    assert "here the GRU is 2.0 times faster." in fast
+    slow = findings(gru_seconds=2.0, gru_error=450.0)
+    assert "An epoch took it 2.00 s; nn.GRU 2.0 times as long, LSTM 2.0 times shorter, RNN 4.0 times shorter." in slow
+    assert "GRU: 50 MW (10 %) better than 'shifted week', 100 MW (18 %) better than 'least squares'." in slow
+    assert "LSTM: NOT better (0 MW, 0 %, above) than 'shifted week', 50 MW (9 %) better than 'least squares'." in slow
+    assert "RNN: NOT better (100 MW, 20 %, above) than 'shifted week', NOT better (50 MW, 9 %, above) than" in slow
+    fast = findings(gru_seconds=0.5, gru_error=600.0)
+    assert "LSTM 2.0 times as long" in fast
+    assert "GRU: NOT better (100 MW, 20 %, above) than 'shifted week'" in fast
     assert not HAS_LOOP or "tritongru[cpu]" not in fast
     with llvmlite_of():
-        assert "a compiled one comes with pip install 'tritongru[cpu]'." in findings(3.0, 1.5)
-    assert "NOT better than the naive forecast: GRU;" in fast
+        assert "a compiled one comes with pip install 'tritongru[cpu]'." in findings(2.0, 450.0)
 
 
-def test_smape_is_the_mean_of_symmetric_percentages() -> None:
-    truth = torch.tensor([100.0, 200.0], dtype=torch.float64)
-    forecast = torch.tensor([110.0, 180.0], dtype=torch.float64)
-    assert demo.smape(truth, forecast) == pytest.approx(100 * (20 / 210 + 40 / 380) / 2, rel=1e-12)
-    assert demo.smape(truth, torch.zeros_like(truth)) == pytest.approx(200, rel=1e-12)
-    assert demo.smape(truth, truth) == 0
+@pytest.mark.parametrize("width", [30, 79, 80])
+def test_a_narrow_terminal_keeps_every_number(width: int) -> None:
+    console = pytest.importorskip("rich.console", reason="the table is printed by rich")
+    file = io.StringIO()
+    results = [
+        demo.Result(name, forecast.Forecaster(demo.MODELS[name], 64), [12.34, 56.78, 9.01]) for name in demo.MODELS
+    ]
+    errors = dict.fromkeys((*demo.MODELS, *forecast.BASELINES), (1234.4, 12.345))
+    demo.show(console.Console(file=file, width=width), results, errors)
+    printed = file.getvalue()
+    for text, times in (("12.34", 4), ("78.1", 4), ("1234", 7), ("12.35", 7), ("LSTM", 1), ("shifted week", 1)):
+        assert printed.count(text) == times, (text, printed)
+    assert "…" not in printed
+    for result in results:
+        assert f"{sum(parameter.numel() for parameter in result.model.parameters()):,}" in printed
 
 
-def test_windows_precede_their_targets_and_know_nothing_of_the_held_out_weeks() -> None:
+@pytest.mark.slow
+def test_an_interrupt_leaves_one_line_and_no_file(tmp_path: Path) -> None:
+    program = (
+        "import signal, sys, threading, os; from tritongru.__main__ import main; "
+        "from tritongru.commands import demo; epoch = demo.Training.epoch; "
+        "stop = lambda *a: os.kill(os.getpid(), signal.SIGINT); "
+        "demo.Training.epoch = lambda self, after: epoch(self, stop); "
+        f"sys.exit(main({SMALL}))"
+    )
+    for extra in demo.EXTRAS:
+        pytest.importorskip(extra, reason=f'the demo needs {extra}: pip install "tritongru[demo]"')
+    ran = python("-c", program, folder=tmp_path)
+    assert ran.returncode == 130
+    assert ran.stderr == "interrupted\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_by_hand() -> None:
+    truth = torch.tensor([[100.0, 200.0]], dtype=torch.float64)
+    found = torch.tensor([[110.0, 180.0]], dtype=torch.float64)
+    assert forecast.mape(truth, found) == pytest.approx(10, rel=1e-12)
+    assert forecast.rmse(truth, found) == pytest.approx(250**0.5, rel=1e-12)
+    assert forecast.mape(truth, truth) == forecast.rmse(truth, truth) == 0
+
+
+def series_of(length: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    series = 30_000 + 5_000 * torch.randn(1_000, generator=generator, dtype=torch.float64)
-    task = demo.make_task(series, torch.device("cpu"))
-    seen = len(series) - demo.HELD_OUT
-    assert task.windows.shape == (demo.WINDOW, len(series) - demo.WINDOW)
-    assert task.training == seen - demo.WINDOW
-    normal = ((series - series[:seen].mean()) / series[:seen].std()).float()
-    assert torch.equal(task.windows[:, 7], normal[7 : 7 + demo.WINDOW])
-    assert torch.equal(task.targets, normal[demo.WINDOW :])
+    return 30_000 + 5_000 * torch.randn(length, generator=generator, dtype=torch.float64)
+
+
+def test_windows_precede_what_they_forecast_and_know_nothing_of_the_held_out_weeks() -> None:
+    series = series_of(4 * forecast.WEEK)
+    task = forecast.make_task(series, torch.device("cpu"))
+    first = len(series) - forecast.HELD_OUT
+    normal = ((series - series[:first].mean()) / series[:first].std()).float()
+    for origins, begin, end in (
+        (task.training, forecast.WEEK + forecast.WINDOW, first),
+        (task.held_out, first, len(series)),
+    ):
+        assert len(origins) == end - begin - forecast.DAY + 1
+        assert origins.window.shape == (forecast.WINDOW, len(origins), 2)
+        for row in (0, 7, len(origins) - 1):
+            now = begin + row  # the index of the first half hour that is forecast
+            week_before = slice(now - forecast.WINDOW - forecast.WEEK, now - forecast.WEEK)
+            window = normal[now - forecast.WINDOW : now]
+            assert torch.equal(origins.window[:, row, 0], window)
+            assert torch.equal(origins.window[:, row, 1], window - normal[week_before])
+            assert torch.equal(origins.last_week[row], normal[now - forecast.WEEK :][: forecast.DAY])
+            assert torch.equal(origins.target[row], normal[now : now + forecast.DAY])
+    torch.testing.assert_close(task.truth[5], series[first + 5 :][: forecast.DAY], rtol=1e-6, atol=0)
 
     changed = series.clone()
-    changed[seen:] += 10_000
-    other = demo.make_task(changed, torch.device("cpu"))
+    changed[first:] += 10_000
+    other = forecast.make_task(changed, torch.device("cpu"))
     assert (other.mean, other.deviation) == (task.mean, task.deviation)
-    assert torch.equal(other.windows[:, : task.training], task.windows[:, : task.training])
-    assert torch.equal(other.targets[: task.training], task.targets[: task.training])
+    for name in ("window", "last_week", "target"):
+        assert torch.equal(getattr(other.training, name), getattr(task.training, name))
+    fitted, again = (forecast._fitted(each.training)(task.held_out) for each in (task, other))
+    torch.testing.assert_close(fitted, again)
+
+
+def test_the_simple_rules_by_hand() -> None:
+    series = series_of(4 * forecast.WEEK)
+    task = forecast.make_task(series, torch.device("cpu"))
+    found = forecast.baselines(task)
+    for row in (0, 50, N - 1):
+        now = task.first + row
+        last_week = series[now - forecast.WEEK :][: forecast.DAY]
+        torch.testing.assert_close(found["last week"][row], last_week, rtol=1e-5, atol=0)
+        shifted = last_week + series[now - 1] - series[now - 1 - forecast.WEEK]
+        torch.testing.assert_close(found["shifted week"][row], shifted, rtol=1e-5, atol=0)
+    # A demand whose change from last week is a linear function of the differences: least squares find it.
+    week = series[: forecast.WEEK]
+    drift = torch.arange(4, dtype=torch.float64).repeat_interleave(forecast.WEEK) * 100
+    grown = forecast.make_task(week.repeat(4) + drift, torch.device("cpu"))
+    torch.testing.assert_close(forecast.baselines(grown)["least squares"], grown.truth, rtol=1e-4, atol=0)
+
+
+def test_the_rates_are_those_that_the_study_chose() -> None:
+    """From the committed rows: each model's best rate on the two weeks before the held-out ones."""
+    from bench.pages.study_rows import TASKS
+    from bench.study.command import read
+
+    rows = [row for row in read(Path(demo.__file__).parents[2] / "bench" / "results" / "study") if not row["gpu"]]
+    for model, rate in demo.RATES.items():
+        about = {"kind": "choice", "task": "electricity", "model": "GRU" if model == "nn.GRU" else model}
+        errors = {
+            row["rate"]: row["errors"][TASKS["electricity"].error]
+            for row in rows
+            if all(row[key] == value for key, value in about.items())
+        }
+        assert min(errors, key=lambda tried: errors[tried]) == rate, model
