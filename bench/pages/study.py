@@ -123,7 +123,9 @@ def _accuracy_told(machine: Machine) -> str:
     parts = []
     for task in machine.tasks:
         same, small = (error_in_words(machine, task, rival) for rival in ("LSTM", SMALL))
-        parts.append(f"{task} {same} than {NAMED['LSTM']}, {small} than {NAMED[SMALL]}")
+        first, best = machine.leaders(task)
+        other = f" (among those that chose the rates, the {first}'s is the smallest)" if first != best else ""
+        parts.append(f"{task}{other}: against {NAMED['LSTM']} {same}, against {NAMED[SMALL]} {small}")
     return f"- **Accuracy**: the GRU's error is on {'; on '.join(parts)}."
 
 
@@ -266,10 +268,9 @@ def rates(rows: Sequence[Row]) -> str:
         for task, model in product(machine.tasks, MODELS):
             taken = machine.trainings(task, model).rows[-1]["rate"]
             cells = []
-            for row in sorted(machine.of("choice", task, model), key=lambda row: row["rate"]):
-                error = row["errors"][TASKS[task].error]
-                text = "not finite" if error is None else f"{error:{TASKS[task].form}}"
-                cells.append(f"{row['rate']:g}: **{text}**" if row["rate"] == taken else f"{row['rate']:g}: {text}")
+            for rate, error in sorted(machine.choices(task, model).items()):
+                text = f"{error:{TASKS[task].form}}" if math.isfinite(error) else "not finite"
+                cells.append(f"{rate:g}: **{text}**" if rate == taken else f"{rate:g}: {text}")
             yield task, model, "; ".join(cells)
 
     head = ("task", "model", "rate: error on the validation part, the smallest in bold")

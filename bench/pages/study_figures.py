@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from bench.measure.rows import Row
 from bench.pages.figures import PALETTE, canvas, digest, plain, svg
 from bench.pages.study_rows import TASKS, Machine, deciles, machines, points
-from bench.study.training import MODELS
+from bench.study.training import MODELS, TIMED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = dict(zip(MODELS, PALETTE, strict=False))
+COLOURS = dict(zip(TIMED, PALETTE, strict=False))
 SHOWN = ("kind", "task", "model", "seed", "rate", "hidden", "errors", "baselines", "curve", "threads", "samples_ms")
 ZOOM = 1.5  # a linear axis of curves goes up to so many times the smallest error at their ends
 Panel = Callable[["Axes", Machine, str], None]
@@ -84,29 +84,33 @@ def curves(axes: Axes, machine: Machine, task: str, over_time: bool) -> None:
         ends.append(means[-1])
         axes.plot(x, means, color=COLOURS[model], label=model)
         axes.fill_between(x, lows, highs, color=COLOURS[model], alpha=0.2, linewidth=0)
-    axes.set_xlabel("seconds of training" if over_time else "training steps", fontsize=8)
+    axes.set_xlabel(f"seconds of training, {_threads(machine)}" if over_time else "training steps", fontsize=8)
     if not TASKS[task].by_factors:
         axes.set_ylim(0.95 * min(ends), ZOOM * min(ends))
     axes.legend(fontsize=7)
 
 
 def steps(axes: Axes, machine: Machine, task: str) -> None:
-    for place, model in enumerate(MODELS):
-        samples = machine.of("step", task, model)[-1]["samples_ms"]
+    for place, model in enumerate(TIMED):
+        samples = machine.samples(task, model, machine.threads[0])
         middle, (low, high) = statistics.median(samples), deciles(samples)
         arms = [[middle - low], [high - middle]]
         axes.bar([place], [middle], yerr=arms, color=COLOURS[model], error_kw={"elinewidth": 1, "capsize": 3})
-    axes.set_xticks(range(len(MODELS)), list(MODELS), fontsize=8)
-    axes.set_ylabel("ms a training step", fontsize=8)
+    axes.set_xticks(range(len(TIMED)), list(TIMED), fontsize=8)
+    axes.set_ylabel(f"ms a training step, {_threads(machine)}", fontsize=8)
+
+
+def _threads(machine: Machine) -> str:
+    return "GPU" if machine.has_gpu else "one thread"
 
 
 FIGURES: dict[str, Callable[[Sequence[Row]], bytes | None]] = {
     "study-errors.svg": partial(figure_of, title="Error on what is held out", panels=(errors,), height=3.4),
+    "study-speed.svg": partial(
+        figure_of, title="Error against training time", panels=(partial(curves, over_time=True),), height=3.4
+    ),
     "study-curves.svg": partial(
-        figure_of,
-        title="Error over training",
-        panels=(partial(curves, over_time=False), partial(curves, over_time=True)),
-        height=3.2,
+        figure_of, title="Error against training steps", panels=(partial(curves, over_time=False),), height=3.4
     ),
     "study-times.svg": partial(figure_of, title="Time of a training step", panels=(steps,), height=3.0),
 }

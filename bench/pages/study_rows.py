@@ -10,6 +10,7 @@ from functools import cached_property
 from itertools import product
 
 from bench.measure.rows import Row
+from bench.study.command import mean_error
 from bench.study.statistics import Interval, geometric, interval
 from bench.study.training import MODELS, TIMED
 from tritongru.commands.forecast import BASELINES
@@ -157,12 +158,17 @@ class Machine:
 
     def rates(self, task: str, model: str) -> list[float]:
         """Those that one was chosen from."""
-        return sorted({row["rate"] for row in self.of("choice", task, model)})
+        return sorted(self.choices(task, model))
+
+    def choices(self, task: str, model: str) -> dict[float, float]:
+        """By rate, the mean error on the validation part."""
+        rows = self.of("choice", task, model)
+        rates = {row["rate"]: [own for own in rows if own["rate"] == row["rate"]] for row in rows}
+        return {rate: mean_error(own, TASKS[task].error) for rate, own in rates.items()}
 
     def leaders(self, task: str) -> tuple[str, str]:
         """The models with the smallest error on the validation part, at its best rate, and on what is held out."""
-        key = TASKS[task].error
-        before = {model: least(row["errors"][key] for row in self.of("choice", task, model)) for model in MODELS}
+        before = {model: min(self.choices(task, model).values()) for model in MODELS}
         after = {model: least([self.trainings(task, model).center]) for model in MODELS}
         return min(MODELS, key=before.__getitem__), min(MODELS, key=after.__getitem__)
 

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,7 @@ from tritongru.commands.forecast import CLIP
 from tritongru.planning.devices import device_facts
 from tritongru.planning.plan import fp32_precision
 
-CHOOSING_SEED = 1000  # none of those that count
+CHOOSING_SEED = 1000  # the first of those that choose: none of those that count
 UNENDING = 10**6  # steps of a schedule that a timing does not reach the end of
 TIMED_S = 60.0
 # What makes two rows measurements of the same; the commit is left out.
@@ -129,11 +129,12 @@ class Study:
         return row
 
     def choose(self, task: Task, name: str) -> float:
-        """Of the rates the one with the smallest error on the validation part."""
-        found = {}
+        """Of the rates the one with the smallest mean error on the validation part."""
+        found: dict[float, float] = {}
         for rate in task.setup.rates:
-            (error, *_) = self.trained(task, name, "choice", CHOOSING_SEED, rate)["errors"].values()
-            found[rate] = math.inf if error is None else error
+            seeds = range(CHOOSING_SEED, CHOOSING_SEED + task.setup.choices)
+            rows = [self.trained(task, name, "choice", seed, rate) for seed in seeds]
+            found[rate] = mean_error(rows, next(iter(rows[0]["errors"])))
         return min(found, key=lambda rate: found[rate])
 
     def time_steps(self, task: Task, rates: dict[str, float]) -> None:
@@ -148,6 +149,12 @@ class Study:
         for name, samples in interleaved(timer, calls, limit_s=TIMED_S).items():
             self.add(rows[name] | {"samples_ms": [number(sample) for sample in samples]})
             say(f"  {name}, {threads}: {statistics.median(samples):.2f} ms a training step")
+
+
+def mean_error(rows: Sequence[Row], key: str) -> float:
+    """Infinity if one of them is no number."""
+    errors = [row["errors"][key] for row in rows]
+    return math.inf if None in errors else statistics.fmean(errors)
 
 
 def measured(result: Trained) -> Row:

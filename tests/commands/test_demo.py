@@ -349,15 +349,11 @@ def test_the_simple_rules_by_hand() -> None:
 
 def test_the_rates_are_those_that_the_study_chose() -> None:
     """From the committed rows: each model's best rate on the two weeks before the held-out ones."""
-    from bench.pages.study_rows import TASKS
+    from bench.pages.study_rows import machines
     from bench.study.command import read
 
-    rows = [row for row in read(Path(demo.__file__).parents[2] / "bench" / "results" / "study") if not row["gpu"]]
+    found = machines(read(Path(demo.__file__).parents[2] / "bench" / "results" / "study"))
+    (machine,) = (one for one in found if not one.has_gpu)
     for model, rate in demo.RATES.items():
-        about = {"kind": "choice", "task": "electricity", "model": "GRU" if model == "nn.GRU" else model}
-        errors = {
-            row["rate"]: row["errors"][TASKS["electricity"].error]
-            for row in rows
-            if all(row[key] == value for key, value in about.items())
-        }
-        assert min(errors, key=lambda tried: errors[tried]) == rate, model
+        errors = machine.choices("electricity", "GRU" if model == "nn.GRU" else model)
+        assert min(errors, key=errors.__getitem__) == rate, model
