@@ -69,15 +69,14 @@ def test_a_small_run_beats_last_week_draws_it_and_repeats(tmp_path: Path, capsys
         assert table[name] == ["-", "-", "-", megawatts, percent]
     for name, gates in (("GRU", 3), ("nn.GRU", 3), ("LSTM", 4), ("RNN", 1)):
         parameters, epoch, whole, megawatts, percent = (float(figure.replace(",", "")) for figure in table[name])
-        assert parameters == gates * (16 * 2 + 16 * 16 + 2 * 16) + (16 + 48) * 48 + 48
+        assert parameters == gates * (16 * 2 + 16 * 16 + 2 * 16) + 16 * 48 + 48
         assert 0 < epoch < whole
         assert megawatts < 622
         assert percent < 3
     ours, theirs = (float(table[name][3]) for name in ("GRU", "nn.GRU"))
     assert ours == pytest.approx(theirs, rel=0.02), "the same function from the same weights"
     plan = tritongru.explain(tritongru.GRU(2, 16), batch=forecast.BATCH, time=forecast.WINDOW, device="cpu")
-    said = f"GRU is tritongru.GRU, which ran on {plan.device}, in float32\n{plan.family}: {plan.reason}\n"
-    assert said in ran.stdout
+    assert f"which ran on {plan.device} (path {plan.family}: {plan.reason}).\n" in ran.stdout
     assert not re.search("[\x1b\r]", ran.stdout), "a progress bar went into a pipe"
     assert len(ran.stdout.splitlines()) < 35
 
@@ -345,6 +344,16 @@ def test_the_simple_rules_by_hand() -> None:
     drift = torch.arange(4, dtype=torch.float64).repeat_interleave(forecast.WEEK) * 100
     grown = forecast.make_task(week.repeat(4) + drift, torch.device("cpu"))
     torch.testing.assert_close(forecast.baselines(grown)["least squares"], grown.truth, rtol=1e-4, atol=0)
+
+
+def test_an_untrained_model_forecasts_last_week() -> None:
+    task = forecast.make_task(series_of(4 * forecast.WEEK), torch.device("cpu"))
+    model = forecast.Forecaster(nn.GRU, 4)
+    assert torch.equal(model(task.held_out), task.held_out.last_week)
+    loss = next(forecast.losses(model, task.training, 0))
+    torch.autograd.backward(loss)
+    assert model.head.weight.grad is not None
+    assert model.head.weight.grad.abs().max() > 0
 
 
 def test_the_rates_are_those_that_the_study_chose() -> None:

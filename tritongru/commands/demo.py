@@ -259,8 +259,9 @@ def findings(results: list[Result], errors: Errors, device: torch.device) -> Ite
             told = (f"{_against(own, errors[name][0])} '{name}'" for name in (rule, LINEAR))
             yield f"{result.name}: {', '.join(told)}."
     by_name = {result.name: result for result in results}
-    plan = tritongru.explain(by_name[OURS].model.rnn, batch=BATCH, time=WINDOW, device=device)
-    yield f"{OURS} is tritongru.GRU, which ran {plan}"
+    with _one_thread():
+        plan = tritongru.explain(by_name[OURS].model.rnn, batch=BATCH, time=WINDOW, device=device)
+    yield f"{OURS} is tritongru.GRU, which ran on {plan.device} (path {plan.family}: {plan.reason})."
     medians = seconds_of(results)
     ours = medians[OURS]
     others = [f"{name} {_ratio(medians[name] / ours)}" for name in MODELS if name != OURS]

@@ -96,18 +96,19 @@ def _origins(series: Tensor, first: int, end: int) -> Origins:
 
 
 class Forecaster(nn.Module):
-    """A recurrent layer over windows (WINDOW, N, 2), and a linear head that forecasts each one's next day, (N, DAY),
-    from the last state and the same day of the week before."""
+    """A recurrent layer over windows (WINDOW, N, 2), and a linear head that makes of the last state the change from the
+    same day of the week before, (N, DAY). The head starts at zero: untrained, a model forecasts last week."""
 
     def __init__(self, layer: Layer, hidden: int) -> None:
         super().__init__()
         self.rnn = layer(2, hidden)
-        self.head = nn.Linear(hidden + DAY, DAY)
+        self.head = nn.Linear(hidden, DAY)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, origins: Origins) -> Tensor:
         states, _ = self.rnn(origins.window)
-        # The head learns the change from last week: a few epochs then do the work of many.
-        change: Tensor = self.head(torch.cat((states[-1], origins.last_week), dim=-1))
+        change: Tensor = self.head(states[-1])
         return origins.last_week + change
 
 
