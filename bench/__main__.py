@@ -39,9 +39,9 @@ def add_smoke(add: Add) -> None:
 def add_run(add: Add) -> None:
     command = add(
         "run",
-        help="real workloads, rivals, scaling and grids, with the floor; then every table and figure",
-        description="Measures what rows of this machine and commit do not know yet, correctness first, and makes the "
-        "documents' tables and figures. The same command goes on where the last one stopped. Without a GPU it "
+        help="real workloads, rivals, scaling and grids, with the floor; with --publish every table and figure",
+        description="Measures what rows of this machine and commit do not know yet, correctness first. The documents "
+        "stay as they are without --publish. The same command goes on where the last one stopped. Without a GPU it "
         "measures what a CPU can tell and says what it cannot. Exit 0 unless a case is red. `--suite cpu`, which is "
         "measured on demand and by itself, holds impl='llvm' against nn.GRU and nn.LSTM on this machine's CPU; give "
         "it --budget 900 to do it at once.",
@@ -49,6 +49,11 @@ def add_run(add: Add) -> None:
     add_measuring(command)
     command.add_argument("--suite", action="append", choices=(*SUITES, LOOP), help="only this one; may be given again")
     command.add_argument("--study", action="store_true", help="then `study` as well, however long it takes")
+    command.add_argument(
+        "--publish",
+        action="store_true",
+        help="then `plot`: the tables and figures of README.md and docs from rows (default: no document is touched)",
+    )
     command.add_argument(
         "--threads",
         choices=("1", "all", "both"),
@@ -66,16 +71,22 @@ def add_run(add: Add) -> None:
     )
 
     def run(given: Namespace) -> int:
+        from bench.commands.plot import is_of_documents
+
         suites = given.suite or SUITES
+        if given.publish and not is_of_documents(given.out):
+            command.error("--publish is for rows in bench/results, of which the documents are made, without --out")
         if LOOP in suites:
             if len(set(suites)) > 1 or given.study:
                 command.error("the suite cpu is measured by itself")
             from bench.commands.loop import suite
 
-            return suite(given.budget, given.out, given.only, given.commit, given.threads, given.isa)
+            return suite(
+                given.budget, given.out, given.only, given.commit, given.threads, given.isa, publish=given.publish
+            )
         from bench.commands.run import run
 
-        return run(given.budget, given.out, given.only, given.commit, suites, given.study)
+        return run(given.budget, given.out, given.only, given.commit, suites, given.study, given.publish)
 
     command.set_defaults(run=run)
 

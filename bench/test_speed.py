@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from bench.measure.cases import Case
+from bench.measure.ceilings import operations
+from bench.measure.cpu import cells
 from bench.measure.pair import OURS, THEIRS, build, steps_of
 from bench.measure.parity import tf32
 from bench.session.examine import here
@@ -18,7 +20,9 @@ from bench.suites import CPU_CASES, on_cpu, workloads
 DEVICE = here()
 # On a GPU the real workloads in their own precision; on a CPU those of them that it does in less than a second.
 NAMED = [case for case, _ in (workloads() if DEVICE.type == "cuda" else on_cpu("workloads"))]
-CASES = [*CPU_CASES, *(case for case in NAMED if case.label)]
+SMALL = 1e8  # operations of a call that takes a CPU less than a tenth of a second
+ON_CPU = [] if DEVICE.type == "cuda" else [cell.case for cell in cells.workloads() if operations(cell.case) < SMALL]
+CASES = list(dict.fromkeys((*CPU_CASES, *(case for case in NAMED if case.label), *ON_CPU)))
 
 
 @pytest.fixture(autouse=True, scope="module")

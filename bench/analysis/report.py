@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from bench.analysis.ratios import ratio_text
 from bench.measure.cases import BATCHES, HIDDEN, Case
 from bench.measure.pair import OURS, RECOMPUTED, THEIRS, Timed, Times
 from bench.measure.rows import Row
@@ -15,8 +17,20 @@ from tritongru.planning.plan import Plan
 
 REASONS = 8  # red cases that are explained once more at the end
 NAMES = 25  # cases that a sentence of the verdict names
+PLACE = 19  # width of a cell in a grid
 ASIDE = (FLOOR, CUDNN_LSTM, OURS_GRAPH, FORCED)  # no rivals: bounds, and ours in other ways
 DISPATCH = 0.02  # what the way to torch's own GRU may cost where ours chooses it
+
+
+def over_text(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> str:
+    """Of two medians `ms` with their `spread`: the first over the second, or `-` without both. `spread` is from the
+    first to the last decile, so half of it is how far a median may be off, and a ratio may be off by both halves:
+    within a factor of 1 + (spread + spread) / 2 of 1 it does not say who is faster."""
+    if theirs is None or ours is None or not theirs.get("ms") or not ours.get("ms"):
+        return "-"
+    ratio = theirs["ms"] / ours["ms"]
+    off = 1.0 + ((theirs.get("spread") or 0.0) + (ours.get("spread") or 0.0)) / 2
+    return ratio_text(ratio, ratio / off, ratio * off)
 
 
 @dataclass
@@ -96,6 +110,9 @@ class Result:
         ours, theirs = (self.times.get(name, {}).get("ms") for name in (OURS, impl))
         return theirs / ours if ours and theirs else None
 
+    def over_text(self, impl: str) -> str:
+        return over_text(self.times.get(impl), self.times.get(OURS))
+
     def us(self, impl: str) -> float | None:
         """Microseconds of a time step."""
         ms = self.times.get(impl, {}).get("ms")
@@ -125,9 +142,8 @@ def line(result: Result) -> str:
     if result.expected_us:
         text += f" (expected {result.expected_us:.2f})"
     for name in (THEIRS, *result.rivals):
-        ratio = result.over(name)
-        if ratio is not None:
-            text += f", {name} {ratio:.2f}x"
+        if result.over(name) is not None:
+            text += f", {name} {result.over_text(name)}"
     peak = result.peak(OURS)
     if result.case.mode == "train" and peak is not None:
         again = result.peak(RECOMPUTED)
@@ -151,9 +167,10 @@ def cell(value: float | None, form: str, width: int) -> str:
 
 def table(results: Sequence[Result]) -> list[str]:
     """The cases that have no place in a grid."""
-    lines = [f"{'case':<30} {'ours':>8} {'nn.GRU':>8} {'ratio':>6} {'parity':>7}  family (times in us per time step)"]
+    lines = [f"{'case':<30} {'ours':>8} {'nn.GRU':>8} {'ratio':>7} {'parity':>7}  family (times in us per time step)"]
     for result in results:
-        numbers = (cell(result.us(OURS), ".3f", 8), cell(result.us(THEIRS), ".3f", 8), cell(result.ratio, ".2f", 6))
+        times = (cell(result.us(OURS), ".3f", 8), cell(result.us(THEIRS), ".3f", 8))
+        numbers = (*times, result.over_text(THEIRS).rjust(7))
         note = "  ".join(part for part in (result.family or "-", result.note) if part)
         lines.append(f"{result.case.name:<30} {' '.join(numbers)} {cell(result.parity, '.3f', 7)}  {note}")
     return lines if len(lines) > 1 else []
@@ -169,9 +186,9 @@ def workload_table(results: Sequence[Result]) -> list[str]:
         ahead = {name: result.over(name) for name in result.rivals if name not in ASIDE}
         known = {name: ratio for name, ratio in ahead.items() if ratio is not None}
         best = min(known, key=lambda name: known[name], default=None)
-        note = "-" if best is None else f"{best} {known[best]:.2f}x"
+        note = "-" if best is None else f"{best} {result.over_text(best)}"
         note = result.note or note
-        numbers = f"{cell(ours, '.3f', 10)} {cell(theirs, '.3f', 10)} {cell(result.ratio, '.2f', 7)}"
+        numbers = f"{cell(ours, '.3f', 10)} {cell(theirs, '.3f', 10)} {result.over_text(THEIRS):>7}"
         lines.append(f"{result.case.name:<34} {numbers}  {note}")
     return lines if len(lines) > 1 else []
 
@@ -185,21 +202,21 @@ def grids(results: Sequence[Result]) -> list[str]:
         found = {(r.case.hidden, r.case.batch): r for r in some}
         batches = [batch for batch in sorted(BATCHES) if any(at[1] == batch for at in found)]
         lines.append(f"{dtype} {mode}, T={time}: us a step, x nn.GRU, / floor")
-        lines.append("        " + "".join(f"B={batch}".rjust(18) for batch in batches))
+        lines.append("        " + "".join(f"B={batch}".rjust(PLACE) for batch in batches))
         for hidden in sorted(HIDDEN):
             row = [found.get((hidden, batch)) for batch in batches]
             if any(row):
-                lines.append(f"H={hidden:<6}" + "".join(_in_grid(result).rjust(18) for result in row))
+                lines.append(f"H={hidden:<6}" + "".join(_in_grid(result).rjust(PLACE) for result in row))
     return lines
 
 
 def _in_grid(result: Result | None) -> str:
     if result is None:
         return ""
-    us, ratio, floor = result.us(OURS), result.ratio, result.over(FLOOR)
-    if us is None or ratio is None:
+    us, floor = result.us(OURS), result.over(FLOOR)
+    if us is None or result.ratio is None:
         return result.note if result.cut or result.red else "-"
-    return f"{us:.2f} {ratio:.2f}x {f'/{1 / floor:.1f}' if floor else ''}"
+    return f"{us:.2f} {result.over_text(THEIRS)} {f'/{1 / floor:.1f}' if floor else ''}"
 
 
 def means(results: Sequence[Result]) -> list[str]:

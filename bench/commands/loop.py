@@ -11,8 +11,9 @@ import torch
 from bench.analysis.cpu.report import tables, verdict
 from bench.analysis.cpu.targets import Asked, judge
 from bench.calls.cpu import fresh
+from bench.commands.plot import published
 from bench.measure.children import Child
-from bench.measure.cpu.cells import Cell, cells
+from bench.measure.cpu.cells import WORKLOAD, Cell, cells
 from bench.measure.rows import Row, RowFile, facts, file_name
 from bench.rivals.instruction_sets import sets_of
 from bench.session.examine import RESERVE_S, Budget, say
@@ -29,7 +30,9 @@ def threads_of(asked: str) -> tuple[int, ...]:
     return {"1": (1,), "all": (all_threads,), "both": tuple(dict.fromkeys((1, all_threads)))}[asked]
 
 
-def suite(seconds: float, out: Path, only: str, commit: str | None, threads: str, sets: Sequence[str]) -> int:
+def suite(
+    seconds: float, out: Path, only: str, commit: str | None, threads: str, sets: Sequence[str], publish: bool = False
+) -> int:
     """`run --suite cpu`: measure, print the tables; 1 if something is red."""
     budget = Budget(seconds)
     chosen = chosen_cells(only)
@@ -48,6 +51,7 @@ def suite(seconds: float, out: Path, only: str, commit: str | None, threads: str
     if session.left:
         say(f"No time for {len(session.left)} calls; the same command goes on with them, given the same commit.")
     say(f"Red or without an answer: {', '.join(session.red)}." if session.red else "Nothing was red.")
+    published(out, publish)
     return 1 if session.red else 0
 
 
@@ -56,6 +60,7 @@ def judged(only: str, out: Path, where: Row, budget: Budget) -> int:
     chosen = chosen_cells(only)
     if chosen is None:
         return 2
+    chosen = [cell for cell in chosen if cell.part != WORKLOAD]  # of which no target speaks
     reason = refusal()
     if reason:
         say(f"No verdict on the loop for CPUs: {reason}.")

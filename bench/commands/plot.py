@@ -11,6 +11,9 @@ from bench.compile import compile_seconds as compile_times
 from bench.measure.rows import Row
 from bench.pages import evidence, figures, kernels, performance, performance_figures, study, study_figures, without_gpu
 from bench.pages import numerics as numerics_page
+from bench.pages.cpu import figures as cpu_figures
+from bench.pages.cpu import hosts
+from bench.pages.cpu import page as cpu_page
 from bench.pages.marks import Part, filled
 from bench.study import numerics
 
@@ -18,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 FIGURES = Path("docs") / "figures"
 Draw = Callable[[Sequence[Row]], bytes | None]  # None where there is no row to draw
+Figures = Mapping[str, Draw]
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,12 @@ class Page:
     folder: Path
     read: Callable[[Path], list[Row]]
     parts: Mapping[str, Part]
-    figures: Mapping[str, Draw]
+    figures: Figures
+    of_rows: Callable[[Sequence[Row]], Figures] | None = None  # further figures, as many as the rows allow,
+    prefix: str = ""  # whose names begin so
+
+    def drawings(self, rows: Sequence[Row]) -> dict[str, Draw]:
+        return {**self.figures, **(self.of_rows(rows) if self.of_rows else {})}
 
 
 PAGES = (
@@ -50,7 +59,17 @@ PAGES = (
         performance.PARTS | without_gpu.PARTS,
         performance_figures.FIGURES,
     ),
-    Page("README.md", "headline", RESULTS, evidence.read, performance.HEADLINE_PARTS, {}),
+    Page(
+        "docs/performance.md",
+        "loop",
+        RESULTS,
+        hosts.read,
+        cpu_page.PARTS,
+        {},
+        cpu_figures.of_rows,
+        cpu_figures.PREFIX,
+    ),
+    Page("README.md", "headline", RESULTS, evidence.everything, performance.HEADLINE_PARTS, {}),
     Page("docs/models.md", "study", RESULTS / "study", study.read, study.PARTS, study_figures.FIGURES),
     Page("README.md", "answer", RESULTS / "study", study.read, {"answer": study.answer}, {}),
 )
@@ -61,8 +80,12 @@ def made(page: Page, root: Path = ROOT) -> Iterator[tuple[Path, bytes | None]]:
     rows = page.read(page.folder)
     path = root / page.file
     yield path, filled(path.read_text(), page.kind, page.parts, rows).encode()
-    for name, draw in page.figures.items():
+    own = page.drawings(rows)
+    for name, draw in own.items():
         yield root / FIGURES / name, draw(rows)
+    if page.prefix:
+        kept = sorted((root / FIGURES).glob(f"{page.prefix}*.svg"))
+        yield from ((path, None) for path in kept if path.name not in own)
 
 
 def differs(path: Path, content: bytes | None) -> bool:
@@ -95,3 +118,15 @@ def plot(check: bool, root: Path = ROOT, pages: Sequence[Page] = PAGES) -> int:
     done = "differ from what the rows give" if check else "made anew"
     print(f"{len(stale)} files {done}{': ' if stale else ''}{', '.join(map(str, stale))}.")
     return 1 if check and stale else 0
+
+
+def is_of_documents(out: Path) -> bool:
+    return out.resolve() == RESULTS.resolve()
+
+
+def published(out: Path, wanted: bool) -> None:
+    """The end of a run whose rows went to a folder: documents are made of those in ``RESULTS``, and only if asked."""
+    if wanted:
+        plot(False, ROOT, PAGES)
+    elif is_of_documents(out):
+        print("No document was touched; `python3 -m bench plot`, or `--publish` of this command, makes them.")

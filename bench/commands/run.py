@@ -1,5 +1,5 @@
 """The run: real workloads with every rival, scaling, precisions and grids, correctness first, each held against the
-floor that the same run measured; then the pages and figures.
+floor that the same run measured; then, if asked for, the pages and figures.
 
 A row is on disk before the next case begins, and the same command goes on where the last one stopped: what rows of the
 same machine and commit know already is not asked again.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.analysis.report import Result, line, reasons, workload_table
 from bench.commands import cpu
-from bench.commands.plot import RESULTS, plot
+from bench.commands.plot import published
 from bench.measure import ceilings
 from bench.measure.cases import Case
 from bench.measure.ceilings import Ceilings
@@ -101,7 +101,9 @@ def measure(
     return results
 
 
-def run(seconds: float, out: Path, only: str, commit: str | None, suites: Sequence[str], studies: bool) -> int:
+def run(
+    seconds: float, out: Path, only: str, commit: str | None, suites: Sequence[str], studies: bool, publish: bool
+) -> int:
     budget = Budget(seconds)
     where, device = introduced(commit)
     has_gpu = device.backend != "cpu"
@@ -136,13 +138,12 @@ def run(seconds: float, out: Path, only: str, commit: str | None, suites: Sequen
         say(f"Not known: {text}.")
     if not any(row["gpu"] for row in command.read(out / STUDY)):
         say("Not known: GRU, LSTM and plain RNN on a GPU: no row (`run --study`, or `study` alone).")
-    if out == RESULTS:
-        plot(check=False)
     cut = [f"{result.case.name} ({result.failure})" for result in results if result.cut]
     if cut:
         say(f"Cut off by their limit, which says nothing of the kernels: {', '.join(cut)}.")
     red = [result.case.name for result in results if result.red]
     say(f"Red: {', '.join(red)}." if red else "No case was red.")
+    published(out, publish)
     return 1 if red or cut else code
 
 

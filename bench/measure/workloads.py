@@ -11,6 +11,8 @@ from bench.measure.cases import MODES, Case
 # As in rows: type, and whether TF32 is allowed. `fp32` alone is IEEE.
 PRECISIONS = {"fp32": ("fp32", False), "fp32-tf32": ("fp32", True), "fp16": ("fp16", False), "bf16": ("bf16", False)}
 
+INFERENCE = ("forward",)
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -24,6 +26,7 @@ class Workload:
     layers: int = 1
     directions: int = 1
     precision: str = "fp32-tf32"  # its own, a key of PRECISIONS
+    modes: tuple[str, ...] = MODES  # of those on a CPU some are inference alone
 
     def case(self, mode: str, precision: str | None = None) -> Case:
         dtype, tf32 = PRECISIONS[precision or self.precision]
@@ -88,10 +91,38 @@ SOURCES = {
     ),
     "streaming": "one step of one stream, at the width of DeepFilterNet2's GRU: all sizes are choices",
     "electricity": (
-        "tritongru/commands/demo.py here: windows of two half-hourly days of the demand that Taylor described "
-        "(Short-term electricity demand forecasting using double seasonal exponential smoothing, J. Oper. Res. Soc. "
-        "54, 2003)"
+        "tritongru/commands/demo.py here, which forecasts a day ahead: windows of two half-hourly days of the demand "
+        "that Taylor described (Short-term electricity demand forecasting using double seasonal exponential smoothing, "
+        "J. Oper. Res. Soc. 54, 2003), and of its difference to the week before"
     ),
+    "gtcrn-frames": (
+        "DPGRNN in gtcrn.py, github.com/Xiaobin-Rong/gtcrn: one of its two GRUs over 33 bands, of 8 inputs and 4 units "
+        "per direction, in its own size; 1,000 frames, 16 s of sound, are a choice"
+    ),
+    "ul-unas": (
+        "FA in ulunas.py, github.com/Xiaobin-Rong/ul-unas: a GRU of 4 inputs and 4 units per direction over groups of "
+        "4 bands, of which 33 bands make 9 steps and 129 make 33; the number of frames, batch times length, is a choice"
+    ),
+    "dpdfnet": (
+        "DPRNNBlock in model/modules.py and Encoder in model/dpdfnet_48khz_hr.py, github.com/ceva-ip/DPDFNet: the GRU "
+        "over the 480 bins of a frame, which three convolutions leave as 40, at 64 channels; 1,000 frames, 10 s of "
+        "sound, are a choice"
+    ),
+    "medaka-infers": (
+        "as medaka: inference takes pieces of 10,000 positions by default, github.com/nanoporetech/medaka; one piece "
+        "at a time (its default is 100) is a choice"
+    ),
+    "rnnoise-infers": (
+        "as rnnoise: the three GRUs of one stream, github.com/xiph/rnnoise, a frame of 10 ms or 10 s of them at once; "
+        "both lengths are choices"
+    ),
+    "deepfilternet3": (
+        "Encoder in DeepFilterNet/df/deepfilternet3.py, github.com/Rikorose/DeepFilterNet: its GRU gets 256 features "
+        "from the linear layer before it; 64 sequences are the batch of the published model's configuration, "
+        "1 s of frames of 10 ms is a choice"
+    ),
+    "ppo": "a batch of recurrent reinforcement learning between TorchRL's and rsl_rl's here: all sizes are choices",
+    "one-sequence": "one long sequence, which no batch helps: all sizes are choices",
 }
 
 WORKLOADS = (
@@ -114,7 +145,23 @@ WORKLOADS = (
         for batch in (44, 64, 128)
     ),
     Workload("streaming", "streaming, one step", SOURCES["streaming"], 256, 256, 1, 1),
-    Workload("electricity", "electricity demand", SOURCES["electricity"], 1, 64, 64, 96),
+    Workload("electricity", "electricity demand", SOURCES["electricity"], 2, 64, 64, 96),
+)
+
+# What is trained or run on CPUs, and measured there alone.
+CPU_WORKLOADS = (
+    Workload("rnnoise-frame", "RNNoise, one frame", SOURCES["rnnoise-infers"], 384, 384, 1, 1, 3, modes=INFERENCE),
+    Workload("rnnoise-10s", "RNNoise, 10 s", SOURCES["rnnoise-infers"], 384, 384, 1, 1000, 3, modes=INFERENCE),
+    Workload("gtcrn-frames", "GTCRN, bands", SOURCES["gtcrn-frames"], 8, 4, 1000, 33, directions=2),
+    Workload("ul-unas-t9", "UL-UNAS, 33 bands", SOURCES["ul-unas"], 4, 4, 100_000, 9, directions=2),
+    Workload("ul-unas-t33", "UL-UNAS, 129 bands", SOURCES["ul-unas"], 4, 4, 10_000, 33, directions=2),
+    Workload("dpdfnet", "DPDFNet, bands", SOURCES["dpdfnet"], 64, 64, 1000, 40, directions=2),
+    Workload("ppo", "recurrent PPO", SOURCES["ppo"], 64, 256, 64, 128),
+    Workload("deepfilternet3", "DeepFilterNet3", SOURCES["deepfilternet3"], 256, 256, 64, 100),
+    Workload("one-sequence", "one long sequence", SOURCES["one-sequence"], 256, 256, 1, 10_000),
+    Workload(
+        "medaka-inference", "medaka, inference", SOURCES["medaka-infers"], 10, 128, 1, 10_000, 2, 2, modes=INFERENCE
+    ),
 )
 
 

@@ -10,16 +10,21 @@ from pathlib import Path
 
 from bench.analysis.cpu.known import is_of_loop
 from bench.analysis.measured import TUNED, rows_in
-from bench.analysis.report import ASIDE
+from bench.analysis.report import ASIDE, over_text
 from bench.measure.cases import Case
 from bench.measure.pair import OURS, THEIRS
 from bench.measure.rows import Row
 from bench.measure.timing import geomean
 
 
+def everything(folder: Path) -> list[Row]:
+    """All rows but the tune's, of which no page speaks."""
+    return [row for row in rows_in(folder) if row["impl"] != TUNED]
+
+
 def read(folder: Path) -> list[Row]:
-    """All rows but the tune's, of which no page speaks, and those of the loop for CPUs, of which other tables do."""
-    return [row for row in rows_in(folder) if row["impl"] != TUNED and not is_of_loop(row)]
+    """Without those of the loop for CPUs, which have parts of their own."""
+    return [row for row in everything(folder) if not is_of_loop(row)]
 
 
 COMMAND = "python3 -m bench run"
@@ -47,6 +52,10 @@ class Machine:
         """The time of another over ours: how many times faster ours is."""
         own, other = self.ms(case, ours), self.ms(case, impl)
         return other / own if own and other else None
+
+    def over_text(self, case: str, impl: str = THEIRS, ours: str = OURS) -> str:
+        """The same in words, where the spread of both leaves open who is faster."""
+        return over_text(self.row(case, impl), self.row(case, ours))
 
     def floors(self, case: str, impl: str = OURS) -> float | None:
         """The time as a multiple of the least that it could be."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from bench.analysis.cpu.known import is_of_loop
 from bench.measure import ceilings
 from bench.measure.cases import Case
 from bench.measure.pair import OURS, THEIRS
 from bench.measure.rows import Row
 from bench.measure.workloads import PRECISIONS, WORKLOADS, workload_cases
+from bench.pages.cpu import page as loop
 from bench.pages.evidence import COMMAND, MODES, Machine, exponent, machines, number, times
 from bench.pages.marks import Part, table
 from bench.rivals import ALL_RIVALS, FLOOR, FORCED
@@ -16,6 +18,7 @@ from bench.suites import SHORT, SUITES, SWEEPS, SWEPT, sweep
 
 FIGURES = "figures"  # beside the page
 HEADLINE, ROOFLINE, SCALING = (f"performance-{name}.svg" for name in ("workloads", "roofline", "scaling"))
+ABOUT = 'a ratio within half the summed spreads of its two times is "about 1"'
 ASKED = {
     "workloads": "real workloads, each in its own precision, with every rival",
     "scaling": "time against T, B, H and layers",
@@ -79,10 +82,14 @@ def _workloads(machine: Machine) -> str:
     if training:
         parts.append(
             f"Training steps: {times(machine.mean(training))} nn.GRU's speed in the geometric mean of {len(training)}, "
-            f"{times(min(machine.over(case.name) or 0.0 for case in training))} in the worst."
+            f"{machine.over_text(_worst(machine, training).name)} in the worst."
         )
         parts.append(f"![Times of a training step, ours and nn.GRU's]({FIGURES}/{HEADLINE})")
     return "\n\n".join(parts)
+
+
+def _worst(machine: Machine, found: Sequence[Case]) -> Case:
+    return min(found, key=lambda case: machine.over(case.name) or 0.0)
 
 
 def _comparison(machine: Machine, found: Sequence[Case]) -> str:
@@ -100,15 +107,15 @@ def _comparison(machine: Machine, found: Sequence[Case]) -> str:
                 row["family"] or "-",
                 number(machine.ms(case.name)),
                 number(machine.ms(case.name, THEIRS)),
-                times(machine.over(case.name)),
-                "-" if best is None else f"{best} {times(known[best])}",
+                machine.over_text(case.name),
+                "-" if best is None else f"{best} {machine.over_text(case.name, best)}",
                 number(machine.floors(case.name), ".1f"),
                 row["bound"] or "-",
                 times(_memory(machine, case)),
             )
         )
     head = ("workload", "precision", "family", "ours, ms", "nn.GRU, ms", "nn.GRU over ours", "next rival over ours")
-    return f"{machine.caption(found)}. Medians.\n\n" + table(
+    return f"{machine.caption(found)}. Medians; {ABOUT}.\n\n" + table(
         (*head, "ours over the floor", "bound by", "memory over nn.GRU's"), lines
     )
 
@@ -136,7 +143,7 @@ def _rivals(machine: Machine) -> str:
             row = machine.row(case.name, name)
             if row and row["ms"] is None and row["reason"]:
                 reasons.setdefault(f"{name}: {row['reason']}", []).append(case.label)
-            cells.append(times(machine.over(case.name, name)))
+            cells.append(machine.over_text(case.name, name))
         lines.append((case.label, *cells))
     hows = {row["impl"]: row["how"] for row in machine.rows if row["how"] and row["impl"] in names}
     notes = [f"- {name}: {how}" for name, how in hows.items()]
@@ -159,8 +166,8 @@ def _precisions(machine: Machine) -> str:
     lines = []
     for workload in WORKLOADS:
         for mode in MODES:
-            made = [machine.over(workload.case(mode, precision).name) for precision in PRECISIONS]
-            lines.append((f"{workload.title}, {MODES[mode]}", *map(times, made)))
+            made = [machine.over_text(workload.case(mode, precision).name) for precision in PRECISIONS]
+            lines.append((f"{workload.title}, {MODES[mode]}", *made))
     return (
         f"nn.GRU's time over ours in the same precision; {machine.caption(found)}.\n\n"
         f"{table(('workload', *PRECISIONS), lines, right=True)}"
@@ -234,13 +241,15 @@ def _slower(machine: Machine) -> str:
     forced = f"{OURS}[triton]"
     for case in dict.fromkeys(case for case, _ in machine.found):
         auto = machine.row(case)
-        kernels = [machine.over(case, ours=impl) for impl in (FORCED, forced) if machine.row(case, impl)]
+        kernels = [FORCED, forced]
         if auto and auto["family"] not in (None, "torch"):
-            kernels.append(machine.over(case))
-        below = [ratio for ratio in kernels if ratio is not None and ratio < 1.0]
+            kernels.append(OURS)
+        ratios = {impl: machine.over(case, ours=impl) for impl in kernels}
+        below = {impl: ratio for impl, ratio in ratios.items() if ratio is not None and ratio < 1.0}
         if below:
+            worst = min(below, key=lambda impl: below[impl])
             does = "was not measured" if auto is None else f"runs {auto['family']}"
-            lines.append((case, times(min(below)), does))
+            lines.append((case, machine.over_text(case, ours=worst), does))
     if not lines:
         return f"{machine.name}: in none of {len(machine.found)} rows."
     return f"{machine.caption()}.\n\n{table(('case', 'nn.GRU over ours', 'auto'), lines)}"
@@ -252,23 +261,28 @@ PARTS: dict[str, Part] = {
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """Of the README: the sentence that the rows allow."""
+    """Of the README: what the rows of CPUs and of GPUs allow to say."""
+    return f"{loop.headline([row for row in rows if is_of_loop(row)])}\n\n{_on_gpus(rows)}"
+
+
+def _on_gpus(rows: Sequence[Row]) -> str:
     gpus = [machine for machine in machines(rows, gpu=True) if _workloads(machine)]
     if not gpus:
         return (
-            "No row has been measured on a GPU yet, so no speed-up is claimed here: `python3 -m bench run` measures "
-            "real workloads on yours, correctness first, and makes [the page of results](docs/performance.md)."
+            "**On a GPU**: no row has been measured yet, so no speed-up is claimed: `python3 -m bench run` measures "
+            "real workloads on yours, correctness first, and `python3 -m bench plot` makes "
+            "[the page of results](docs/performance.md#real-workloads)."
         )
     sentences = []
     for machine in gpus:
         found = [case for case in machine.timed(workload_cases()) if case.mode == "train"]
-        worst = min(found, key=lambda case: machine.over(case.name) or 0.0)
+        worst = _worst(machine, found)
         sentences.append(
-            f"A training step takes nn.GRU {times(machine.mean(found))} as long as ours in the geometric mean of "
-            f"{len(found)} real workloads, at least {times(machine.over(worst.name))} ({worst.label}): "
-            f"{machine.caption(found)}, each in its own precision. [All results](docs/performance.md)."
+            f"**On a GPU**, a training step takes nn.GRU {times(machine.mean(found))} as long as ours in the geometric "
+            f"mean of {len(found)} real workloads, in the worst {machine.over_text(worst.name)} ({worst.label}): "
+            f"{machine.caption(found)}, each in its own precision. [All results](docs/performance.md#real-workloads)."
         )
-    return "\n\n".join((*sentences, f"![Times of a training step](docs/{FIGURES}/{HEADLINE})"))
+    return "\n\n".join(sentences)
 
 
 HEADLINE_PARTS: dict[str, Part] = {"headline": headline}

@@ -16,7 +16,7 @@ from bench.rivals import GRAPH
 from bench.suites import SWEEPS, sweep
 
 COLOURS = {OURS: PALETTE[0], THEIRS: PALETTE[1], GRAPH: PALETTE[4]}
-SHOWN = ("case", "impl", "gpu", "ms", "floor_ms", "rate")
+SHOWN = ("case", "impl", "gpu", "ms", "spread", "floor_ms", "rate")
 
 
 def drawn(machine: Machine, cases: Sequence[Case]) -> str:
@@ -43,7 +43,7 @@ def headline(rows: Sequence[Row]) -> bytes | None:
         for place, case in enumerate(ordered):
             ratio = machine.over(case.name) or 0.0
             axes.barh(place, ratio, color=COLOURS[OURS if ratio >= 1 else THEIRS])
-            axes.text(ratio, place, f" {ratio:.2f}x", va="center")
+            axes.text(ratio, place, f" {machine.over_text(case.name)}", va="center")
         axes.set_yticks(range(len(ordered)), [f"{case.label}, {ceilings.kind_of(case)}" for case in ordered])
         axes.axvline(1.0, color="black", linewidth=0.8)
         axes.set_xlabel("nn.GRU's time over ours, training step")

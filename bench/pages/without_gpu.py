@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.compile.tables import PAGE, as_read_with
-from bench.measure.pair import THEIRS
+from bench.measure.pair import OURS, THEIRS
 from bench.measure.rows import Row
-from bench.measure.workloads import WORKLOADS, Workload, workload_cases
-from bench.pages.evidence import COMMAND, MODES, Machine, machines, number, times
+from bench.measure.workloads import CPU_WORKLOADS, WORKLOADS, Workload, workload_cases
+from bench.pages.evidence import COMMAND, MODES, Machine, machines, number
 from bench.pages.marks import Part, table
 from bench.rivals import ALL_RIVALS, REGISTRY
 from bench.suites import SUITES
@@ -19,6 +19,7 @@ from tritongru.planning.plan import plan
 def cases(rows: Sequence[Row]) -> str:
     """The list of workloads: no measurement."""
     lines = [(w.title, _shape(w), w.precision, w.source) for w in WORKLOADS]
+    lines += [(w.title, _shape(w), "fp32, on CPUs", w.source) for w in CPU_WORKLOADS]
     return table(("workload", "shape", "own precision", "source"), lines)
 
 
@@ -78,11 +79,11 @@ def _cpu(machine: Machine) -> str:
     names = [THEIRS, *(name for name in ALL_RIVALS if any(machine.ms(case.name, name) for case in found))]
     lines = []
     for case in found:
-        shares = [times(machine.over(case.name, name)) for name in names]
-        spread = (machine.row(case.name) or {}).get("spread")
-        cells = (number(machine.ms(case.name)), number(spread, ".2f"))
+        shares = [machine.over_text(case.name, name) for name in names]
+        own = machine.found[case.name, OURS]
+        cells = (own["family"] or "-", number(own["ms"]), number(own["spread"], ".2f"))
         lines.append((f"{case.label}, {MODES[case.mode]}", *cells, *shares))
-    head = ("workload", "ours, ms", "spread", *(f"{name} over ours" for name in names))
+    head = ("workload", "runs", "ours, ms", "spread", *(f"{name} over ours" for name in names))
     missing = dict.fromkeys(
         f"- {row['impl']}: {row['reason']}"
         for case in found

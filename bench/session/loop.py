@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.analysis.cpu.known import Known, is_of_loop
-from bench.analysis.cpu.report import line
+from bench.analysis.cpu.report import line, rivals_line
 from bench.analysis.cpu.targets import Asked
+from bench.calls.cpu import beside
 from bench.calls.cpu import cell as calls
+from bench.calls.cpu.beside import Beside
 from bench.calls.cpu.cell import Found, Question, load_now
 from bench.measure.children import Child, Failed, TimedOut
-from bench.measure.cpu.cells import Cell, counted
+from bench.measure.cpu.cells import WORKLOAD, Cell, counted
 from bench.measure.cpu.rows import floor_row, ours, ours_row, timed_row
 from bench.measure.cpu.timing import Times
 from bench.measure.pair import THEIRS
-from bench.measure.rows import Row, RowFile
+from bench.measure.rows import Row, RowFile, number
+from bench.rivals.on_cpu import groups
 from bench.session.examine import RESERVE_S, Budget, Say, say
 
 FLOORS_S = 60.0
 CELL_S = 150.0  # for all of a call, of which the largest takes some ten seconds on a quiet machine
+WORKLOAD_S = 400.0  # likewise of a workload: two minutes
+RIVALS_S = 240.0  # for rivals that are asked together, what they compile included
+RIVALS_ROUNDS_S = 0.8  # for their rounds beside ours, of which there are as few as three where a call is long
 PEAK = "fma"  # as in bench/measure/cpu/floors.py, which needs llvmlite
 Peaks = dict[tuple[str, int], float]  # operations a second, by instruction set and threads
 
@@ -37,6 +43,7 @@ class Session:
     rows: list[Row] = field(default_factory=list)  # known from earlier commands, then those of this one
     red: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)  # rivals that hung, and where: they are not asked again
     peaks: Peaks | None = None
     say: Say = say
 
@@ -73,7 +80,7 @@ class Session:
                 self.left.append(cell.name)
                 continue
             try:
-                limit_s = min(CELL_S, self.budget.left())
+                limit_s = min(WORKLOAD_S if cell.part == WORKLOAD else CELL_S, self.budget.left())
                 found: list[Found] = child.ask("cell", question, limit_s=limit_s, start_s=self.budget.to_start())
             except TimedOut as late:
                 if self.budget.left() < RESERVE_S:
@@ -85,6 +92,56 @@ class Session:
             else:
                 for one in found:
                     self.answered(cell, one)
+                self.rivals(question, found, child)
+
+    def rivals(self, question: Question, found: Sequence[Found], child: Child) -> None:
+        """What others take beside ours, in questions of their own: whatever becomes of them, the rows of ours are
+        there. Against what is red nobody is held."""
+        cell, threads = question.cell, tuple(one.threads for one in found)
+        sets = tuple(isa for isa in question.sets if all(isa in one.times for one in found))
+        for names in groups(cell) if sets else []:
+            broken = [self.broken[name] for name in names if name in self.broken]
+            if broken:
+                self.without(cell, names, threads, broken[0])
+                continue
+            if self.budget.left() < RESERVE_S:
+                self.left.append(cell.name)
+                return
+            limit_s = min(RIVALS_S, self.budget.left())
+            asked = replace(question, sets=sets, threads=threads, rivals=names, limit_s=RIVALS_ROUNDS_S)
+            try:
+                answers: list[Beside] = child.ask("rivals", asked, limit_s=limit_s, start_s=self.budget.to_start())
+            except TimedOut as late:
+                if self.budget.left() < RESERVE_S:
+                    self.left.append(cell.name)
+                    return
+                self.broken |= dict.fromkeys(names, f"left out after {cell.name}: {late}")
+                self.without(cell, names, threads, str(late))
+            except Failed as failed:
+                self.without(cell, names, threads, str(failed))
+            else:
+                for one in answers:
+                    self.stood_beside(cell, one)
+
+    def without(self, cell: Cell, names: Iterable[str], threads: Iterable[int], why: str) -> None:
+        """Of rivals that gave no answer."""
+        for one in threads:
+            self.stood_beside(cell, Beside(one, load_now(), missing=dict.fromkeys(names, why)))
+
+    def stood_beside(self, cell: Cell, found: Beside) -> None:
+        """Rows of the rivals, and that of ours once more, which has its ratio to each of them."""
+        rows = []
+        for name in (*found.times, *found.missing):
+            about = {"family": "torch", "parity": found.parities.get(name), "how": found.hows.get(name)}
+            about["reason"] = found.missing.get(name)
+            rows.append(timed_row(cell, name, found.threads, found.load, self.where, found.times.get(name), about))
+        for isa, over in found.over.items():
+            own = self.known.row(cell, isa, found.threads)
+            if own is not None:
+                rows.append(own | {"over": own["over"] | {name: list(map(number, one)) for name, one in over.items()}})
+        for row in rows:
+            self.append(row)
+        self.say(rivals_line(rows))
 
     def floors(self, child: Child) -> Peaks:
         """Measured by the child, and on disk; empty if that failed, which leaves the rows without a share of it."""
@@ -127,7 +184,7 @@ def answer(what: str, *given: Any) -> Any:
         from bench.measure.cpu.floors import measure
 
         return measure(*given)
-    return calls.answer(*given)
+    return beside.answer(*given) if what == "rivals" else calls.answer(*given)
 
 
 def rows_of(cell: Cell, found: Found, peaks: Peaks, where: Row) -> list[Row]:

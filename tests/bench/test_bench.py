@@ -24,7 +24,7 @@ from bench.calls import host
 from bench.commands import gate
 from bench.measure import ceilings, children, pair, parity, rows, timing
 from bench.measure.cases import HEADLINE, Case, wide_cases
-from bench.measure.workloads import WORKLOADS
+from bench.measure.workloads import WORKLOADS, workload_cases
 from bench.session import examine, warm
 from bench.suites import CPU_CASES, gate_blocks, gate_cases
 from tritongru.planning import cost_model
@@ -738,14 +738,14 @@ def test_the_last_page_shows_small_cases_grids_means_and_targets():
     results += [wide_result(case) for case in gate_cases() if case.wide and not case.label]
     passed, lines = ending(results)
     assert passed
-    assert lines[1].split() == ["brain-to-text-bf16-train", "1.000", "8.000", "8.00", "gru-qat", "3.00x"]
+    assert lines[1].split() == ["brain-to-text-bf16-train", "1.000", "8.000", "8.00x", "gru-qat", "3.00x"]
     assert lines[1 + len(WORKLOADS) + 1].split() == [
-        *("h128-b64-t512-bf16-train", "1.953", "15.625", "8.00", "0.400", "resident")
+        *("h128-b64-t512-bf16-train", "1.953", "15.625", "8.00x", "0.400", "resident")
     ]
     assert any("named fp32 train" in line and "gru-qat 3.00x (21)" in line for line in lines)
     for mode in ("forward", "train"):
         at = lines.index(f"bf16 {mode}, T=512: us a step, x nn.GRU, / floor")
-        assert lines[at + 5] == "H=768   " + "1.95 4.00x /1.3".rjust(18) * 5
+        assert lines[at + 5] == "H=768   " + "1.95 4.00x /1.3".rjust(19) * 5
         assert any(f"wide bf16 {mode}" in line and "nn.GRU 4.00x (31 cases" in line for line in lines)
     assert any("floor 0.75x (31)" in line and "LSTM" not in line for line in lines)
     assert lines[-1] == (
@@ -754,6 +754,21 @@ def test_the_last_page_shows_small_cases_grids_means_and_targets():
     )
     assert len("\n".join(lines)) < 12_000
     assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize(("theirs", "text"), [(1.09, "about 1"), (0.92, "about 1"), (1.12, "1.12x"), (0.9, "0.90x")])
+def test_a_ratio_inside_its_spread_is_about_one_wherever_a_run_prints_it(theirs, text):
+    small = Case(64, 16, 512, "bf16", "train")
+    for case in (WIDE, small, workload_cases()[0]):
+        result = wide_result(case, theirs=theirs)
+        for own in result.times.values():
+            own["spread"] = 0.1
+        assert f", nn.GRU {text}, nn.GRU[graph] {text}" in report.line(result)
+        _, lines = ending([result])
+        page = lines[: lines.index("Geometric means of the others' time over ours:")]
+        assert sum(text in line for line in page) == 1
+        assert not any(f"{theirs:.2f}" in line for line in page if text not in line)
+        assert any(f"nn.GRU {theirs:.2f}x (1 cases" in line for line in lines), "a mean stays a number"
 
 
 def test_the_end_of_a_run_in_which_all_is_red_is_short():

@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib
+import re
 import sys
+import tomllib
 import types
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from bench import rivals
 from bench.measure.cases import Case
 from bench.measure.pair import OURS, THEIRS, build, random, steps_of
 from bench.measure.parity import compare, quantities, truth
-from bench.rivals import availability, builtin, packages, rival, stack
+from bench.rivals import availability, builtin, on_cpu, onnx_gru, packages, rival, stack
 
 CPU = torch.device("cpu")
 CASE = Case(8, 3, 11, "fp32", "train")  # longer than a chunk of the compiled loop, and no multiple of it
@@ -72,6 +74,17 @@ def test_the_page_about_rivals_knows_every_one_of_them():
         assert f"`{name}`" in page
         if one.package not in (None, OURS):
             assert f"`{one.package}`" in page
+    for name, one in on_cpu.REGISTRY.items():
+        assert f"`{name}`" in page
+        assert "\n" not in one.how
+
+
+def test_the_extra_has_what_rivals_are_packaged_in():
+    """But for haste, which has to be built."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extra = {re.match(r"[\w-]+", needed)[0] for needed in project["optional-dependencies"]["rivals"]}
+    packages = {one.package for one in (*rivals.REGISTRY.values(), *on_cpu.REGISTRY.values())}
+    assert extra == packages - {None, OURS, NAMES[-1]} | set(onnx_gru.NEEDED)
 
 
 def test_a_version_names_the_package_or_torch(monkeypatch):

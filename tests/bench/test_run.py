@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import types
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from bench.__main__ import SUITES, main
 from bench.analysis import targets
 from bench.analysis.report import Result
 from bench.calls import first_call, host
+from bench.commands import loop, plot
 from bench.commands import run as room
 from bench.measure import ceilings, children, pair, parity, rows
 from bench.measure.cases import Case
 from bench.measure.workloads import PRECISIONS, WORKLOADS, workload_cases
+from bench.pages import evidence
 from bench.session import examine
 from tritongru.planning.devices import CPU, GPUS
 from tritongru.planning.instruction_sets import refusal
@@ -332,6 +335,68 @@ def test_the_study_is_run_on_demand_and_missed_otherwise(measured, monkeypatch, 
     assert "Not known: GRU, LSTM and plain RNN on a GPU: no row (`run --study`, or `study` alone)." in lines
     code, _, _, _ = measured("--study", "--commit", "abc")
     assert (code, asked) == (2, [(tmp_path / "study", "abc", "", None, None)])
+
+
+@pytest.fixture
+def documents(tmp_path, monkeypatch):
+    """A document of the rows in a folder that stands for bench/results; returns what it says."""
+    results, root = tmp_path / "results", tmp_path / "root"
+    for folder in (results, root):
+        folder.mkdir()
+    page = plot.Page("page.md", "kind", results, evidence.read, {"count": lambda rows: f"{len(rows)} rows"}, {})
+    (root / page.file).write_text("<!-- kind: count -->\n\nno rows\n\n<!-- end -->\n")
+    for name, value in {"RESULTS": results, "ROOT": root, "PAGES": (page,)}.items():
+        monkeypatch.setattr(plot, name, value)
+    return results, lambda: (root / page.file).read_text().splitlines()[2]
+
+
+HOW_TO_PUBLISH = "No document was touched; `python3 -m bench plot`, or `--publish` of this command, makes them."
+
+
+def test_documents_are_made_only_if_they_are_asked_for(measured, documents):
+    pytest.importorskip("matplotlib")
+    results, said = documents
+    here = ("--out", str(results))
+    code, _, lines, _ = measured(*here)
+    assert (code, lines[-1], said()) == (0, HOW_TO_PUBLISH, "no rows")
+    code, _, lines, _ = measured(*here, "--publish")
+    found = rows.read(results / "run-cpu-2026-01-01.jsonl")
+    assert (code, lines[-1], said()) == (0, "1 files made anew: page.md.", f"{len(found)} rows")
+    assert len(found) > len(JOBS)
+
+
+def test_rows_elsewhere_are_not_published(measured, documents, capsys):
+    _, said = documents
+    _, _, lines, _ = measured("--only", "demo0")
+    assert lines[-1] == "No case was red.", "of rows that no document is made of nothing is said"
+    for suite in ((), ("--suite", "cpu")):
+        with pytest.raises(SystemExit) as exit:
+            measured("--publish", *suite)
+        assert exit.value.code == 2
+        assert "--publish is for rows in bench/results" in capsys.readouterr().err
+    assert said() == "no rows"
+
+
+@pytest.mark.parametrize("publish", [False, True])
+def test_the_suite_of_the_loop_publishes_on_demand_too(documents, monkeypatch, capsys, publish):
+    pytest.importorskip("matplotlib")
+    results, said = documents
+    file = rows.RowFile(results / "x.jsonl")
+    monkeypatch.setattr(loop, "chosen_cells", lambda only: [])
+    monkeypatch.setattr(loop, "sets_here", lambda sets: ("avx2",))
+    session = types.SimpleNamespace(
+        known=None, asked=types.SimpleNamespace(sets=()), threads=(1,), file=file, left=[], red=[]
+    )
+    monkeypatch.setattr(loop, "measured", lambda *given: file.append(written_row()) or session)
+    arguments = ["run", "--suite", "cpu", "--commit", "abc1234", "--out", str(results)]
+    assert main([*arguments, "--publish"] if publish else arguments) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == ("1 files made anew: page.md." if publish else HOW_TO_PUBLISH)
+    assert said() == ("1 rows" if publish else "no rows")
+
+
+def written_row():
+    return rows.row(CASE, "tritongru", WHERE, family="f", parity=0.5)
 
 
 def test_with_a_gpu_cases_are_compiled_first_and_calls_are_measured(tmp_path, monkeypatch, capsys):

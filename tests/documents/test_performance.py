@@ -74,7 +74,7 @@ def test_rows_of_a_cpu_are_no_evidence_of_a_gpu():
     made = rows_of(case, 2.0, 2.1, "torch", WHERE | {"gpu": None, "cpu": "CPU Y"})
     assert "No row of a GPU exists yet" in performance.workloads(made)
     assert "One thread of the CPU CPU Y" in without_gpu.cpu(made)
-    assert "| electricity, forward | 2 | 0.01 | 1.05x |" in without_gpu.cpu(made)
+    assert "| electricity, forward | torch | 2 | 0.01 | 1.05x |" in without_gpu.cpu(made)
     assert "no speed-up is claimed" in performance.headline(made)
     assert performance.unknown(made) == performance.unknown([])
     assert "No row exists yet" in without_gpu.cpu(rows_of(case, 2.0, 2.1)), "that GPU's machine has a CPU, too"
@@ -119,6 +119,36 @@ def test_every_case_below_one_is_listed_with_what_auto_does(whole):
     assert text.count("0.75x") == text.count("0.50x") == 1
     faster = [row for row in whole if row["case"] not in (SLOW.name, LEFT.name)]
     assert "in none of" in performance.slower(faster)
+
+
+def spread_of(rows, *spreads):
+    return [row | {"spread": spread} for row, spread in zip(rows, spreads, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "spreads", "text"),
+    [
+        (6.0, (0.1, 0.1), "3.00x"),
+        (2.18, (0.1, 0.1), "about 1"),
+        (2.22, (0.1, 0.1), "1.11x"),
+        (1.82, (0.0, 0.2), "about 1"),
+        (1.8, (0.2, 0.0), "0.90x"),
+        (2.18, (None, 0.1), "1.09x"),
+    ],
+)
+def test_a_ratio_inside_its_spread_is_about_one(theirs, spreads, text):
+    """Half of each spread is what a median may be off."""
+    case = next(case for case in workload_cases("fp32-tf32") if case.label == "rnnoise" and case.mode == "train")
+    made = spread_of(rows_of(case, 2.0, theirs), *spreads)
+    assert f"| {text} |" in performance.workloads(made)
+    assert f"| RNNoise, training step | - | {text} |" in performance.precisions(made)
+    assert f", in the worst {text} (rnnoise)" in performance.headline(made)
+    on_cpu = [row | {"case": "gtcrn-fp32-train", "gpu": None, "cpu": "CPU Y"} for row in made]
+    assert f"| {text} |" in without_gpu.cpu(on_cpu)
+    below = performance.slower(made)
+    assert (f"| {case.name} | {text} |" in below) is (theirs < 2.0)
+    mean = re.search(r"training step takes nn.GRU ([\d.]+)x as long", performance.headline(made))
+    assert float(mean[1]) == pytest.approx(theirs / 2.0, abs=0.005), "a mean stays a number"
 
 
 def test_numbers_are_never_written_with_exponents():

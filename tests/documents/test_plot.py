@@ -1,5 +1,6 @@
 """Documents hold what their rows give, and nothing that no row supports."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def test_committed_documents_are_what_their_rows_give(page):
 
 
 def test_every_figure_belongs_to_a_page():
-    named = {name for page in plot.PAGES for name in page.figures}
+    named = {name for page in plot.PAGES for name in page.drawings(page.read(page.folder))}
     assert {path.name for path in (ROOT / plot.FIGURES).iterdir()} <= named
 
 
@@ -59,6 +60,29 @@ def test_pages_and_figures_follow_their_rows(root, capsys):
     assert plot.plot(True, root, [page_of([ROWS[0], ROWS[1] | {"y": 3.1}])]) == 1
     assert plot.plot(False, root, [page_of([])]) == 0
     assert not figure.exists(), "a figure that no row supports any more"
+
+
+def test_figures_that_rows_name_come_and_go_with_them(root, capsys):
+    pytest.importorskip("matplotlib")
+    folder = root / plot.FIGURES
+    folder.mkdir(parents=True)
+    for name in ("one-7.svg", "other.svg"):
+        (folder / name).write_text("<svg/>")
+
+    def of_rows(rows):
+        return {f"one-{row['x']}.svg": draw for row in rows}
+
+    def page(rows):
+        return dataclasses.replace(page_of(rows), figures={}, of_rows=of_rows, prefix="one-")
+
+    assert plot.plot(True, root, [page(ROWS)]) == 1
+    assert "one-1.svg, docs/figures/one-2.svg, docs/figures/one-7.svg." in capsys.readouterr().out
+    assert (folder / "one-7.svg").exists()
+    assert plot.plot(False, root, [page(ROWS)]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["one-1.svg", "one-2.svg", "other.svg"]
+    assert plot.plot(True, root, [page(ROWS)]) == 0
+    assert plot.plot(False, root, [page(ROWS[:1])]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["one-1.svg", "other.svg"]
 
 
 def test_a_figure_is_the_same_bytes_again_and_carries_what_it_shows():

@@ -10,6 +10,7 @@ from bench.measure.cpu.rows import ours
 from bench.measure.pair import THEIRS
 from bench.measure.rows import Row
 from bench.measure.timing import geomean
+from bench.rivals.on_cpu import names
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,11 @@ class Known:
         return self.found.get((cell.row_name(threads), ours(isa)))
 
     def settled(self, cell: Cell, isa: str, threads: int) -> bool:
-        """Whether it need not be asked again: green and timed."""
+        """Whether it need not be asked again: green and timed, and with a row of every rival, timed or not."""
         row = self.row(cell, isa, threads)
-        return row is not None and is_green(row) and row["least_ms"] is not None
+        if row is None or not is_green(row) or row["least_ms"] is None:
+            return False
+        return all((cell.row_name(threads), name) in self.found for name in names(cell))
 
     def over(self, cell: Cell, isa: str, threads: int, rival: str = THEIRS) -> float | None:
         """A rival's time over ours, where there is a time."""

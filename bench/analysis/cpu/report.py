@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.analysis.cpu.known import ALL, CLASSES, Known, is_green, mean
+from bench.analysis.ratios import ratio_text
 from bench.analysis.targets import Judged
 from bench.measure.cases import MODES
-from bench.measure.cpu.cells import BATCHES, GRID, HIDDEN, Cell, cells, counted, grid
+from bench.measure.cpu.cells import BATCHES, GRID, HIDDEN, WORKLOAD, Cell, cells, counted, grid, workloads
 from bench.measure.pair import THEIRS
 from bench.measure.rows import Row
 from bench.rivals import CUDNN_LSTM
+from bench.rivals.on_cpu import REGISTRY
 
 NAMES = 12  # cells that a sentence names
+BESIDE = (THEIRS, CUDNN_LSTM, *REGISTRY)  # columns of the table of workloads
 
 
 def line(rows: Sequence[Row]) -> str:
@@ -25,10 +28,27 @@ def line(rows: Sequence[Row]) -> str:
             parts.append(f"{row['isa']} {'no time' if is_green(row) else 'RED'}: {row['reason']}"[:160])
             continue
         ratios = row["over"].items()
-        over = ", ".join(f"{name} {ratio:.2f}x ({low:.2f}-{high:.2f})" for name, (ratio, low, high) in ratios)
+        over = ", ".join(f"{name} {interval_text(found)}" for name, found in ratios)
         peak = "" if row["of_peak"] is None else f", {100 * row['of_peak']:.0f} % of the peak"
         parts.append(f"{row['isa']} {1000 * row['least_ms']:.1f} us, {over}, {row['gflops']:.1f} GFLOP/s{peak}")
     return f"  {rows[0]['case']}: {'; '.join(parts)}"
+
+
+def rivals_line(rows: Sequence[Row]) -> str:
+    """Of a workload's rivals with so many threads, and of ours beside them."""
+    without = [f"{row['impl']} no time: {row['reason']}"[:160] for row in rows if row["isa"] is None and row["reason"]]
+    timed = [row["impl"] for row in rows if row["isa"] is None and not row["reason"]]
+    parts = []
+    for row in rows:
+        if row["isa"] is not None:
+            over = ", ".join(f"{name} {interval_text(row['over'][name])}" for name in timed)
+            parts.append(f"{row['isa']} {over}")
+    return f"  {rows[0]['case']}, rivals: {'; '.join([*parts, *without])}"
+
+
+def interval_text(over: Sequence[float]) -> str:
+    """A ratio and from where to where it may lie."""
+    return f"{ratio_text(*over)} ({over[1]:.2f}-{over[2]:.2f})"
 
 
 def cell_of(known: Known, cell: Cell, isa: str, threads: int) -> str:
@@ -47,7 +67,29 @@ def tables(known: Known, sets: Sequence[str], threads: Sequence[int]) -> list[st
             for mode in MODES:
                 lines += grid_table(known, isa, number, mode)
             lines += others(known, isa, number)
+    for isa in sets:
+        for number in threads:
+            lines += workload_table(known, isa, number)
     return lines
+
+
+def workload_table(known: Known, isa: str, threads: int) -> list[str]:
+    """Real workloads, a line each: ours, and how many times as long everybody else takes."""
+    lines = []
+    for cell in workloads():
+        row = known.row(cell, isa, threads)
+        if row is None:
+            continue
+        own = f"{row['least_ms']:.3g}" if row["least_ms"] is not None else "-" if is_green(row) else "RED"
+        over = row["over"] or {}
+        others = [interval_text(over[name]) if name in over else "-" for name in BESIDE]
+        lines.append([cell.case.label, cell.case.mode, own, *others])
+    if not lines:
+        return []
+    head = ["workload", "mode", "ms", *BESIDE]
+    widths = [max(len(line[k]) for line in (head, *lines)) for k in range(len(head))]
+    title = f"{isa}, {counted(threads)}, workloads: ours in ms, and the others' time over it (between what it may lie)"
+    return [title, *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in (head, *lines))]
 
 
 def grid_table(known: Known, isa: str, threads: int, mode: str) -> list[str]:
@@ -83,7 +125,7 @@ def others(known: Known, isa: str, threads: int) -> list[str]:
     parts: dict[str, list[str]] = {}
     for cell in cells():
         text = cell_of(known, cell, isa, threads)
-        if cell.part != GRID and text != "-":
+        if cell.part not in (GRID, WORKLOAD) and text != "-":
             case = cell.case
             size = f"H{case.hidden} B{case.batch} T{case.time}{'' if case.mode == 'forward' else ' train'}"
             parts.setdefault(cell.part, []).append(f"{size} {text}")

@@ -18,8 +18,8 @@ TABLE = Path(__file__).parents[3] / "tritongru" / "planning" / "tables" / "cpu.j
 
 
 def is_told(row: Row) -> bool:
-    """Of ours, green and timed beside torch's own, with inputs as wide as the state."""
-    if not is_of_loop(row) or row["hidden"] != row["inputs"]:
+    """Of ours, green and timed beside torch's own: one layer in one direction, with inputs as wide as the state."""
+    if not is_of_loop(row) or row["hidden"] != row["inputs"] or (row["layers"], row["directions"]) != (1, 1):
         return False
     return bool(row["isa"] and is_green(row) and THEIRS in (row["over"] or {}))
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ from bench.measure.cases import Case
 from bench.measure.children import Failed, sentence
 from bench.measure.cpu.cells import CELL, TINY_PART, Cell
 from bench.measure.cpu.timing import LIMIT_S, ROUNDS, Entrant, Over, Times, clock_of, over, rounds, times_of
-from bench.measure.pair import THEIRS, Step, random
+from bench.measure.pair import THEIRS, Call, Step, random
 from bench.measure.parity import Data, Parity, Tensors, compare, quantities, truth
 from bench.rivals.builtin import CUDNN_LSTM, LSTM
 from bench.rivals.instruction_sets import compiled_for
@@ -31,7 +31,8 @@ INPUTS = 3  # in rotation
 
 @dataclass(frozen=True)
 class Question:
-    """``sets``: instruction sets of ours; ``threads``: each is answered for; ``seed``: of all data."""
+    """``sets``: instruction sets of ours; ``threads``: each is answered for; ``seed``: of all data; ``rivals``: of
+    bench/rivals/on_cpu.py, if they are what is asked for (bench/calls/cpu/beside.py)."""
 
     cell: Cell
     sets: tuple[str, ...]
@@ -39,6 +40,7 @@ class Question:
     seed: int = 0
     most: int = ROUNDS
     limit_s: float = LIMIT_S
+    rivals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,16 @@ class Layers:
 
 
 def layers_of(cell: Cell) -> Layers:
-    I, H, training = cell.case.width, cell.case.hidden, cell.case.mode == "train"
+    case = cell.case
+    I, H, training = case.width, case.hidden, case.mode == "train"
+    stack: dict[str, Any] = {"num_layers": case.layers, "bidirectional": case.directions == 2}
     if cell.part == CELL:
         theirs: nn.Module = nn.GRUCell(I, H)
         ours: nn.Module = tritongru.GRUCell(I, H, impl="llvm")
     else:
-        theirs, ours = nn.GRU(I, H), tritongru.GRU(I, H, impl="llvm")
+        theirs, ours = nn.GRU(I, H, **stack), tritongru.GRU(I, H, **stack, impl="llvm")
     ours.load_state_dict(theirs.state_dict())
-    lstm = None if cell.part in (CELL, TINY_PART) else LSTM(I, H).train(training)
+    lstm = None if cell.part in (CELL, TINY_PART) else LSTM(I, H, **stack).train(training)
     return Layers(ours.train(training), theirs.train(training), lstm)
 
 
@@ -126,15 +130,22 @@ def parity_of(layer: nn.Module, isa: str, case: Case, data: Data, theirs: Tensor
 
 
 def timed(question: Question, layers: Layers, data: Data, sets: list[str], threads: int) -> dict[str, Any]:
-    cell = question.cell
+    """Ours, for each of the sets, and torch's in turn."""
     inputs = [torch.randn_like(data.x) for _ in range(INPUTS)]
-    around = no_gradients if cell.case.mode == "forward" else with_gradients
-    entrants = {isa: Entrant(call_of(cell, layers.ours, inputs, data), functools.partial(around, isa)) for isa in sets}
-    for name, layer in layers.named().items():
-        entrants[name] = Entrant(call_of(cell, layer, inputs, data), functools.partial(around, None))
+    calls = {name: call_of(question.cell, layer, inputs, data) for name, layer in layers.named().items()}
+    return side_by_side(question, call_of(question.cell, layers.ours, inputs, data), calls, sets, threads)
+
+
+def side_by_side(
+    question: Question, ours: Call, calls: Mapping[str, Call], sets: Sequence[str], threads: int
+) -> dict[str, Any]:
+    """Times of all, and of the calls over ours, as in ``Found``."""
+    around = no_gradients if question.cell.case.mode == "forward" else with_gradients
+    entrants = {isa: Entrant(ours, functools.partial(around, isa)) for isa in sets}
+    entrants |= {name: Entrant(call, functools.partial(around, None)) for name, call in calls.items()}
     samples = rounds(clock_of(threads), entrants, question.most, question.limit_s)
     ratios: Mapping[str, dict[str, Over]] = {
-        isa: {name: over(samples[name], samples[isa]) for name in layers.named()} for isa in sets
+        isa: {name: over(samples[name], samples[isa]) for name in calls} for isa in sets
     }
     return {"times": {name: times_of(taken) for name, taken in samples.items()}, "over": ratios}
 

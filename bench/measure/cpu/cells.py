@@ -6,6 +6,8 @@ import itertools
 from dataclasses import dataclass
 
 from bench.measure.cases import MODES, Case
+from bench.measure.ceilings import operations
+from bench.measure.workloads import CPU_WORKLOADS, WORKLOADS, Workload
 
 HIDDEN = (16, 64, 128, 256, 512)
 BATCHES = (1, 4, 16, 64, 256)
@@ -16,7 +18,11 @@ LONG = 1000  # steps of one row
 ODD = ((1, 7, 5), (3, 2, 1), (63, 40, 16), (65, 33, 4), (100, 80, 16), (200, 13, 3))  # H, I, B
 TINY = (1, 2, 4, 8, 16, 32)  # rows T * B of a training step, around which torch's own GRU may be faster
 ONCE = (4, 16, 64, 256)  # rows of one time step, likewise
-GRID, STEP, CELL, TINY_PART, ODD_PART, LONG_PART = PARTS = ("grid", "step", "cell", "tiny", "odd", "long")
+GRID, STEP, CELL, TINY_PART, ODD_PART, LONG_PART, WORKLOAD = PARTS = (
+    *("grid", "step", "cell", "tiny", "odd", "long", "workload"),
+)
+WHOLE = 1e11  # operations of a forward that a CPU does in seconds
+ZONE, ZONE_BATCH = "zone-", 44  # a matter of cuDNN: here one batch of it is enough
 STEP_CASE = Case(64, 1, 1, "fp32", "forward")
 
 
@@ -56,6 +62,20 @@ def tiny() -> list[Cell]:
     return steps + once
 
 
+def is_measured_here(workload: Workload) -> bool:
+    """Of those that are GPUs' first: what a CPU runs whole."""
+    if workload.label.startswith(ZONE) and workload.batch != ZONE_BATCH:
+        return False
+    return operations(workload.case("forward", "fp32")) <= WHOLE
+
+
+def workloads() -> list[Cell]:
+    """Real models in fp32, the smallest first."""
+    known = [*CPU_WORKLOADS, *filter(is_measured_here, WORKLOADS)]
+    known.sort(key=lambda workload: operations(workload.case("forward", "fp32")))
+    return [Cell(WORKLOAD, workload.case(mode, "fp32")) for workload in known for mode in workload.modes]
+
+
 def cells() -> list[Cell]:
     return [
         Cell(STEP, STEP_CASE),
@@ -65,4 +85,5 @@ def cells() -> list[Cell]:
         *tiny(),
         *(Cell(ODD_PART, Case(H, B, STEPS, "fp32", mode, inputs=I)) for H, I, B in ODD for mode in MODES),
         *(Cell(LONG_PART, Case(H, 1, LONG, "fp32", mode)) for H in HIDDEN for mode in MODES),
+        *workloads(),
     ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 BATCH_MS = 3.0  # one sample is at least this long, so that a read of the clock costs little of it
 ROUNDS, FEWEST_ROUNDS = 21, 5
+LONG_MS, FEWEST_OF_LONG = 1000.0, 3  # a call that takes longer, and the rounds of everybody beside it
 LIMIT_S = 1.5  # for everybody's rounds
 # What one thread computes is told from what else the machine does by the time that the thread itself had a core.
 CLOCKS: dict[str, Callable[[], float]] = {"thread": time.thread_time, "wall": time.perf_counter}
@@ -52,18 +53,22 @@ def rounds(
     clock: str, entrants: Mapping[str, Entrant], most: int = ROUNDS, limit_s: float = LIMIT_S
 ) -> dict[str, list[float]]:
     """Samples in ms per call: of each once, then of each again in the other order, and so on, so that a drift meets
-    all alike. After ``limit_s`` there is no further round, but there are ``FEWEST_ROUNDS``."""
-    counts = {}
+    all alike. After ``limit_s`` there is no further round, but there are ``FEWEST_ROUNDS``; ``FEWEST_OF_LONG`` where a
+    call is longer than ``LONG_MS``."""
+    counts, fewest = {}, FEWEST_ROUNDS
     for name, entrant in entrants.items():
-        batch_ms(clock, entrant, 1)  # compilation, first allocations
-        once = max(batch_ms(clock, entrant, 1), 1e-4)
+        once = batch_ms(clock, entrant, 1)  # first allocations; parity has compiled before
+        if once > LONG_MS:
+            fewest = FEWEST_OF_LONG
+        else:
+            once = max(batch_ms(clock, entrant, 1), 1e-4)
         if once < BATCH_MS:
             once = max(batch_ms(clock, entrant, math.ceil(BATCH_MS / 4 / once)), 1e-4)
         counts[name] = max(1, math.ceil(BATCH_MS / once))
     samples: dict[str, list[float]] = {name: [] for name in entrants}
     order, started = list(entrants), time.perf_counter()
     for done in range(most):
-        if done >= FEWEST_ROUNDS and time.perf_counter() - started > limit_s:
+        if done >= fewest and time.perf_counter() - started > limit_s:
             break
         for name in order:
             samples[name].append(batch_ms(clock, entrants[name], counts[name]))
@@ -72,7 +77,9 @@ def rounds(
 
 
 def deciles(samples: Sequence[float]) -> tuple[float, float]:
-    """The first and the last."""
+    """The first and the last; of samples so few that these would lie inside what was seen, least and largest."""
+    if len(samples) < FEWEST_ROUNDS:
+        return min(samples), max(samples)
     found = statistics.quantiles(samples, n=10, method="inclusive")
     return found[0], found[-1]
 

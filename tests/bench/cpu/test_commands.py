@@ -230,6 +230,13 @@ def test_the_gate_measures_the_suite_and_says_what_is_missed(command, about_call
     assert (code, asked, processes, found) == (0, [], [], []), "what rows know counts and is not measured again"
 
 
+def test_the_gate_leaves_workloads_out(command, about_calls, monkeypatch):
+    workload = Cell("workload", Case(64, 4, 100, "fp32", "train", label="demo"))
+    monkeypatch.setattr(loop, "cells", lambda: [*CELLS, workload])
+    code, _, asked, _, _ = command("gate")
+    assert (code, [name for name, *_ in asked[1:]]) == (0, NAMES)
+
+
 def test_the_gate_reads_what_the_suite_has_measured(command, about_calls):
     command(*SUITE)
     assert command("gate")[:3:2] == (0, [])
@@ -269,4 +276,4 @@ def test_open_questions_name_what_is_not_settled():
     session = Session(loop.Asked(("avx512", "avx2"), 2), (1, 2), None, where, examine.Budget(1.0))
     (question,) = session.open_questions([STEP])
     assert (question.sets, question.threads, question.seed) == (("avx512", "avx2"), (1, 2), 3)
-    assert len(session.open_questions(cells())) == 152
+    assert len(session.open_questions(cells())) == 191

@@ -39,7 +39,7 @@ def test_the_grid_has_every_size_once_in_both_modes_and_the_middle_first():
 def test_every_call_has_a_name_of_its_own_that_tells_part_and_threads():
     everything = cells.cells()
     names = [cell.name for cell in everything]
-    assert len(set(names)) == len(names) == 152
+    assert len(set(names)) == len(names) == 191
     assert {cell.part for cell in everything} == set(cells.PARTS)
     assert everything[0].row_name(1) == "step-h64-b1-t1-fp32-forward-1-thread"
     assert everything[0].row_name(2) == "step-h64-b1-t1-fp32-forward-2-threads"

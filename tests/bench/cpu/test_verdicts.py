@@ -277,6 +277,16 @@ def test_larger_training_steps_count_and_what_is_red_or_narrow_does_not():
     assert table.table([*tiny_rows(), *others]) == table.table(tiny_rows())
 
 
+@pytest.mark.parametrize("stack", [{"layers": 2}, {"directions": 2}], ids=["layers", "directions"])
+def test_stacks_tell_nothing_of_a_layer_and_workloads_nothing_of_targets(stack):
+    workload = Cell("workload", Case(64, 4, 100, "fp32", "train", label="demo", **stack))
+    slow = row_of(workload, "avx2", gru=0.1)
+    assert table.table([*tiny_rows(), slow]) == table.table(tiny_rows())
+    assert judge([*everything(), slow, row_of(workload, gru=0.1)]) == judge(everything())
+    plain = Cell("workload", Case(64, 4, 100, "fp32", "train", label="demo"))
+    assert table.table([*tiny_rows(), row_of(plain, "avx2", gru=0.9)])[0]["least_rows"] == 401
+
+
 def test_one_step_of_several_rows_is_told_by_steps_and_each_pass_by_its_own():
     once, train = (Cell("tiny", Case(64, 64, 1, "fp32", mode)) for mode in ("forward", "train"))
     large = next(c for c in grid() if (c.case.hidden, c.case.batch, c.case.mode) == (64, 4, "forward"))

@@ -1,0 +1,275 @@
+"""The loop for CPUs in the documents: every ratio in its place, with the machine that it was measured on."""
+
+import re
+
+import pytest
+
+from bench.commands import plot
+from bench.measure import rows
+from bench.measure.cpu.cells import BATCHES, HIDDEN, grid, workloads
+from bench.measure.cpu.rows import ours, ours_row, timed_row
+from bench.measure.cpu.timing import Times
+from bench.pages import figures, performance
+from bench.pages.cpu import figures as drawing
+from bench.pages.cpu import hosts, page
+
+WHERE = dict.fromkeys(rows.WHERE_KEYS, "here") | {"gpu": None, "cpu": "CPU X (kind)", "torch": "2.99"}
+WHERE |= {"llvmlite": "0.49", "commit": "abc1234", "date": "2026-01-01"}
+THREADS = (1, 8)
+
+
+def row_of(cell, threads, gru, lstm=2.0, ms=1.0, isa="avx2", where=WHERE, spread=0.01, parity=0.5, **more):
+    """Of ours, as a run writes it."""
+    times = Times(1.1 * ms, ms, 0.05, 9) if parity <= 1 else None
+    about = {"family": "llvm", "parity": parity, "reason": None if parity <= 1 else "output: error 1"}
+    made = timed_row(cell, ours(isa), threads, 0.5, where, times, about)
+    ratios = {"nn.GRU": gru, "nn.LSTM": lstm} | {name.replace("_", "-"): ratio for name, ratio in more.items()}
+    over = {name: (r, r * (1 - spread), r * (1 + spread)) for name, r in ratios.items() if r is not None}
+    return ours_row(made, cell, isa, None, over)
+
+
+def ratio_of(cell, threads):
+    """Another of every cell, mode and number of threads."""
+    place = HIDDEN.index(cell.case.hidden) * len(BATCHES) + BATCHES.index(cell.case.batch)
+    return 1.5 + place / 10 + 3 * (cell.case.mode == "train") + 6 * (threads > 1)
+
+
+def grid_rows(factor=1.0, **about):
+    return [row_of(cell, threads, factor * ratio_of(cell, threads), **about) for threads in THREADS for cell in grid()]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return grid_rows()
+
+
+def replaced(made, cell, threads, **about):
+    name = cell.row_name(threads)
+    return [row_of(cell, threads, **about) if row["case"] == name else row for row in made]
+
+
+def draw(made, threads):
+    pytest.importorskip("matplotlib")
+    (name,) = [name for name in drawing.of_rows(made) if name.endswith(f"-{threads}-thread{'s' * (threads > 1)}.svg")]
+    return drawing.of_rows(made)[name](made)
+
+
+@pytest.fixture(scope="module")
+def pictures(whole):
+    return {threads: draw(whole, threads) for threads in THREADS}
+
+
+def panels(svg):
+    """Of each panel, from the left, the texts of its cells: a line for each H from below, a column for each B."""
+    texts = re.findall(
+        r'<text style="[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>(\d+\.\d+x|about 1|red|-)</text>', svg.decode()
+    )
+    assert len(texts) == 50
+    columns, lines = (apart([float(text[k]) for text in texts]) for k in (0, 1))
+    assert (len(columns), len(lines)) == (10, 5)
+    at = {(4 - nearest(lines, float(y)), nearest(columns, float(x))): text for x, y, text in texts}
+    assert len(at) == 50
+    return [[[at[line, 5 * side + column] for column in range(5)] for line in range(5)] for side in range(2)]
+
+
+def apart(values):
+    """One of each group of values that lie within a few points."""
+    found = []
+    for value in sorted(values):
+        if not found or value - found[-1] > 8:
+            found.append(value)
+    return found
+
+
+def nearest(places, value):
+    return min(range(len(places)), key=lambda k: abs(places[k] - value))
+
+
+def expected(threads):
+    by = {(c.case.mode, c.case.hidden, c.case.batch): f"{ratio_of(c, threads):.2f}x" for c in grid()}
+    return [[[by[mode, H, B] for B in BATCHES] for H in HIDDEN] for mode in ("forward", "train")]
+
+
+# The figure
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_every_ratio_stands_in_its_cell(pictures, threads):
+    """Of its threads, forward on the left and training on the right."""
+    svg = pictures[threads]
+    assert panels(svg) == expected(threads)
+    assert svg.index(b">forward<") < svg.index(b">training step<")
+    assert f"CPU X (kind), AVX2, {threads} thread".encode() in svg
+    assert b"<image" not in svg, "a picture of pixels would be blurred, and other bytes elsewhere"
+    ground = re.search(rb'<g id="patch_1">\s*<path d="[^"]*" style="([^"]*)"', svg)
+    assert ground[1] == b"fill: #ffffff", "what is dark around it must not shine through"
+
+
+def test_the_colour_is_that_of_the_ratio_in_the_cell(whole):
+    (cell,) = (c for c in grid() if (c.case.hidden, c.case.batch, c.case.mode) == (16, 256, "train"))
+    svg = draw(replaced(whole, cell, 8, gru=0.05), 8).decode()
+    x, y = map(float, re.search(r'x="([\d.]+)" y="([\d.]+)"[^>]*>0\.05x<', svg).groups())
+    boxes = []
+    for points in re.findall(rf'<path d="([^"]*)"[^>]*style="fill: {drawing.BETWEEN[0]}', svg):
+        xs, ys = ([float(value) for value in re.findall(r"-?[\d.]+", points)[k::2]] for k in (0, 1))
+        boxes.append(min(xs) < x < max(xs) and min(ys) < y < max(ys))
+    assert sum(boxes) == 1
+    assert len(boxes) == 2, "that cell, and the end of the scale"
+
+
+def test_a_changed_row_changes_the_figure_of_its_threads_alone(whole, pictures):
+    cell = grid()[7]
+    changed = replaced(whole, cell, 8, gru=ratio_of(cell, 8) + 0.5)
+    assert figures.same(draw(changed, 1), pictures[1])
+    after = draw(changed, 8)
+    assert figures.origin(after)[0] != figures.origin(pictures[8])[0]
+    assert panels(after) != expected(8)
+
+
+def test_what_is_red_or_missing_has_no_ratio(whole):
+    cell, other = grid()[0], grid()[2]
+    made = replaced(whole, cell, 8, gru=99.0, parity=1.5)
+    made = [row for row in made if row["case"] != other.row_name(8)]
+    svg = draw(made, 8)
+    texts = [text for panel in panels(svg) for line in panel for text in line]
+    assert (texts.count("red"), texts.count("-")) == (1, 1)
+    assert b"99.00x" not in svg
+    (view,) = [view for view in hosts.views(made) if view.threads == 8]
+    assert "in the geometric mean of 23 of 25 sizes" in page.summary(view)
+    assert "99.00x" not in page.headline(made)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "spread", "text"), [(1.05, 0.04, "1.05x"), (1.05, 0.06, "about 1"), (0.9, 0.2, "about 1")]
+)
+def test_a_ratio_inside_its_interval_is_about_one(whole, ratio, spread, text):
+    cell = grid()[-1]
+    made = replaced(whole, cell, 8, gru=ratio, spread=spread)
+    assert text in panels(draw(made, 8))[1][HIDDEN.index(cell.case.hidden)]
+    assert f"from {text} (H = {cell.case.hidden}, B = {cell.case.batch})" in page.headline(made)
+
+
+def test_the_caption_names_machine_versions_date_and_commit(whole):
+    text = page.headline(whole)
+    assert "CPU X (kind), AVX2, 8 threads, torch 2.99, llvmlite 0.49; commit abc1234; 2026-01-01." in text
+    assert "](docs/figures/loop-cpu-x-kind-avx2-8-threads.svg)" in text
+    assert "1-thread.svg" not in text
+    least, most = (f"{end(ratio_of(c, 8) for c in grid() if c.case.mode == 'train'):.2f}x" for end in (min, max))
+    assert f"from {least} (H = 16, B = 1) to {most} (H = 512, B = 256)" in text
+    everything = page.grids(whole)
+    assert everything.index("8-threads.svg") < everything.index("1-thread.svg")
+    assert "AVX2, 1 thread, torch" in everything
+
+
+# Several machines
+
+
+def test_the_readme_shows_a_cpu_that_no_ratio_chooses(whole):
+    few = [row for row in grid_rows(9.0, where=WHERE | {"cpu": "A few"}) if "h512" not in row["case"]]
+    wide = {"isa": "avx512", "where": WHERE | {"cpu": "Wide"}}
+    beside = grid_rows(9.0, where=WHERE | {"cpu": "Wide"})  # the same CPU, compiled for AVX2
+
+    def shown(made):
+        return page.chosen(hosts.views(made), grid()).name
+
+    assert shown([*few, *whole]) == "CPU X (kind), AVX2, 8 threads", "the most cells"
+    assert shown([*whole, *beside, *grid_rows(0.5, **wide)]) == "Wide, AVX-512, 8 threads", "then the best set"
+    more = [row | {"threads": 16, "case": row["case"].replace("8-threads", "16-threads")} for row in whole]
+    more = [row | {"cpu": "Z"} for row in more]
+    assert shown([*whole, *more]) == "Z, AVX2, 16 threads", "then the most threads"
+    assert shown([*whole, *grid_rows(where=WHERE | {"cpu": "Another"})]) == "Another, AVX2, 8 threads", "then by name"
+    text = page.grids([*whole, *beside, *grid_rows(0.5, **wide)])
+    names = re.findall(r"figures/loop-([\w-]+)\.svg", text)
+    assert names == [
+        *("wide-avx512-8-threads", "wide-avx512-1-thread", "wide-avx2-8-threads", "wide-avx2-1-thread"),
+        *("cpu-x-kind-avx2-8-threads", "cpu-x-kind-avx2-1-thread"),
+    ]
+    assert {f"loop-{name}.svg" for name in names} == {*drawing.of_rows([*whole, *beside, *grid_rows(0.5, **wide)])}
+
+
+def test_a_later_row_counts(whole):
+    later = grid_rows(2.0, where=WHERE | {"commit": "def5678", "date": "2026-01-02"})
+    assert "commit def5678; 2026-01-02." in page.headline([*whole, *later])
+    assert draw([*whole, *later], 8) == draw(later, 8)
+
+
+# Workloads
+
+
+def test_the_five_are_of_five_fields_and_both_modes():
+    cells = page.five().values()
+    assert len({cell.case.label for cell in cells}) == len(page.FIVE) == 5
+    assert {cell.case.mode for cell in cells} == {"forward", "train"}
+
+
+def test_without_rows_there_is_one_sentence_for_each(whole):
+    for text in (page.headline([]), page.grids([]), page.workloads([]), page.workloads(whole)):
+        assert re.search(r"No row exists yet, so nothing is said here of .*`python3 -m bench run --suite cpu`", text)
+        assert "|" not in text
+    assert page.headline(whole).endswith(
+        "Real workloads have no row on a CPU yet; `python3 -m bench run --suite cpu --only workload` makes them."
+    )
+    both = performance.headline(whole)
+    assert both.index("On a CPU") < both.index("On a GPU") < both.index("no speed-up is claimed")
+
+
+def lines_of(text):
+    return [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_the_table_of_five_has_times_and_ratios_in_their_columns(whole):
+    cells = list(page.five().values())
+    made = [row_of(cells[0], t, 3.0 + t, lstm=1.5 + t, ms=12.0 / t) for t in THREADS]
+    made += [row_of(cells[1], 8, 1.02, lstm=0.8, ms=7.0, spread=0.05)]
+    made += [row_of(cells[2], 1, 99.0) | {"parity": 1.5}, row_of(cells[2], 8, 4.0, ms=5.0)]
+    head, _, *lines = lines_of(page.headline([*whole, *made]))
+    assert head[1:] == [*("1 thread: ours, ms", "nn.GRU", "nn.LSTM"), *("8 threads: ours, ms", "nn.GRU", "nn.LSTM")]
+    assert [line[0].split(": ")[0] for line in lines] == [*page.FIVE]
+    assert lines[0][1:] == ["12", "4.00x", "2.50x", "1.5", "11.00x", "9.50x"]
+    assert lines[1][1:] == ["-", "-", "-", "7", "about 1", "0.80x"]
+    assert lines[2][1:] == ["-", "red", "red", "5", "4.00x", "2.00x"]
+    assert lines[3][1:] == lines[4][1:] == ["-"] * 6
+    assert "chosen by name and not by result" in page.headline(made + whole)
+    assert "CPU X (kind), AVX2, fp32; torch 2.99, llvmlite 0.49; commit abc1234; 2026-01-01." in page.five_table(made)
+
+
+def test_all_workloads_stand_in_a_table_for_each_number_of_threads(whole):
+    first, second, third, *others = workloads()
+    onnx = timed_row(first, "onnxruntime", 8, 0.5, WHERE, None, {"family": "torch", "parity": None, "how": "as it is"})
+    made = [
+        *(row_of(first, t, 2.0 + t, lstm=1.5, ms=3.0 / t) for t in THREADS),
+        row_of(second, 8, 5.0, torch_compile=1.25)
+        | {"over": {"nn.GRU": [5.0, 4.0, 6.0], "torch.compile": [0.9, 0.8, 1.2]}},
+        row_of(third, 8, 7.0, parity=1.5),
+        onnx | {"reason": "not installed"},
+    ]
+    one, all_threads = page.workloads([*whole, *made]).split("CPU X (kind), AVX2, 1 thread")[::-1]
+    assert all_threads.startswith("CPU X (kind), AVX2, 8 threads, torch 2.99")
+    assert lines_of(one)[0] == ["workload", "ours, ms", "nn.GRU over ours", "nn.LSTM over ours"]
+    assert [line[1:] for line in lines_of(one)[2:]] == [["3", "3.00x", "1.50x"]]
+    head, _, *lines = lines_of(all_threads)
+    assert head[2:] == [f"{name} over ours" for name in ("nn.GRU", "nn.LSTM", "onnxruntime", "torch.compile")]
+    assert [line[1:] for line in lines] == [
+        ["0.375", "10.00x", "1.50x", "-", "-"],
+        ["1", "5.00x", "-", "-", "about 1"],
+        ["-", *["red"] * 4],
+    ]
+    name = f"{first.case.label}-{first.case.mode}"
+    assert "- onnxruntime: as it is" in all_threads
+    assert f"- no time of onnxruntime: not installed ({name})" in all_threads
+    assert f"- no time of ours: output: error 1 ({third.case.label}-{third.case.mode})" in all_threads
+    assert f"- not measured yet ({others[0].case.label}-{others[0].case.mode}" in all_threads
+
+
+# Which rows are read
+
+
+def test_rows_of_other_runs_are_no_rows_of_the_loop(whole, tmp_path):
+    file = rows.RowFile(tmp_path / "run-cpu-x.jsonl")
+    case = grid()[0].case
+    file.append(rows.row(case, "tritongru", WHERE, family="torch", parity=0.1))
+    file.append(whole[0])
+    assert hosts.read(tmp_path) == [whole[0]]
+    kinds = {page.kind: page for page in plot.PAGES if page.file in ("README.md", "docs/performance.md")}
+    counts = {kind: len(kinds[kind].read(tmp_path)) for kind in ("loop", "performance", "headline")}
+    assert counts == {"loop": 1, "performance": 1, "headline": 2}
