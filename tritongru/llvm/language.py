@@ -328,7 +328,7 @@ class Function:
         self.lines.append(f"{name}:")
 
     @contextmanager
-    def loop(self, start: Operand, stop: Operand, step: int = 1) -> Iterator[Value]:
+    def loop(self, start: Operand, stop: Operand, step: Operand = 1) -> Iterator[Value]:
         """start, start + step, .. below stop."""
         index = Variable(self, self.coerce(start, I64))
         end = self.coerce(stop, I64)

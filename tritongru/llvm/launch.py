@@ -18,6 +18,7 @@ from torch import Tensor
 from tritongru.arguments.records import LayerCall, OutputGradients, Outputs, Saved, Weights
 from tritongru.llvm import threads
 from tritongru.llvm.compiling import function_of
+from tritongru.llvm.pages import in_large_pages
 from tritongru.llvm.passes.call import CALL, TENSORS
 from tritongru.planning.cpu_plan import KEPT, chunk_of, exact_dtype, groups_of, parts, threads_of
 from tritongru.planning.launches import VectorLaunch
@@ -53,10 +54,10 @@ def forward(call: LayerCall, keeps: bool, launch: VectorLaunch) -> Outputs:
     x, weights, h0, (B, offsets) = _dense(call)
     N, I = x.shape
     D, _, H = weights.w_hh.shape
-    y, hn = x.new_empty((N, D, H)), x.new_empty((D, B, H))
+    y, hn = in_large_pages(x.new_empty((N, D, H))), x.new_empty((D, B, H))
     if offsets is not None:  # a row that no step has keeps the state that it was given
         hn = x.new_zeros((D, B, H)) if h0 is None else h0.clone()
-    kept = x.new_empty((N, D, KEPT, H)) if keeps else None
+    kept = in_large_pages(x.new_empty((N, D, KEPT, H))) if keeps else None
     T = N // B if offsets is None else offsets.shape[0] - 1
     kernel = _kernel_of(T, B) if D == 1 and not keeps and offsets is None else "forward"
     found = _pass(kernel, launch.isa, dtype, T, D, B, H, I, threads.count(), False)
@@ -73,7 +74,7 @@ def infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], each: int, is
     hn = x.new_empty((layers, B, H))
     number_of_threads = threads.count()
     for layer in range(layers):
-        y = x.new_empty((T, B, H))
+        y = in_large_pages(x.new_empty((T, B, H)))
         found = _pass(_kernel_of(T, B), isa, dtype, T, 1, B, H, I, number_of_threads, False)
         w_ih, w_hh, *biases = weights[layer * each : (layer + 1) * each]
         b_ih, b_hh = biases or (None, None)
@@ -115,7 +116,9 @@ def backward(
     dh = x.new_zeros((D, B, H)) if dhn is None else dhn.clone(memory_format=torch.contiguous_format)
     dx = None
     if needs[0]:  # to which two directions add
-        dx = torch.zeros_like(x) if D == 2 else torch.empty_like(x)
+        dx = in_large_pages(torch.empty_like(x))
+        if D == 2:
+            dx.zero_()
     shapes = (weights.w_ih.shape, weights.w_hh.shape, (D * 3 * H,), (D, 3 * H))
     dws = [x.new_zeros(shape) if need else None for shape, need in zip(shapes, needs[1:5], strict=True)]
     T = N // B if offsets is None else offsets.shape[0] - 1

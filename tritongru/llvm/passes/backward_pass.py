@@ -20,6 +20,9 @@ from tritongru.planning.cpu_plan import GRADIENTS, KEPT, LINE, strip_length
 
 N, R, Z, A = range(GRADIENTS)  # what a row of gradients holds, H of each
 BEFORE = KEPT - 1
+# Rows of a chunk from which on so many products are summed apart before they are added to a gradient of weights: with
+# 330,000 rows, chains of ``SUMMED`` added one by one had an error beyond twice torch's.
+MANY, SUMMED_FAR = 4096, 4 * SUMMED
 
 
 def write_backward(m: Module, tiles: Tiles) -> None:
@@ -253,7 +256,7 @@ def _gradient_of_weights(m: Module, tiles: Tiles, columns: Function) -> Function
     """A few strips of columns of dW += dg^T x over a chunk's rows. ``third``: which gradient is that of gate n."""
     L = m.lanes
     multiply = product(m, tiles, across=True)
-    most = strip_length(SUMMED, L, BITS[m.scalar] // 8)
+    most = strip_length(SUMMED_FAR, L, BITS[m.scalar] // 8)
     parameters = {
         "H": I64,
         "dg": PTR,
@@ -268,8 +271,9 @@ def _gradient_of_weights(m: Module, tiles: Tiles, columns: Function) -> Function
     with m.function("gradient_of_weights", parameters) as (f, H, dg, rows, x, x_stride, I, first, dw, third):
         length, packed = _length(m, H), f.local(m.scalar, ABREAST * most)
         some = f.least(vectors_of(f, I) - first, ABREAST)
-        with f.loop(0, rows, SUMMED) as start:
-            count = f.least(rows - start, SUMMED)
+        each = f.select(rows >= MANY, f.integer(SUMMED_FAR), f.integer(SUMMED))
+        with f.loop(0, rows, each) as start:
+            count = f.least(rows - start, each)
             apart = tiles.strip(count)
             with f.loop(0, some) as strip:
                 here = f.at(x, start * x_stride, m.scalar)
@@ -301,11 +305,14 @@ def _gradient_of_biases(m: Module) -> Function:
             place = f.at(db, H * gate + unit, m.scalar)
             source = f.at(dg, slot * H + unit, m.scalar)
             total = f.variable(f.load_lanes(place, m.vector, masked))
-            with f.loop(0, rows, SUMMED) as start:
-                block = f.variable(f.constant(0.0, m.vector))
-                with f.loop(start, f.least(start + SUMMED, rows)) as row:
-                    block.set(block.get() + f.load_lanes(f.at(source, row * length, m.scalar), m.vector, masked))
-                total.set(total.get() + block.get())
+            with f.loop(0, rows, SUMMED * SUMMED) as far:
+                of_far = f.variable(f.constant(0.0, m.vector))
+                with f.loop(far, f.least(far + SUMMED * SUMMED, rows), SUMMED) as start:
+                    block = f.variable(f.constant(0.0, m.vector))
+                    with f.loop(start, f.least(start + SUMMED, rows)) as row:
+                        block.set(block.get() + f.load_lanes(f.at(source, row * length, m.scalar), m.vector, masked))
+                    of_far.set(of_far.get() + block.get())
+                total.set(total.get() + of_far.get())
             f.store_lanes(total.get(), place, masked)
 
         with f.loop(0, 3) as gate:
