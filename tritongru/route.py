@@ -68,7 +68,10 @@ def route_of(
 def takes(route: Route, impl: str, batch: int, T: int) -> bool:
     """Whether a call of this size goes that way: always if it was asked for by name."""
     if route.family == "llvm":
-        reason = refusal_by_size(host_sets()[0], route.hidden, route.training, T, batch) if impl == "auto" else ""
+        if impl != "auto":
+            return True
+        size = route.hidden, route.training, T, batch, torch.get_num_threads()
+        reason = refusal_by_size(host_sets()[0], *size)
         if reason:
             log_once(reason)
         return not reason

@@ -65,7 +65,7 @@ class Electricity:
         time=forecast.WINDOW,
         steps=552,
         seeds=10,
-        rates=(2.5e-3, 5e-3, 1e-2, 2e-2),
+        rates=(1.25e-3, 2.5e-3, 5e-3, 1e-2, 2e-2),
         choices=3,  # of one rate, errors on the validation part differ by a tenth from seed to seed
     )
 

@@ -718,7 +718,54 @@ def test_one_step_of_several_rows_is_torchs_where_the_table_says_so():
         assert cpu_plan.least_steps("avx2", 64, False) == 1
 
 
+def cell(isa, threads, hidden, batch, over, kind="train"):
+    return {"isa": isa, "threads": threads, "pass": kind, "hidden": hidden, "batch": batch, "over": over}
+
+
+MEASURED = [
+    *(cell("avx512", 1, 512, batch, 1.5) for batch in (1, 64)),
+    *(cell("avx512", 16, 512, batch, over) for batch, over in ((1, 0.4), (64, 1.9))),
+    *(cell("avx512", 16, 64, batch, 5.0) for batch in (1, 64)),
+    cell("avx2", 2, 512, 1, 1.5),
+    cell("avx2", 2, 512, 64, 0.96),
+]
+
+
+@pytest.mark.parametrize(
+    ("isa", "threads", "hidden", "batch", "slower"),
+    [
+        ("avx512", 16, 512, 1, True),
+        ("avx512", 16, 512, 4, True),
+        ("avx512", 16, 512, 32, False),
+        ("avx512", 16, 512, 100_000, False),
+        ("avx512", 16, 100, 1, False),
+        ("avx512", 16, 4096, 1, True),
+        ("avx512", 8, 512, 1, True),
+        ("avx512", 2, 512, 1, False),
+        ("avx512", 1, 512, 1, False),
+        ("avx2", 2, 512, 1, False),
+        ("avx2", 2, 512, 64, False),  # within what a measurement can tell from 1
+        ("avx2", 16, 512, 1, True),  # as many threads tell more than the same instruction set
+        ("avx512", 16, 512, 0, True),
+    ],
+)
+def test_calls_near_one_that_lost_are_torchs(isa, threads, hidden, batch, slower):
+    with table_of(cells=MEASURED):
+        assert cpu_plan.is_slower(isa, hidden, True, batch, threads) == slower
+        assert not cpu_plan.is_slower(isa, hidden, False, batch, threads), "of another pass"
+        said = cpu_plan.refusal_by_size(isa, hidden, True, 100, batch, threads)
+        wanted = f"for a training step with H near {hidden}, B near {batch} and about {threads} threads"
+        assert said.endswith(wanted) if slower and batch else not said or not batch
+        assert not cpu_plan.refusal_by_size(isa, hidden, True, 1, 1, threads), "of a single step other rows tell"
+    with table_of():
+        assert not cpu_plan.is_slower(isa, hidden, True, batch, threads)
+
+
 def test_the_shipped_table_is_whole():
+    for one in cpu_plan._table("cells"):
+        assert one["isa"] in SETS
+        assert one["pass"] in ("forward", "train")
+        assert min(one[key] for key in ("threads", "hidden", "batch", "over")) > 0
     for row in cpu_plan._table():
         assert row["isa"] in SETS
         assert row["pass"] in ("cell", "forward", "train")

@@ -1,7 +1,7 @@
 """Whether this machine compiles the loop for CPUs, and how one without llvmlite behaves."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from unittest import mock
 
 import pytest
@@ -14,7 +14,7 @@ HAS_LOOP = not instruction_sets.refusal()
 needs_loop = pytest.mark.skipif(not HAS_LOOP, reason=f"no loop for this CPU: {instruction_sets.refusal()}")
 CACHED = (instruction_sets.refusal, instruction_sets.host_sets, devices._cpu_facts, plan.plan, cpu_plan._table)
 CACHED += (route._route_on_cpu, route._route_under, route._installed, route._log, ops._loop_of)
-CACHED += (inference_ops._least, cpu_plan.takes_cell)
+CACHED += (inference_ops._least, cpu_plan.takes_cell, cpu_plan.is_slower)
 
 
 def forget() -> None:
@@ -33,9 +33,10 @@ def llvmlite_of(*version: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def table_of(*rows: dict[str, str | int]) -> Iterator[None]:
-    """With other rows of what was measured."""
+def table_of(*rows: dict[str, str | int], cells: Sequence[dict[str, str | float]] = ()) -> Iterator[None]:
+    """With other rows and cells of what was measured."""
     forget()
-    with mock.patch.object(cpu_plan, "_table", return_value=list(rows)):
+    parts = {"rows": list(rows), "cells": list(cells)}
+    with mock.patch.object(cpu_plan, "_table", lambda part="rows": parts[part]):
         yield
     forget()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from tritongru.arguments.checks import check_devices, check_memory
-from tritongru.planning.cpu_plan import least_rows, least_steps, refusal_on_cpu, takes_cell
+from tritongru.planning.cpu_plan import is_slower, least_rows, least_steps, refusal_on_cpu, takes_cell
 from tritongru.planning.instruction_sets import host_sets, refusal
 
 DTYPES = (torch.float32, torch.float64)
@@ -171,7 +171,9 @@ def _takes(impl: str, w_hh: Tensor, dtype: torch.dtype, T: int, B: int) -> bool:
     if least is None or impl == "llvm":
         return least is not None
     rows, steps = least
-    return rows <= T * B and (B == 1 or steps <= T)
+    if rows > T * B or (B > 1 and steps > T):
+        return False
+    return T == 1 or not is_slower(host_sets()[0], shape[-1], False, B, torch.get_num_threads())
 
 
 @functools.lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ import importlib.resources
 import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -209,6 +210,9 @@ def kept_bytes(family: str, rows: int, hidden: int, directions: int, layers: int
     return KEPT * rows * hidden * directions * layers * exact_dtype(dtype).itemsize
 
 
+WITHIN = 0.05  # of a ratio of 1, which a measurement does not tell from it
+
+
 def least_rows(isa: str, hidden: int, training: bool) -> int:
     """Rows T * B from which on the loop is faster than torch's GRU, by rows in bench/results. Between two sizes that
     were measured the larger counts, and where an instruction set was not measured, all others."""
@@ -239,18 +243,37 @@ def _of(what: str, isa: str, hidden: int, kind: str) -> int:
     return max((int(row[what]) for row in own if row["hidden"] == nearest), default=1)
 
 
-def refusal_by_size(isa: str, hidden: int, training: bool, T: int, B: int) -> str:
+def refusal_by_size(isa: str, hidden: int, training: bool, T: int, B: int, threads: int) -> str:
     """Why ``impl="auto"`` leaves a call of that size to torch's GRU, or an empty string."""
-    what = f"torch's GRU was measured to be faster for {'a training step' if training else 'a call'} of fewer than"
+    what = f"torch's GRU was measured to be faster for {'a training step' if training else 'a call'}"
     rows, steps = least_rows(isa, hidden, training), least_steps(isa, hidden, training)
     if rows > T * B:
-        return f"{what} {rows} rows T * B"
+        return f"{what} of fewer than {rows} rows T * B"
     if B > 1 and steps > T:
-        return f"{what} {steps} time steps of several rows"
+        return f"{what} of fewer than {steps} time steps of several rows"
+    if T > 1 and is_slower(isa, hidden, training, B, threads):
+        return f"{what} with H near {hidden}, B near {B} and about {threads} threads"
     return ""
 
 
+@functools.lru_cache(maxsize=1024)
+def is_slower(isa: str, hidden: int, training: bool, B: int, threads: int) -> bool:
+    """Whether of all calls of many steps that were measured the one that is nearest to this lost to torch's GRU by
+    more than ``WITHIN``. Near is what differs by few factors of two in H, B and threads together; another
+    instruction set counts for one."""
+    kind = "train" if training else "forward"
+    found = [row for row in _table("cells") if row["pass"] == kind]
+
+    def distance(row: dict[str, Any]) -> float:
+        sizes = ((row["hidden"], hidden), (row["batch"], B), (row["threads"], threads))
+        return math.fsum(abs(math.log2(own / max(asked, 1))) for own, asked in sizes) + (row["isa"] != isa)
+
+    nearest = min(found, key=distance, default=None)
+    return nearest is not None and nearest["over"] < 1 - WITHIN
+
+
 @functools.cache
-def _table() -> list[dict[str, str | int]]:
+def _table(part: str = "rows") -> list[dict[str, Any]]:
+    """Of what was measured: ``rows``, from how many on the loop is faster, and ``cells``, nn.GRU's time over ours."""
     text = importlib.resources.files("tritongru.planning").joinpath("tables/cpu.json").read_text()
-    return json.loads(text)["rows"]  # type: ignore[no-any-return]
+    return json.loads(text)[part]  # type: ignore[no-any-return]

@@ -205,7 +205,8 @@ def _on_cpu(
     if refusal:
         return replace(answer, reason=refusal)
     if impl == "auto" and answer.time is not None:
-        refusal = cpu_plan.refusal_by_size(device.arch, sizes["H"], training, sizes["T"], sizes["B"])
+        shape = sizes["H"], training, sizes["T"], sizes["B"]
+        refusal = cpu_plan.refusal_by_size(device.arch, *shape, device.multiprocessors)
         if refusal:
             return replace(answer, reason=f"{refusal}; impl='llvm' runs ours regardless")
     threads, itemsize = device.multiprocessors, 8 if answer.dtype == "float64" else 4

@@ -1,5 +1,6 @@
-"""From rows of calls on a CPU to ``tritongru/planning/tables/cpu.json``: from how many rows T * B on the loop is faster
-than torch's own GRU, and from how many time steps of several rows, by instruction set, pass and hidden size."""
+"""From rows of calls on a CPU to ``tritongru/planning/tables/cpu.json``: of small calls, from how many rows T * B on
+the loop is faster than torch's own GRU, and from how many time steps of several rows, by instruction set, pass and
+hidden size; of the grid, nn.GRU's time over ours in each cell, by threads as well."""
 
 from __future__ import annotations
 
@@ -10,9 +11,10 @@ from typing import Any
 
 from bench.analysis.cpu.known import is_green, is_of_loop
 from bench.analysis.measured import rows_in
-from bench.measure.cpu.cells import CELL
+from bench.measure.cpu.cells import CELL, GRID, WORKLOAD
 from bench.measure.pair import THEIRS
 from bench.measure.rows import Row
+from tritongru.planning.instruction_sets import SETS
 
 TABLE = Path(__file__).parents[3] / "tritongru" / "planning" / "tables" / "cpu.json"
 
@@ -44,14 +46,37 @@ def least(ratios: dict[int, float]) -> int:
     return min((number for number in ratios if number > max(below, default=0)), default=max(ratios, default=0) + 1)
 
 
+def latest_of(rows: Iterable[Row]) -> list[Row]:
+    """Of each case and CPU what was measured last, of the best instruction set of that CPU: no other runs there."""
+    found = {(row["cpu"], row["case"], row["isa"]): row for row in rows if is_told(row)}
+    best: dict[str, str] = {}
+    for row in found.values():
+        best[row["cpu"]] = min(best.get(row["cpu"], row["isa"]), row["isa"], key=list(SETS).index)
+    return [row for row in found.values() if row["isa"] == best[row["cpu"]]]
+
+
+def cells(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """The grid, of all CPUs the worst."""
+    worst: dict[tuple[Any, ...], float] = {}
+    for row in latest_of(rows):
+        if row["case"].startswith(f"{GRID}-"):
+            cell = tuple(row[key] for key in ("isa", "threads", "mode", "hidden", "batch"))
+            ratio = row["over"][THEIRS][0]
+            worst[cell] = min(worst.get(cell, ratio), ratio)
+    keys = ("isa", "threads", "pass", "hidden", "batch")
+    return [{**dict(zip(keys, cell, strict=True)), "over": round(ratio, 2)} for cell, ratio in sorted(worst.items())]
+
+
 def table(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Of each case what was measured last; of all shapes and threads with so many rows, and of all CPUs, the worst
-    counts. ``least_steps`` is of several rows: no smaller than what one row needs."""
-    latest = {(row["cpu"], row["case"], row["isa"]): row for row in rows if is_told(row)}
+    """Of small calls. Of all shapes and threads with so many rows, and of all CPUs, the worst counts. ``least_steps``
+    is of several rows: no smaller than what one row needs."""
+    latest = latest_of(rows)
     by_rows: dict[tuple[str, str, int], dict[str, dict[int, float]]] = {}
     alone: dict[tuple[str, str, int], dict[int, float]] = {}
     once: set[tuple[str, str, int]] = set()  # where one step of several rows is slower
-    for row in latest.values():
+    for row in latest:
+        if row["case"].startswith((f"{GRID}-", f"{WORKLOAD}-")):  # these are no sweep over numbers of rows
+            continue
         size, ratio = (row["isa"], pass_of(row), row["hidden"]), row["over"][THEIRS][0]
         if is_once(row):
             if ratio < 1.0:
@@ -73,17 +98,21 @@ def table(rows: Iterable[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def text_of(found: Sequence[dict[str, Any]]) -> str:
-    return '{"rows": [\n  ' + ",\n  ".join(map(json.dumps, found)) + "\n]}\n"
+def text_of(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]]) -> str:
+    parts = {"rows": rows, "cells": cells}
+    lists = (f'"{name}": [\n  ' + ",\n  ".join(map(json.dumps, found)) + "\n]" for name, found in parts.items())
+    return "{" + ", ".join(lists) + "}\n"
 
 
 def write(folder: Path) -> int:
-    found = table(rows_in(folder))
+    rows = rows_in(folder)
+    found = table(rows)
     if not found:
         print(f"There is no row of a training step on a CPU in {folder}; {TABLE.name} stays as it is.")
         return 2
+    grid = cells(rows)
     temporary = TABLE.with_suffix(".tmp")
-    temporary.write_text(text_of(found))
+    temporary.write_text(text_of(found, grid))
     temporary.replace(TABLE)
-    print(f"{len(found)} instruction sets and hidden sizes: {TABLE}")
+    print(f"{len(found)} instruction sets and hidden sizes, {len(grid)} cells of the grid: {TABLE}")
     return 0

@@ -268,13 +268,26 @@ def test_of_threads_and_cpus_the_worst_counts_and_of_each_case_the_last():
     assert [(line["isa"], line["hidden"]) for line in table.table(found)] == [("avx2", 64), ("avx512", 512)]
 
 
-def test_larger_training_steps_count_and_what_is_red_or_narrow_does_not():
+def test_the_grid_is_told_cell_by_cell_and_what_is_red_or_narrow_is_not():
     large = next(c for c in grid() if (c.case.hidden, c.case.batch, c.case.mode) == (64, 4, "train"))
-    assert table.table([*tiny_rows(), row_of(large, "avx2", gru=0.9)])[0]["least_rows"] == 401
+    assert table.table([*tiny_rows(), row_of(large, "avx2", gru=0.9)]) == table.table(tiny_rows())
+    line = {"isa": "avx2", "threads": 1, "pass": "train", "hidden": 64, "batch": 4, "over": 0.9}
+    rows_ = [row_of(large, "avx2", gru=0.9), row_of(large, "avx2", gru=1.5, threads=8), *tiny_rows()]
+    assert table.cells(rows_) == [line, line | {"threads": 8, "over": 1.5}]
+    other = row_of(large, "avx2", gru=0.7, where=WHERE | {"cpu": "another"})
+    assert table.cells([other, *rows_])[0]["over"] == 0.7
+    assert table.cells([*rows_, row_of(large, "avx2", gru=1.2)])[0]["over"] == 1.2
     narrow = Cell("odd", Case(64, 64, 10, "fp32", "train", inputs=8))
     red = row_of(large, "avx2", gru=0.9, parity=2.0)
     others = [row_of(narrow, "avx2", gru=0.1), red, *fresh_rows()]
     assert table.table([*tiny_rows(), *others]) == table.table(tiny_rows())
+    assert table.cells([*tiny_rows(), *others]) == []
+
+
+def test_what_a_cpu_would_not_run_tells_nothing():
+    large = next(c for c in grid() if (c.case.hidden, c.case.batch, c.case.mode) == (64, 4, "train"))
+    both = [row_of(large, "avx2", gru=0.5), row_of(large, "avx512", gru=1.5)]
+    assert [(line["isa"], line["over"]) for line in table.cells(both)] == [("avx512", 1.5)]
 
 
 @pytest.mark.parametrize("stack", [{"layers": 2}, {"directions": 2}], ids=["layers", "directions"])
@@ -284,15 +297,19 @@ def test_stacks_tell_nothing_of_a_layer_and_workloads_nothing_of_targets(stack):
     assert table.table([*tiny_rows(), slow]) == table.table(tiny_rows())
     assert judge([*everything(), slow, row_of(workload, gru=0.1)]) == judge(everything())
     plain = Cell("workload", Case(64, 4, 100, "fp32", "train", label="demo"))
-    assert table.table([*tiny_rows(), row_of(plain, "avx2", gru=0.9)])[0]["least_rows"] == 401
+    assert table.table([*tiny_rows(), row_of(plain, "avx2", gru=0.9)]) == table.table(tiny_rows())
+    assert table.cells([*tiny_rows(), slow, row_of(plain, "avx2", gru=0.9)]) == []
 
 
 def test_one_step_of_several_rows_is_told_by_steps_and_each_pass_by_its_own():
     once, train = (Cell("tiny", Case(64, 64, 1, "fp32", mode)) for mode in ("forward", "train"))
     large = next(c for c in grid() if (c.case.hidden, c.case.batch, c.case.mode) == (64, 4, "forward"))
-    found = table.table([*tiny_rows(), row_of(large, "avx2"), row_of(once, "avx2"), row_of(train, "avx2", gru=0.9)])
-    assert [(line["pass"], line["least_rows"], line["least_steps"]) for line in found] == [
-        ("forward", 400, 1),
+    long = Cell("long", Case(64, 1, 1000, "fp32", "forward"))
+    rows_ = [row_of(large, "avx2"), row_of(long, "avx2"), row_of(once, "avx2"), row_of(train, "avx2", gru=0.9)]
+    assert [
+        (line["pass"], line["least_rows"], line["least_steps"]) for line in table.table([*tiny_rows(), *rows_])
+    ] == [
+        ("forward", 1000, 1000),
         ("train", 1, 2),
     ]
 
@@ -317,6 +334,7 @@ def test_the_command_makes_the_table_that_the_plan_reads(tmp_path, monkeypatch, 
     assert main(["tune", "--cpu-table", "--out", str(tmp_path)]) == 0
     assert "1 instruction sets and hidden sizes" in capsys.readouterr().out
     made = json.loads(table.TABLE.read_text())
-    assert made == {"rows": [{"isa": "avx2", "pass": "train", "hidden": 64, "least_rows": 2, "least_steps": 2}]}
-    monkeypatch.setattr(cpu_plan, "_table", lambda: made["rows"])
+    line = {"isa": "avx2", "pass": "train", "hidden": 64, "least_rows": 2, "least_steps": 2}
+    assert made == {"rows": [line], "cells": []}
+    monkeypatch.setattr(cpu_plan, "_table", lambda part="rows": made[part])
     assert cpu_plan.least_rows("avx2", 64, True) == 2
