@@ -266,7 +266,8 @@ def is_slower(isa: str, hidden: int, training: bool, B: int, threads: int) -> bo
 
     def distance(row: dict[str, Any]) -> float:
         sizes = ((row["hidden"], hidden), (row["batch"], B), (row["threads"], threads))
-        return math.fsum(abs(math.log2(own / max(asked, 1))) for own, asked in sizes) + (row["isa"] != isa)
+        same = row["isa"] == isa
+        return math.fsum(abs(math.log2(own / max(asked, 1))) for own, asked in sizes) + (0.0 if same else 1.0)
 
     nearest = min(found, key=distance, default=None)
     return nearest is not None and nearest["over"] < 1 - WITHIN
