@@ -84,13 +84,17 @@ REGISTRY = {
 }
 
 
+SIZES = "zone-"  # workloads that are sizes alone: what compiles for long is not compiled for them
+
+
 def groups(cell: Cell) -> list[tuple[str, ...]]:
     """Those that a call is held against, by the questions in which they are asked."""
     if cell.part != WORKLOAD:
         return []
     able = [rival for rival in REGISTRY.values() if rival.trains or cell.case.mode == "forward"]
     quick = tuple(rival.name for rival in able if not rival.grows)
-    return [names for names in (quick, *((rival.name,) for rival in able if rival.grows)) if names]
+    grows = [] if cell.case.label.startswith(SIZES) else [(rival.name,) for rival in able if rival.grows]
+    return [names for names in (quick, *grows) if names]
 
 
 def names(cell: Cell) -> list[str]:

@@ -20,9 +20,10 @@ from tritongru.planning.cpu_plan import GRADIENTS, KEPT, LINE, strip_length
 
 N, R, Z, A = range(GRADIENTS)  # what a row of gradients holds, H of each
 BEFORE = KEPT - 1
-# Rows of a chunk from which on so many products are summed apart before they are added to a gradient of weights: with
-# 330,000 rows, chains of ``SUMMED`` added one by one had an error beyond twice torch's.
-MANY, SUMMED_FAR = 4096, 4 * SUMMED
+# Rows of a chunk from which on more than ``SUMMED`` products are summed apart before they are added to a gradient of
+# weights: with 330,000 rows, chains of ``SUMMED`` added one by one had an error beyond twice torch's.
+MANY = 4096
+FAR_BYTES = 128 * SUMMED  # of a strip of so many: three of them on the stack of a thread
 
 
 def write_backward(m: Module, tiles: Tiles) -> None:
@@ -256,7 +257,8 @@ def _gradient_of_weights(m: Module, tiles: Tiles, columns: Function) -> Function
     """A few strips of columns of dW += dg^T x over a chunk's rows. ``third``: which gradient is that of gate n."""
     L = m.lanes
     multiply = product(m, tiles, across=True)
-    most = strip_length(SUMMED_FAR, L, BITS[m.scalar] // 8)
+    far = FAR_BYTES // m.isa.bytes
+    most = strip_length(far, L, BITS[m.scalar] // 8)
     parameters = {
         "H": I64,
         "dg": PTR,
@@ -271,7 +273,7 @@ def _gradient_of_weights(m: Module, tiles: Tiles, columns: Function) -> Function
     with m.function("gradient_of_weights", parameters) as (f, H, dg, rows, x, x_stride, I, first, dw, third):
         length, packed = _length(m, H), f.local(m.scalar, ABREAST * most)
         some = f.least(vectors_of(f, I) - first, ABREAST)
-        each = f.select(rows >= MANY, f.integer(SUMMED_FAR), f.integer(SUMMED))
+        each = f.select(rows >= MANY, f.integer(far), f.integer(SUMMED))
         with f.loop(0, rows, each) as start:
             count = f.least(rows - start, each)
             apart = tiles.strip(count)
