@@ -50,7 +50,7 @@ def sizes_of(item: pytest.Item) -> tuple[str, str]:
 
 
 def leave_some(items: list[pytest.Item]) -> None:
-    """Makes slow what ``every(n)`` leaves out."""
+    """Makes slow what ``every(n)`` leaves out; with ``slow=m``, every m-th of these, and the others rare."""
     seen: dict[str, int] = {}
     for item in items:
         marker = item.get_closest_marker("every")
@@ -58,8 +58,10 @@ def leave_some(items: list[pytest.Item]) -> None:
             continue
         name = item.nodeid.partition("[")[0]
         seen[name] = seen.get(name, -1) + 1
-        if seen[name] % marker.args[0]:
-            item.add_marker(pytest.mark.slow)
+        round_, place = divmod(seen[name], marker.args[0])
+        if place:
+            left_out = round_ * (marker.args[0] - 1) + place - 1
+            item.add_marker(pytest.mark.rare if left_out % marker.kwargs.get("slow", 1) else pytest.mark.slow)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at the marks that were asked for

@@ -19,6 +19,7 @@ from bench.rivals.instruction_sets import sets_of
 from bench.session.examine import RESERVE_S, Budget, say
 from bench.session.known import known_in
 from bench.session.loop import Session, answer
+from bench.study.command import beside
 from tritongru.planning.instruction_sets import refusal
 
 THREADS = ("1", "all", "both")
@@ -31,7 +32,14 @@ def threads_of(asked: str) -> tuple[int, ...]:
 
 
 def suite(
-    seconds: float, out: Path, only: str, commit: str | None, threads: str, sets: Sequence[str], publish: bool = False
+    seconds: float,
+    out: Path,
+    only: str,
+    commit: str | None,
+    threads: str,
+    sets: Sequence[str],
+    studies: bool = False,
+    publish: bool = False,
 ) -> int:
     """`run --suite cpu`: measure, print the tables; 1 if something is red."""
     budget = Budget(seconds)
@@ -51,8 +59,9 @@ def suite(
     if session.left:
         say(f"No time for {len(session.left)} calls; the same command goes on with them, given the same commit.")
     say(f"Red or without an answer: {', '.join(session.red)}." if session.red else "Nothing was red.")
+    code = beside(out, commit) if studies else 0
     published(out, publish)
-    return 1 if session.red else 0
+    return 1 if session.red else code
 
 
 def judged(only: str, out: Path, where: Row, budget: Budget) -> int:

@@ -40,7 +40,6 @@ from bench.suites import SUITES, Job, on_cpu
 
 TOGETHER = 16  # cases that are compiled at once
 CEILINGS_S = 60.0
-STUDY = "study"  # folder of its rows, beside those of cases
 
 
 def jobs_of(suites: Sequence[str], has_gpu: bool, only: str) -> list[Job]:
@@ -132,11 +131,10 @@ def run(
         say(f"No time for {len(left)} cases; the same command goes on with them, given the same commit.")
     code = 0
     if studies:
-        (out / STUDY).mkdir(exist_ok=True)
-        code = command.study(out / STUDY, commit, "", None, None)
+        code = command.beside(out, commit)
     for text in unknown(evidence.read(out)):
         say(f"Not known: {text}.")
-    if not any(row["gpu"] for row in command.read(out / STUDY)):
+    if not any(row["gpu"] for row in command.read(out / command.FOLDER)):
         say("Not known: GRU, LSTM and plain RNN on a GPU: no row (`run --study`, or `study` alone).")
     cut = [f"{result.case.name} ({result.failure})" for result in results if result.cut]
     if cut:

@@ -48,14 +48,13 @@ def time_ratio(machine: Machine, task: str, model: str, threads: int) -> Interva
     return ratio(other, own) if len(own) > 1 and len(own) == len(other) else None
 
 
-def time_in_words(machine: Machine, task: str, model: str) -> str:
-    """For each number of threads."""
-    parts = []
-    for threads in machine.threads:
-        found = time_ratio(machine, task, model, threads)
-        if found:
-            parts.append(f"{span(found, '.2f')}{_with(machine, threads)}")
-    return ", ".join(parts) or "not measured"
+def time_in_words(machine: Machine, model: str) -> str:
+    """What the intervals of all tasks and numbers of threads span."""
+    pairs = [(task, threads) for task in machine.tasks for threads in machine.threads]
+    found = [one for one in (time_ratio(machine, task, model, threads) for task, threads in pairs) if one]
+    if not found:
+        return "not measured"
+    return f"{min(one.low for one in found):.2f} to {max(one.high for one in found):.2f} times"
 
 
 def _with(machine: Machine, threads: int) -> str:
@@ -112,34 +111,38 @@ def answer(rows: Sequence[Row]) -> str:
 
 
 def _speed(machine: Machine) -> str:
-    parts = []
-    for rival in ("LSTM", SMALL, OF_TORCH):
-        told = "; ".join(f"{task} {time_in_words(machine, task, rival)}" for task in machine.tasks)
-        parts.append(f"{NAMED[rival]} {told}")
-    return f"- **Speed**: a training step takes, in times of the GRU's, {', '.join(parts)}."
+    told = [f"{NAMED[rival]} {time_in_words(machine, rival)}" for rival in ("LSTM", SMALL, OF_TORCH)]
+    where = f" with {' and '.join(map(str, machine.threads))} threads" if len(machine.threads) > 1 else ""
+    return f"- **Speed**: over all tasks{where}, a training step takes {told[0]} as long as the GRU, {told[1]}, and {told[2]}."
 
 
 def _accuracy_told(machine: Machine) -> str:
     parts = []
+    for rival in ("LSTM", SMALL):
+        words = (f"{error_in_words(machine, task, rival)} ({task})" for task in machine.tasks)
+        parts.append(f"the GRU's error against that of {NAMED[rival]}: {', '.join(words)}")
+    return f"- **Accuracy**: {'; '.join(parts)}.{_other_order(machine)}"
+
+
+def _other_order(machine: Machine) -> str:
+    """Where the data that chose the rates put another model first."""
+    parts = []
     for task in machine.tasks:
-        same, small = (error_in_words(machine, task, rival) for rival in ("LSTM", SMALL))
         first, best = machine.leaders(task)
-        other = f" (among those that chose the rates, the {first}'s is the smallest)" if first != best else ""
-        parts.append(f"{task}{other}: against {NAMED['LSTM']} {same}, against {NAMED[SMALL]} {small}")
-    return f"- **Accuracy**: the GRU's error is on {'; on '.join(parts)}."
+        if first != best:
+            parts.append(f"on {task} the {first}, here the {best}")
+    return f" On the data that chose the rates another model was ahead: {'; '.join(parts)}." if parts else ""
 
 
 def _baselines(machine: Machine) -> str:
     parts = []
     for task in machine.tasks:
-        about, told = TASKS[task], []
-        for name, bar in machine.bars(task).items():
+        about, bars = TASKS[task], machine.bars(task)
+        for name, bar in bars.items():
             ahead = [model for model in MODELS if _ahead(machine.trainings(task, model), bar)]
-            told.append(f"{name} ({bar:{about.form}}{about.unit}) {_together(ahead)}")
-        parts.append(f"{task}: {', '.join(told)}")
-    return (
-        f"- **Without a network**: baselines, and the models whose mean error is smaller, are on {'; on '.join(parts)}."
-    )
+            if len(ahead) < len(MODELS) or len(bars) == 1:
+                parts.append(f"{name} ({task}, {bar:{about.form}}{about.unit}) is beaten by {_together(ahead)}")
+    return f"- **Without a network**: {'; '.join(parts) or 'every baseline is beaten by all models'}."
 
 
 def _together(models: Sequence[str]) -> str:

@@ -37,6 +37,7 @@ from tritongru.planning.devices import device_facts
 from tritongru.planning.plan import fp32_precision
 
 CHOOSING_SEED = 1000  # the first of those that choose: none of those that count
+FOLDER = "study"  # of its rows, beside those of cases
 UNENDING = 10**6  # steps of a schedule that a timing does not reach the end of
 TIMED_S = 60.0
 # What makes two rows measurements of the same; the commit is left out.
@@ -185,6 +186,12 @@ def study(out: Path, commit: str | None, only: str, seeds: int | None, steps: in
             return code
     say(f"Rows: {own.path}")
     return 0
+
+
+def beside(out: Path, commit: str | None) -> int:
+    """All tasks, with their rows in a folder beside those of cases."""
+    (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    return study(out / FOLDER, commit, "", None, None)
 
 
 def run(own: Study, name: str, seeds: int | None, steps: int | None) -> int:

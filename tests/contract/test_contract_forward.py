@@ -120,7 +120,7 @@ def test_options_on_the_cpu(row, memory):
     check_options_on_the_cpu("auto", row, memory)
 
 
-@pytest.mark.every(7)
+@pytest.mark.every(7, slow=3)
 @cpu_options
 def test_impl_torch_is_torchs_own(row):
     check_options_on_the_cpu("torch", row, "recompute")

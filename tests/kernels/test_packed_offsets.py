@@ -106,7 +106,7 @@ def check_steps(name, value, pairs, exact, same):
             assert_close_to_float64(*some, f"{name} of step {t}, direction {d}")
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(4, slow=3)
 @pytest.mark.parametrize("D, use_h0, hostile", CASES)
 @pytest.mark.parametrize("form", FORMS)
 def test_forward(form, D, use_h0, hostile, monkeypatch):
@@ -124,7 +124,7 @@ def test_forward(form, D, use_h0, hostile, monkeypatch):
     check_steps("y", y, right, exact, same)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(4, slow=3)
 @pytest.mark.parametrize("D, use_h0, hostile", CASES)
 @pytest.mark.parametrize("form", FORMS)
 def test_backward(form, D, use_h0, hostile):

@@ -109,7 +109,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(4, slow=3)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("exchange", ["counter", "data"])
 @pytest.mark.parametrize("shape", SHAPES)

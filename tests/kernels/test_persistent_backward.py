@@ -57,7 +57,7 @@ IN_16_BIT = ("odd size", "both directions", "chunks of different widths", "64 un
 CASES = [(shape, dtype) for dtype in DTYPES for shape in (SHAPES if dtype == torch.float32 else IN_16_BIT)]
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(3, slow=3)
 @pytest.mark.parametrize("shape, dtype", CASES, ids=str)
 @pytest.mark.parametrize("exchange", ["counter", "data"])
 def test_against_the_oracle(shape, exchange, dtype):

@@ -194,6 +194,15 @@ def test_a_spent_budget_leaves_calls_for_the_next_time(command):
     assert "No time for 3 calls; the same command goes on with them, given the same commit." in lines
 
 
+def test_the_study_comes_after_the_calls(command, monkeypatch, tmp_path):
+    studied = []
+    monkeypatch.setattr(loop, "beside", lambda out, commit: studied.append((out, commit)) or 2)
+    assert command(*SUITE)[0] == 0
+    assert not studied
+    assert command(*SUITE, "--study")[0] == 2
+    assert studied == [(tmp_path, "abc1234")]
+
+
 def test_a_set_that_is_not_there_and_other_suites_are_refused(command, monkeypatch, capsys):
     monkeypatch.setattr(loop, "sets_of", lambda asked: 1 / 0)
     monkeypatch.setattr(loop, "refusal", lambda: "the package llvmlite is not installed")
