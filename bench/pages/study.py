@@ -113,8 +113,8 @@ def answer(rows: Sequence[Row]) -> str:
 def _speed(machine: Machine) -> str:
     told = [f"{NAMED[rival]} {time_in_words(machine, rival)}" for rival in ("LSTM", SMALL, OF_TORCH)]
     where = f" with {' and '.join(map(str, machine.threads))} threads" if len(machine.threads) > 1 else ""
-    first, second, third = told
-    return f"- **Speed**: over all tasks{where}, a training step takes {first} as long as the GRU, {second}, and {third}."
+    lstm, small, torchs = told
+    return f"- **Speed**: over all tasks{where} a training step takes {lstm} as long as the GRU, {small}, and {torchs}."
 
 
 def _accuracy_told(machine: Machine) -> str:
