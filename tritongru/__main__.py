@@ -11,7 +11,9 @@ from tritongru.commands import demo, env, explain
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m tritongru", description="The GRU in one Triton kernel.")
+    top = argparse.ArgumentParser(
+        prog="python -m tritongru", description="The GRU with its time loop in one kernel, on GPUs and CPUs."
+    )
     top.add_argument("--version", action="version", version=f"tritongru {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="{demo,explain,env}")
 

@@ -113,8 +113,13 @@ def answer(rows: Sequence[Row]) -> str:
 def _speed(machine: Machine) -> str:
     told = [f"{NAMED[rival]} {time_in_words(machine, rival)}" for rival in ("LSTM", SMALL, OF_TORCH)]
     where = f" with {' and '.join(map(str, machine.threads))} threads" if len(machine.threads) > 1 else ""
-    lstm, small, torchs = told
-    return f"- **Speed**: over all tasks{where} a training step takes {lstm} as long as the GRU, {small}, and {torchs}."
+    lstm, *others = told
+    ours = f"a training step takes {lstm} as long as the GRU"
+    return f"- **Speed**: {_tasks_of(machine)}{where}, {ours}, {', and '.join(others)}."
+
+
+def _tasks_of(machine: Machine) -> str:
+    return "over all tasks" if len(machine.tasks) == len(TASKS) else f"on {' and '.join(machine.tasks)}"
 
 
 def _accuracy_told(machine: Machine) -> str:

@@ -145,7 +145,7 @@ def test_the_plan_puts_no_condition_on_sizes(family, ran, monkeypatch):
     known, sizes = LIMITS[family]
     monkeypatch.setattr(route, "_route", lambda *asked: known)
     monkeypatch.setattr(functional, "asks_for_kernels", lambda impl, device: impl != "torch")
-    monkeypatch.setattr(route, "refusal_by_size", lambda *size: "few" if size[-2] * size[-1] < 10 else "")
+    monkeypatch.setattr(route, "refusal_by_size", lambda isa, H, learns, T, B, threads: "few" * (T * B < 10))
     gru = tritongru.GRU(3, 4)
     compiled, counter = compile_counted(gru, dynamic=True)
     for T, B, kernel in sizes:
@@ -155,6 +155,30 @@ def test_the_plan_puts_no_condition_on_sizes(family, ran, monkeypatch):
         assert ran == (["kernel", "kernel, saved"] if kernel else ["torch", "torch, again"])
         assert_same(found, outputs_and_gradients(tritongru.GRU.from_torch(gru.to_torch(), impl="torch"), x, None))
     assert graphs(counter) == 1
+
+
+@needs_loop
+def test_the_backward_follows_the_forward_whatever_the_threads(monkeypatch):
+    """With another number of threads the plan may go another way."""
+    asked = []
+    monkeypatch.setattr(route, "refusal_by_size", lambda *size: "many threads" * (size[-1] > 2))
+    compiled, _ = compile_counted(tritongru.GRU(3, 4))
+    plain = tritongru.GRU.from_torch(compiled._orig_mod.to_torch(), impl="torch")
+    wanted = outputs_and_gradients(plain, torch.ones(5, 2, 3), None)
+    for there, back in ((1, 5), (5, 1)):
+        x = torch.ones(5, 2, 3, requires_grad=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "get_num_threads", lambda: asked.append(0) or there)
+            y, hn = compiled(x)
+            patch.setattr(torch, "get_num_threads", lambda: back)
+            found = torch.autograd.grad((y, hn), (x, *compiled.parameters()), (torch.ones_like(y), torch.ones_like(hn)))
+        again = torch.ones(5, 2, 3, requires_grad=True)
+        y, hn = plain(again)
+        exact = torch.autograd.grad((y, hn), (again, *plain.parameters()), (torch.ones_like(y), torch.ones_like(hn)))
+        for one, other in zip(found, exact, strict=True):
+            torch.testing.assert_close(one, other)
+    assert asked
+    assert wanted
 
 
 @pytest.fixture

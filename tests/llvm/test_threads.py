@@ -238,6 +238,10 @@ def test_a_pool_that_refuses_one_thread_is_waited_for(monkeypatch):
 def test_an_interrupt_does_not_leave_threads_at_work(monkeypatch):
     """Ctrl-C while the caller works."""
     signals = iter([signal.SIGINT])
-    region = _Region(monkeypatch, in_caller=lambda: [signal.raise_signal(one) for one in signals])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a process ignores it
+    try:
+        region = _Region(monkeypatch, in_caller=lambda: [signal.raise_signal(one) for one in signals])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert region.at_return == region.later, "nobody is at work after the return"
     assert isinstance(region.error, KeyboardInterrupt), "it comes through once the work is done"

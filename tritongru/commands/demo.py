@@ -72,7 +72,7 @@ def count(limit: int) -> Callable[[str], int]:
     """The type of an option: a whole number from 1 to ``limit``."""
 
     def parse(text: str) -> int:
-        if not (text.isdecimal() and len(text) < 20 and 1 <= int(text) <= limit):
+        if not (text.isascii() and text.isdecimal() and len(text) < 20 and 1 <= int(text) <= limit):
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {limit}; give such a number")
         return int(text)
 
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     say("Reading the demand of England and Wales in summer 2000 (importing pmdarima takes some seconds)")
     task = make_task(read_series(), args.device)
     say(
-        f"Training on {_name(args.device)}: hidden size {args.hidden}, {args.epochs} epochs of "
+        f"Training on {_name(args.device)}: hidden size {args.hidden}, {args.epochs} epoch{'s' * (args.epochs > 1)} of "
         f"{batches(task.training)} batches, each with {BATCH} windows of two days"
     )
     results = train_all(task, args.hidden, args.epochs, args.device, console)
@@ -175,8 +175,8 @@ def _progress(console: Console) -> Progress:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Layers this small gain nothing from a second thread, and on a machine that is busy elsewhere they wait for it:
-    an epoch of the GRU took 1.2 s on one thread and 13.8 s on two."""
+    """On a machine that is busy elsewhere layers this small wait for a second thread: an epoch of the GRU took 1.2 s on
+    one thread and 13.8 s on two."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -279,4 +279,4 @@ def _against(megawatts: float, bar: float) -> str:
 
 def _ratio(theirs: float) -> str:
     """Of another's time to ours."""
-    return f"{theirs:.1f} times as long" if theirs >= 1 else f"{1 / theirs:.1f} times shorter"
+    return "about as long" if 0.95 < theirs < 1.05 else f"{theirs:.1f} times as long"

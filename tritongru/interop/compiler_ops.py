@@ -66,7 +66,7 @@ def gru_routed_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     size = kept_bytes(route.family, N, H, D, layers, x.dtype)
     keeps = learns and saves(memory, size, route.device_bytes)
     y, hn, gates = layer.forward(call, keeps, launch_of(call, route.family, backward=False))
-    return y, hn, _window(gates, (GATES, *y.shape))
+    return y, hn, _window(gates, (GATES, *y.shape, route.family))
 
 
 def gru_routed_backward(dy: Tensor | None, dhn: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
@@ -89,8 +89,8 @@ def gru_routed_backward(dy: Tensor | None, dhn: Tensor | None, *given: Any) -> t
         return tuple(grad.zero_() for grad in grads)
     x, of_outputs = call.x, OutputGradients(dy, dhn)
     route = _route(call, impl, True)
-    family = "triton" if route is None else route.family
-    gates = _held(kept, (GATES, *shape), dtype_of_kept(x.dtype, family))
+    family = _family_of(kept) or ("triton" if route is None else route.family)
+    gates = _held(kept, (GATES, *shape, family), dtype_of_kept(x.dtype, family))
     reserve = _held(kept, (RESERVE, *shape), torch.uint8)
     if gates.numel() == 0 and (reserve.numel() > 0 or route is None):
         found = torch_layer.backward(of_outputs, call, y, reserve, needs, autocast)
@@ -132,6 +132,12 @@ def _held(window: Tensor, what: tuple[Any, ...], dtype: torch.dtype) -> Tensor:
     storage = window.untyped_storage()
     holds = getattr(storage, "tritongru_holds", None) == what
     return window.as_strided((storage.nbytes() if holds else 0,), (1,), 0).view(dtype)
+
+
+def _family_of(window: Tensor) -> str | None:
+    """Whose gates the forward has kept: by now another way may be taken, as with another number of threads."""
+    what = getattr(window.untyped_storage(), "tritongru_holds", None)
+    return str(what[-1]) if what and what[0] == GATES else None
 
 
 def _route(call: LayerCall, impl: str, learns: bool) -> Route | None:

@@ -210,9 +210,6 @@ def kept_bytes(family: str, rows: int, hidden: int, directions: int, layers: int
     return KEPT * rows * hidden * directions * layers * exact_dtype(dtype).itemsize
 
 
-WITHIN = 0.05  # of a ratio of 1, which a measurement does not tell from it
-
-
 def least_rows(isa: str, hidden: int, training: bool) -> int:
     """Rows T * B from which on the loop is faster than torch's GRU, by rows in bench/results. Between two sizes that
     were measured the larger counts, and where an instruction set was not measured, all others."""
@@ -252,25 +249,32 @@ def refusal_by_size(isa: str, hidden: int, training: bool, T: int, B: int, threa
     if B > 1 and steps > T:
         return f"{what} of fewer than {steps} time steps of several rows"
     if T > 1 and is_slower(isa, hidden, training, B, threads):
-        return f"{what} with H near {hidden}, B near {B} and about {threads} threads"
+        near = nearest(isa, hidden, training, B, threads)
+        return f"{what} of H = {near['hidden']} and B = {near['batch']} with {near['threads']} threads of {near['isa']}"
     return ""
 
 
-@functools.lru_cache(maxsize=1024)
 def is_slower(isa: str, hidden: int, training: bool, B: int, threads: int) -> bool:
-    """Whether of all calls of many steps that were measured the one that is nearest to this lost to torch's GRU by
-    more than ``WITHIN``. Near is what differs by few factors of two in H, B and threads together; another
-    instruction set counts for one."""
+    """Whether the nearest call that was measured lost to torch's GRU in nine rounds of ten."""
+    found = nearest(isa, hidden, training, B, threads)
+    return bool(found) and found["high"] < 1
+
+
+@functools.lru_cache(maxsize=1024)
+def nearest(isa: str, hidden: int, training: bool, B: int, threads: int) -> dict[str, Any]:
+    """Of all calls of many steps that were measured the nearest, empty without any. Near is what differs by few factors
+    of two in H, B and threads together; another instruction set counts for one. Of several that are as near, the own
+    instruction set's counts, then the slowest."""
     kind = "train" if training else "forward"
     found = [row for row in _table("cells") if row["pass"] == kind]
 
-    def distance(row: dict[str, Any]) -> float:
+    def rank(row: dict[str, Any]) -> tuple[float, bool, float]:
         sizes = ((row["hidden"], hidden), (row["batch"], B), (row["threads"], threads))
-        same = row["isa"] == isa
-        return math.fsum(abs(math.log2(own / max(asked, 1))) for own, asked in sizes) + (0.0 if same else 1.0)
+        factors = math.fsum(abs(math.log2(own / max(asked, 1))) for own, asked in sizes)
+        other = row["isa"] != isa
+        return round(factors + other, 6), other, row["over"]
 
-    nearest = min(found, key=distance, default=None)
-    return nearest is not None and nearest["over"] < 1 - WITHIN
+    return min(found, key=rank, default={})
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from bench.rivals.on_cpu import REGISTRY
 PREFIX = "loop-"  # of the files of figures
 COMMAND = "python3 -m bench run --suite cpu"
 ABOUT = 'is "about 1" where the first and the last decile of the ratios of single rounds lie on both sides of 1'
-# Of the README's table: five fields, and of each what is done most. Chosen by name, before there were rows.
+# Of the README's table, by field, and of each what is done most. Chosen by name, before there were rows.
 FIVE = {
     "speech denoising": ("rnnoise-10s", "forward"),
     "speech enhancement": ("deepfilternet3", "forward"),
@@ -123,7 +123,7 @@ def five_table(rows: Sequence[Row]) -> str:
     own = [row for view in threads for row in view.rows(cells)]
     about = f"{first.host}, fp32; {made_with(own)}"
     return (
-        "Five workloads of five fields, chosen by name and not by result: the least time of ours, and that of nn.GRU "
+        "Five workloads, chosen by name and not by result: the least time of ours, and that of nn.GRU "
         f"and of nn.LSTM of the same size as a multiple of it; {about}.\n\n{table(head, lines, right=True)}"
     )
 
