@@ -274,7 +274,8 @@ def test_a_narrow_terminal_keeps_every_number(width: int) -> None:
 @pytest.mark.slow
 def test_an_interrupt_leaves_one_line_and_no_file(tmp_path: Path) -> None:
     program = (  # started in the background, a process ignores the signal
-        "import signal, sys, threading, os; signal.signal(signal.SIGINT, signal.default_int_handler); from tritongru.__main__ import main; "
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from tritongru.__main__ import main; "
         "from tritongru.commands import demo; epoch = demo.Training.epoch; "
         "stop = lambda *a: os.kill(os.getpid(), signal.SIGINT); "
         "demo.Training.epoch = lambda self, after: epoch(self, stop); "
