@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
+from bench.measure.cpu.cells import counted
 from bench.measure.rows import Row
 from bench.pages.marks import Part, table
 from bench.pages.study_rows import TASKS, Machine, Trainings, deciles, machines, points, together
@@ -58,9 +59,7 @@ def time_in_words(machine: Machine, model: str) -> str:
 
 
 def _with(machine: Machine, threads: int) -> str:
-    if len(machine.threads) < 2:
-        return ""
-    return f" ({threads} thread{'s' if threads > 1 else ''})"
+    return f" ({counted(threads)})" if len(machine.threads) > 1 else ""
 
 
 def reached(machine: Machine, task: str, model: str) -> float | None:

@@ -76,10 +76,6 @@ class Trainings:
         found = {row["seed"]: row["errors"][key] for row in self.rows}
         return {seed: error for seed, error in found.items() if error is not None}
 
-    @cached_property
-    def seconds(self) -> dict[int, float]:
-        return {row["seed"]: row["seconds"] for row in self.rows}
-
     @property
     def center(self) -> float | None:
         found = self.mean(list(self.errors.values()))

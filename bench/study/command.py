@@ -6,8 +6,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 import tritongru
+from bench.measure.cpu.cells import counted
 from bench.measure.rows import Row, facts, file_name, lines_of, number
 from bench.measure.timing import CudaTimer, interleaved
 from bench.study.characters import append
@@ -32,7 +32,7 @@ from bench.study.training import (
     train,
     width,
 )
-from tritongru.commands.forecast import CLIP
+from tritongru.commands.training import CLIP, one_thread
 from tritongru.planning.devices import device_facts
 from tritongru.planning.plan import fp32_precision
 
@@ -146,10 +146,9 @@ class Study:
         rates = rates | {OF_TORCH: rates["GRU"]}
         calls = {name: Training(task, name, rates[name], 0, self.device, UNENDING).step for name in TIMED}
         timer = CudaTimer(self.device) if self.device.type == "cuda" else ClockTimer(self.device)
-        threads = f"{torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "1 thread"
         for name, samples in interleaved(timer, calls, limit_s=TIMED_S).items():
             self.add(rows[name] | {"samples_ms": [number(sample) for sample in samples]})
-            say(f"  {name}, {threads}: {statistics.median(samples):.2f} ms a training step")
+            say(f"  {name}, {counted(torch.get_num_threads())}: {statistics.median(samples):.2f} ms a training step")
 
 
 def mean_error(rows: Sequence[Row], key: str) -> float:
@@ -204,7 +203,7 @@ def run(own: Study, name: str, seeds: int | None, steps: int | None) -> int:
         return 2
     errors = [f"{rule} {value:.4g}" for rule, found in task.baselines.items() for value in list(found.values())[:1]]
     say(f"{name}: {setup.steps} steps, {setup.seeds} seeds; without learning: {', '.join(errors)}")
-    with threads_of(1):  # layers this small gain little from a second one, and wait for it where others work
+    with one_thread():
         for model in MODELS:  # what is compiled or loaded at first use is no training
             train(task, model, setup.rates[0], 0, own.device, steps=2, points=1)
         rates = {model: own.choose(task, model) for model in MODELS}
@@ -215,13 +214,3 @@ def run(own: Study, name: str, seeds: int | None, steps: int | None) -> int:
     if own.device.type == "cpu" and torch.get_num_threads() > 1:
         own.time_steps(task, rates)
     return 0
-
-
-@contextmanager
-def threads_of(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -12,7 +12,8 @@ from torch import nn
 
 import tritongru
 from bench.study.tasks import Task
-from tritongru.commands.forecast import CLIP, Layer
+from tritongru.commands.forecast import Layer
+from tritongru.commands.training import Steps
 
 SMALL = "small LSTM"  # of about as many parameters as the GRU has
 OF_TORCH = "nn.GRU"  # the GRU's function through torch's own layer, of which the time alone is another
@@ -55,16 +56,7 @@ class Training:
         hidden = width(task, name)  # builds models, too, so before the seed
         torch.manual_seed(seed)
         self.model = task.model(TIMED[name], hidden).to(device)
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=rate)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, rate, total_steps=steps)
-        self.losses = task.losses(self.model, seed, choosing)
-
-    def step(self) -> None:
-        self.optimiser.zero_grad()
-        torch.autograd.backward(next(self.losses))
-        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self.optimiser.step()
-        self.schedule.step()
+        self.step = Steps(self.model, task.losses(self.model, seed, choosing), rate, steps)
 
 
 @dataclass(frozen=True)

@@ -144,8 +144,12 @@ DOORS = {
         set(),
     ),
     "commands.forecast": (set(), set()),
+    "commands.training": (set(), set()),
     "commands.picture": ({"commands.forecast"}, set()),
-    "commands.demo": ({"", "commands.forecast", "commands.picture", "planning"}, set()),
+    "commands.demo": (
+        {"", "commands.forecast", "commands.picture", "commands.training", "planning"},
+        set(),
+    ),
     "commands.env": ({"planning"}, set()),
     "commands.explain": ({"commands.demo", "planning"}, set()),
     "commands": (set(), set()),

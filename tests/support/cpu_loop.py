@@ -14,7 +14,7 @@ HAS_LOOP = not instruction_sets.refusal()
 needs_loop = pytest.mark.skipif(not HAS_LOOP, reason=f"no loop for this CPU: {instruction_sets.refusal()}")
 CACHED = (instruction_sets.refusal, instruction_sets.host_sets, devices._cpu_facts, plan.plan, cpu_plan._table)
 CACHED += (route._route_on_cpu, route._route_under, route._installed, route._log, ops._loop_of)
-CACHED += (inference_ops._least, cpu_plan.takes_cell, cpu_plan.nearest)
+CACHED += (inference_ops._least, cpu_plan.takes_cell, cpu_plan.nearest, cpu_plan._of)
 
 
 def forget() -> None:

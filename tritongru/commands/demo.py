@@ -11,7 +11,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,7 +22,6 @@ import tritongru
 from tritongru.commands.forecast import (
     BASELINES,
     BATCH,
-    CLIP,
     EPOCHS,
     LAST_WEEK,
     LINEAR,
@@ -41,6 +39,7 @@ from tritongru.commands.forecast import (
     rmse,
 )
 from tritongru.commands.picture import draw, picture
+from tritongru.commands.training import Steps, one_thread
 from tritongru.planning.instruction_sets import INSTALL
 from tritongru.planning.plan import fp32_precision
 
@@ -134,26 +133,19 @@ class Training:
         torch.manual_seed(SEED)
         self.result = Result(name, Forecaster(MODELS[name], hidden).to(device))
         self.model, self.device, self.batches = self.result.model, device, batches(task.training)
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=RATES[name])
-        steps = epochs * self.batches
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, RATES[name], total_steps=steps)
-        self.losses = losses(self.model, task.training, SEED)
+        self.step = Steps(self.model, losses(self.model, task.training, SEED), RATES[name], epochs * self.batches)
 
     def epoch(self, after_batch: Callable[[], None]) -> None:
         start = _now(self.device)
         for _ in range(self.batches):
-            self.optimiser.zero_grad()
-            torch.autograd.backward(next(self.losses))
-            nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-            self.optimiser.step()
-            self.schedule.step()
+            self.step()
             after_batch()
         self.result.seconds.append(_now(self.device) - start)
 
 
 def train_all(task: Task, hidden: int, epochs: int, device: torch.device, console: Console) -> list[Result]:
     """Train every model of ``MODELS``, an epoch of each in turn, so that a machine that slows down meets all alike."""
-    with _one_thread():
+    with one_thread():
         trainings = {name: Training(task, name, hidden, epochs, device) for name in MODELS}
         # A bar redrawn into a pipe would be a page of noise.
         with _progress(console) as bars:
@@ -171,18 +163,6 @@ def _progress(console: Console) -> Progress:
     from rich.progress import Progress
 
     return Progress(console=console, transient=True, disable=not console.is_terminal)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """On a machine that is busy elsewhere layers this small wait for a second thread: an epoch of the GRU took 1.2 s on
-    one thread and 13.8 s on two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _now(device: torch.device) -> float:
@@ -259,7 +239,7 @@ def findings(results: list[Result], errors: Errors, device: torch.device) -> Ite
             told = (f"{_against(own, errors[name][0])} '{name}'" for name in (rule, LINEAR))
             yield f"{result.name}: {', '.join(told)}."
     by_name = {result.name: result for result in results}
-    with _one_thread():
+    with one_thread():
         plan = tritongru.explain(by_name[OURS].model.rnn, batch=BATCH, time=WINDOW, device=device)
     yield f"{OURS} is tritongru.GRU, which ran on {plan.device} (path {plan.family}: {plan.reason})."
     medians = seconds_of(results)

@@ -22,7 +22,6 @@ HELD_OUT = 2 * WEEK
 WINDOW = 2 * DAY
 BATCH = 64
 EPOCHS = 12
-CLIP = 1.0  # norm of all gradients: the plain RNN's can explode
 LAST_WEEK, SHIFTED, LINEAR = "last week", "shifted week", "least squares"
 # What a forecast needs no network for: two rules that learn nothing, and a linear model.
 BASELINES = {

@@ -33,8 +33,11 @@ def _advise() -> Callable[[int, int], object] | None:
 
 def in_large_pages(tensor: Tensor) -> Tensor:
     """The tensor, which nobody has written yet."""
-    length, advise = tensor.nbytes, _advise()
-    if length >= LEAST and advise is not None:
+    length = tensor.nbytes
+    if length < LEAST:
+        return tensor
+    advise = _advise()
+    if advise is not None:
         start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         advise(start, tensor.data_ptr() + length - start)
     return tensor

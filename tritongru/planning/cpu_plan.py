@@ -232,6 +232,7 @@ def _least(what: str, isa: str, hidden: int, training: bool) -> int:
     return _of(what, isa, hidden, "train" if training else "forward")
 
 
+@functools.lru_cache(maxsize=1024)  # asked in every call
 def _of(what: str, isa: str, hidden: int, kind: str) -> int:
     found = [row for row in _table() if row["pass"] == kind and what in row]
     own = [row for row in found if row["isa"] == isa] or found

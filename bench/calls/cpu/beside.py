@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from bench.calls.cpu.cell import CPU, INPUTS, Question, call_of, layers_of, load_now, side_by_side
+from bench.calls.cpu.cell import CPU, INPUTS, Question, all_of, call_of, layers_of, load_now, side_by_side
 from bench.measure.cases import Case
-from bench.measure.children import Failed, sentence
+from bench.measure.children import sentence
 from bench.measure.cpu.timing import CLOCKS, Over, Times, clock_of
 from bench.measure.pair import Call, random
 from bench.measure.parity import Data, Parity, Tensors, compare, quantities, truth
@@ -48,11 +48,7 @@ class Wanted:
 
 def answer(question: Question) -> list[Beside]:
     """Runs in a child process: for each number of threads. Ours was green before this is asked."""
-    torch.manual_seed(question.seed)
-    try:
-        return list(examined(question))
-    except Exception as error:
-        raise Failed(sentence(error)) from None
+    return all_of(examined, question)
 
 
 def examined(question: Question) -> Iterator[Beside]:

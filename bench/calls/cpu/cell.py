@@ -94,6 +94,14 @@ def layers_of(cell: Cell) -> Layers:
 
 def answer(question: Question) -> Any:
     """Runs in a child process: a ``Found`` for each number of threads."""
+    return all_of(examined, question)
+
+
+def all_of(examined: Callable[[Question], Iterator[Any]], question: Question) -> list[Any]:
+    """
+    Raises:
+        Failed: with what went wrong, after which the child goes on.
+    """
     torch.manual_seed(question.seed)
     try:
         return list(examined(question))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from cpu_loop import table_of
 
 from bench.__main__ import main
 from bench.analysis.cpu import known, report, table, targets
@@ -338,5 +339,5 @@ def test_the_command_makes_the_table_that_the_plan_reads(tmp_path, monkeypatch, 
     made = json.loads(table.TABLE.read_text())
     line = {"isa": "avx2", "pass": "train", "hidden": 64, "least_rows": 2, "least_steps": 2}
     assert made == {"rows": [line], "cells": []}
-    monkeypatch.setattr(cpu_plan, "_table", lambda part="rows": made[part])
-    assert cpu_plan.least_rows("avx2", 64, True) == 2
+    with table_of(*made["rows"], cells=made["cells"]):
+        assert cpu_plan.least_rows("avx2", 64, True) == 2
