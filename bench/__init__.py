@@ -1,1 +1,1 @@
-"""Measurements of tritongru against torch.nn.GRU: `python3 -m bench gate`, `pytest bench`."""
+"""Benchmarks of tritongru against torch.nn.GRU: `python -m bench gate`, `pytest bench`."""

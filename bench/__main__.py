@@ -1,6 +1,6 @@
-"""The command line: `python3 -m bench run`, `gate`, `tune`, `compare`, `plot`, and the studies.
+"""Benchmarks and studies of tritongru, and the documents made from them.
 
-Nothing heavy is imported here, because every child process imports this file once more.
+Nothing heavy is imported here, because every child process imports this file again.
 """
 
 import argparse
@@ -13,8 +13,8 @@ from typing import Any
 from bench.arguments import RESULTS, Parser, add_measuring, add_only, add_rows, count
 
 SUITES = ("workloads", "scaling", "precisions", "grids")  # as in bench/suites.py
-LOOP = "cpu"  # the suite of the loop for CPUs, which is measured on demand
-TABLES = ("table", "cpu_table")  # options of the tune that make no rows
+LOOP = "cpu"  # the suite of the CPU loop, which runs only on request
+TABLES = ("table", "cpu_table")  # options of `tune` that write no rows
 
 Add = Callable[..., argparse.ArgumentParser]
 
@@ -22,9 +22,10 @@ Add = Callable[..., argparse.ArgumentParser]
 def add_smoke(add: Add) -> None:
     command = add(
         "smoke",
-        help="does each kind of launch run at all, and agree with torch? two minutes at most; no rows",
-        description="Runs each kind of launch once, in a child process with a time limit of its own: a line for each. "
-        "Exit 0 only if all that this device can run agree with torch; 2 without a GPU, unless TRITON_INTERPRET=1.",
+        help="run each kind of kernel launch once and compare it with torch; at most two minutes, writes no rows",
+        description="Runs each kind of launch once, each in its own child process with a time limit, and prints a line "
+        "for each. Exits with 0 only if everything this device can run agrees with torch, and with 2 without a GPU, "
+        "unless TRITON_INTERPRET=1.",
     )
     add_only(command, "steps", "stepwise")
 
@@ -39,26 +40,26 @@ def add_smoke(add: Add) -> None:
 def add_run(add: Add) -> None:
     command = add(
         "run",
-        help="real workloads, rivals, scaling and grids, with the floor; with --publish every table and figure",
-        description="Measures what rows of this machine and commit do not know yet, correctness first. The documents "
-        "stay as they are without --publish. The same command goes on where the last one stopped. Without a GPU it "
-        "measures what a CPU can tell and says what it cannot. Exit 0 unless a case is red. `--suite cpu`, which is "
-        "measured on demand and by itself, holds impl='llvm' against nn.GRU, nn.LSTM and, in real workloads, "
-        "torch.compile and onnxruntime on this machine's CPU; give it --budget 2400 to do it at once.",
+        help="real workloads, scaling, precisions and grids, against rivals; --publish updates the documents",
+        description="Measures what has no rows yet for this machine and commit, correctness first. Run the same "
+        "command again to resume. Without a GPU it measures what a CPU can and lists what is left. Exits with 0 unless "
+        "a case is red (fails its correctness check) or is cut off by its time limit. `--suite cpu` runs only on "
+        "request and on its own: it compares impl='llvm' with nn.GRU, nn.LSTM and, for real workloads, torch.compile "
+        "and onnxruntime on this machine's CPU; --budget 2400 is enough to finish in one go.",
     )
     add_measuring(command)
-    command.add_argument("--suite", action="append", choices=(*SUITES, LOOP), help="only this one; may be given again")
-    command.add_argument("--study", action="store_true", help="then `study` as well, however long it takes")
+    command.add_argument("--suite", action="append", choices=(*SUITES, LOOP), help="only this suite; may be repeated")
+    command.add_argument("--study", action="store_true", help="also run `study` afterwards, however long it takes")
     command.add_argument(
         "--publish",
         action="store_true",
-        help="then `plot`: the tables and figures of README.md and docs from rows (default: no document is touched)",
+        help="also run `plot`: update the tables and figures of README.md and docs (default: leave documents alone)",
     )
     command.add_argument(
         "--threads",
         choices=("1", "all", "both"),
         default="both",
-        help="of the suite cpu: one, by the time it had a core; all, by the wall clock; or one after the other "
+        help="suite cpu: one thread, timed by its CPU time; all threads, by the wall clock; or both in turn "
         "(default both)",
     )
     command.add_argument(
@@ -66,8 +67,8 @@ def add_run(add: Add) -> None:
         action="append",
         default=[],
         choices=("native", "avx512", "avx2", "sse2", "neon"),
-        help="of the suite cpu: the instruction set that the loop is compiled for; may be given again (default: the "
-        "best of this CPU, and avx2 beside avx512)",
+        help="suite cpu: the instruction set to compile the loop for; may be repeated (default: this CPU's best, and "
+        "avx2 as well if that is avx512)",
     )
 
     def run(given: Namespace) -> int:
@@ -75,10 +76,10 @@ def add_run(add: Add) -> None:
 
         suites = given.suite or SUITES
         if given.publish and not is_of_documents(given.out):
-            command.error("--publish is for rows in bench/results, of which the documents are made, without --out")
+            command.error("--publish makes the documents from the rows in bench/results; leave out --out")
         if LOOP in suites:
             if len(set(suites)) > 1:
-                command.error("the suite cpu is measured by itself")
+                command.error("the suite cpu runs on its own; leave out the other suites")
             from bench.commands.loop import suite
 
             asked = given.budget, given.out, given.only, given.commit, given.threads, given.isa
@@ -93,15 +94,17 @@ def add_run(add: Add) -> None:
 def add_gate(add: Add) -> None:
     command = add(
         "gate",
-        help="parity, then speed, against torch.nn.GRU and the rivals; one verdict",
-        description="What a call costs the host, then parity with torch.nn.GRU and the speed of both, without a GPU of "
-        "the loop for CPUs, as `run --suite cpu` measures it; exit 0 only if "
-        "no case is red, slower or without an answer and no target is missed. The first block of cases fits in the "
-        "default budget, whatever hangs. The same command goes on where the last one stopped: what rows of this "
-        "machine and commit know counts in the verdict and is not measured again, unless it was red.",
+        help="correctness, then speed, against torch.nn.GRU and rivals; ends with one verdict",
+        description="Measures what a call costs on the host, then correctness and speed against torch.nn.GRU; without "
+        "a GPU those of the CPU loop, as `run --suite cpu` does. Exits with 0 only if no case is red (fails its "
+        "correctness check), slower or unanswered and no target is missed. The first block of cases fits in the "
+        "default budget even if everything hangs. Run the same command again to resume: cases that have rows for this "
+        "machine and commit count in the verdict and are measured again only if they were red or cut off.",
     )
     add_measuring(command)
-    command.add_argument("--impl", choices=("auto", "triton"), default="auto", help="which path of ours (default auto)")
+    command.add_argument(
+        "--impl", choices=("auto", "triton"), default="auto", help="impl of tritongru.GRU (default auto)"
+    )
 
     def run(given: Namespace) -> int:
         from bench.commands.gate import gate
@@ -114,19 +117,19 @@ def add_gate(add: Add) -> None:
 def add_tune(add: Add) -> None:
     command = add(
         "tune",
-        help="every launch that the plan could take, correctness first; one JSON row per measurement",
-        description="Looks for the best launch of each shape; exit 0 unless one gives wrong results, hangs or fails. "
-        "The same command goes on where the last one stopped.",
+        help="try every launch that the plan could use, correctness first; one JSON row per measurement",
+        description="Finds the fastest launch for each shape. Exits with 0 unless a launch gives wrong results, hangs "
+        "or fails. Run the same command again to resume.",
     )
     add_measuring(command)
     command.add_argument(
-        "--table", action="store_true", help="no GPU: make planning/tables/measured.json from the rows of the tune"
+        "--table", action="store_true", help="no GPU needed: make planning/tables/measured.json from the rows of `tune`"
     )
 
     command.add_argument(
         "--cpu-table",
         action="store_true",
-        help="no GPU: make planning/tables/cpu.json from the rows of `run --suite cpu`",
+        help="no GPU needed: make planning/tables/cpu.json from the rows of `run --suite cpu`",
     )
 
     def run(given: Namespace) -> int:
@@ -148,12 +151,15 @@ def add_tune(add: Add) -> None:
 def add_compare(add: Add) -> None:
     command = add(
         "compare",
-        help="two row files, or the rows of two commits, side by side",
-        description="Times of all that both have; exit 1 if something of ours became slower by more than the spread.",
+        help="compare two row files, or the rows of two commits",
+        description="Compares the times of everything that both contain. Exits with 1 if tritongru became slower "
+        "anywhere by more than the spread.",
     )
     for name in ("first", "second"):
-        command.add_argument(name, help="a file of rows, or a commit that rows in --rows were made with")
-    command.add_argument("--rows", type=Path, default=RESULTS, metavar="DIR", help="of commits (default bench/results)")
+        command.add_argument(name, help="a row file, or a commit with rows in --rows")
+    command.add_argument(
+        "--rows", type=Path, default=RESULTS, metavar="DIR", help="where rows of commits are (default bench/results)"
+    )
 
     def run(given: Namespace) -> int:
         from bench.analysis.compare import compare
@@ -166,11 +172,11 @@ def add_compare(add: Add) -> None:
 def add_plot(add: Add) -> None:
     command = add(
         "plot",
-        help="the documents' tables and figures, from the rows in bench/results",
-        description="Makes the generated parts of README.md and docs, and every figure, from the committed rows.",
+        help="regenerate the documents' tables and figures from the rows in bench/results",
+        description="Regenerates every figure and the generated parts of README.md and docs from the committed rows.",
     )
     command.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 if something differs from the rows"
+        "--check", action="store_true", help="write nothing; exit with 1 if a file does not match the rows"
     )
 
     def run(given: Namespace) -> int:
@@ -184,21 +190,21 @@ def add_plot(add: Add) -> None:
 def add_characters(add: Add) -> None:
     command = add(
         "characters",
-        help="a character model over real text, trained with impl='torch' and impl='triton'; one JSON row per curve",
-        description="Trains both from the same weights on the same batches; exit 0 only if their loss curves differ by "
-        "less than torch's own varies over seeds. Sizes that are not given depend on the device.",
+        help="train a character model on real text with impl='torch' and impl='triton'; one JSON row per curve",
+        description="Trains both from the same weights on the same batches. Exits with 0 only if their loss curves "
+        "differ by less than torch's own vary over seeds. The default sizes depend on the device.",
     )
     for name, least, most, what in (
         ("hidden", 1, 4096, "hidden size"),
-        ("batch", 1, 4096, "streams of text side by side"),
-        ("time", 1, 4096, "characters of a segment, over which gradients flow"),
-        ("steps", 2, 100_000, "optimiser's steps"),
-        ("seeds", 2, 100, "initial weights to start from"),
+        ("batch", 1, 4096, "parallel streams of text"),
+        ("time", 1, 4096, "characters per segment, over which gradients flow"),
+        ("steps", 2, 100_000, "optimiser steps"),
+        ("seeds", 2, 100, "number of seeds for the initial weights"),
     ):
         command.add_argument(f"--{name}", type=count(least, most), metavar="N", help=what)
     command.add_argument("--dtype", choices=("fp32", "bf16"), help="default fp32; bf16 is autocast")
-    command.add_argument("--memory", choices=("save", "recompute"), help="of impl='triton' (default save)")
-    add_rows(command, RESULTS / "curves")  # a folder of its own: these are no rows of cases
+    command.add_argument("--memory", choices=("save", "recompute"), help="for impl='triton' (default save)")
+    add_rows(command, RESULTS / "curves")  # their own folder: these are not rows of cases
 
     def run(given: Namespace) -> int:
         from bench.study.characters import characters
@@ -213,11 +219,15 @@ def add_numerics(add: Add) -> None:
     command = add(
         "numerics",
         help="how errors grow over time, emulated on a CPU; one JSON row per error",
-        description="Emulates on a CPU where the kernels round, and appends errors against float64 to a file of rows; "
-        "a few minutes.",
+        description="Emulates the kernels' rounding on a CPU and appends the errors against float64 to a row file; "
+        "takes a few minutes.",
     )
-    command.add_argument("--seeds", type=count(1, 100), default=2, metavar="N", help="draws of data (default 2)")
-    command.add_argument("--steps", type=count(1, 16384), default=16384, metavar="N", help="longest (default 16384)")
+    command.add_argument(
+        "--seeds", type=count(1, 100), default=2, metavar="N", help="number of random inputs (default 2)"
+    )
+    command.add_argument(
+        "--steps", type=count(1, 16384), default=16384, metavar="N", help="longest sequence (default 16384)"
+    )
     add_rows(command, RESULTS / "numerics")
 
     def run(given: Namespace) -> int:
@@ -232,12 +242,12 @@ def add_study(add: Add) -> None:
     command = add(
         "study",
         help="GRU, LSTM and plain RNN on three tasks: errors and times; one JSON row per training",
-        description="Chooses a rate for each model, then trains all from the same seeds on the same batches. The same "
-        "command goes on where the last one stopped. Sizes that are not given are those of the task.",
+        description="Chooses a learning rate for each model, then trains all models from the same seeds on the same "
+        "batches. Run the same command again to resume. The default sizes depend on the task.",
     )
     add_only(command, "tasks", "adding")
-    command.add_argument("--seeds", type=count(1, 100), metavar="N", help="initial weights to start from")
-    command.add_argument("--steps", type=count(2, 100_000), metavar="N", help="optimiser's steps")
+    command.add_argument("--seeds", type=count(1, 100), metavar="N", help="number of seeds")
+    command.add_argument("--steps", type=count(2, 100_000), metavar="N", help="optimiser steps")
     add_rows(command, RESULTS / "study")
 
     def run(given: Namespace) -> int:
@@ -252,7 +262,7 @@ COMMANDS = (add_smoke, add_run, add_gate, add_tune, add_compare, add_plot, add_c
 
 
 def parser() -> Parser:
-    top = Parser(prog="python3 -m bench", description=(__doc__ or "").splitlines()[0])
+    top = Parser(prog="python -m bench", description=(__doc__ or "").splitlines()[0])
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in COMMANDS:
         add(commands.add_parser)
@@ -267,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
     if "commit" in given and not given.commit and not any(getattr(given, name, False) for name in TABLES):
         given.commit = commit_here()
         if not given.commit:
-            top.error("git says nothing of this code, and rows have to name it: give --commit NAME")
+            top.error("rows must name the code version, and git reports no commit here; pass --commit NAME")
     try:
         code: int = given.run(given)
     except NotRows as error:

@@ -1,6 +1,6 @@
-"""What each command measures, in order of information, so that a stop at any moment loses the least.
+"""What each command measures, the most informative cases first, so that a stop at any moment loses the least.
 
-A job is a case and the names of those that it is held against besides nn.GRU.
+A job is a case and the names of its rivals besides nn.GRU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tritongru.planning.launches import BLOCK_B
 
 Job = tuple[Case, tuple[str, ...]]
 Tuned = tuple[str, str, bool, int, int, int]
-# Around one layer as it stands in the middle of the grid; what is swept takes its place.
+# Sweeps vary one size of a layer from the middle of the grid.
 SWEPT = Case(512, 16, 512, "bf16", "forward")
 SWEEPS: dict[str, tuple[int, ...]] = {
     "time": tuple(4**k for k in range(9)),
@@ -26,15 +26,15 @@ SWEEPS: dict[str, tuple[int, ...]] = {
     "hidden": tuple(2**k for k in range(4, 13)),
     "layers": (1, 2, 4, 8),
 }
-SHORT = 64  # steps while the batch is swept: float64 keeps every step of 8,192 rows
-SPREAD = 192  # hidden size from which on some kind of arithmetic needs several programs
+SHORT = 64  # steps while the batch is swept: float64 keeps every step of 8,192 sequences
+SPREAD = 192  # from this hidden size on, some kind of arithmetic needs several programs
 OPENING = ("brain-to-text", "deepfilternet2", "gtcrn", "streaming")  # workloads of the first block
-CPU_OPERATIONS = 3e9  # of a forward that a CPU does in less than a second
+CPU_OPERATIONS = 3e9  # of a forward pass that takes a CPU less than a second
 
 
 def gate_blocks() -> list[list[Case]]:
-    """Cases that are compiled together, then measured one by one: what the targets speak of, the first block of it
-    short enough for what the gate allows for a command; the middle of every grid, then what is around it."""
+    """Cases that are compiled together, then measured one by one: those with targets, the first block short enough for
+    the gate's default budget; then the middle of every grid, then the cells around it."""
     first = len(MODES) * FIRST
     known = [case for case in workload_cases() if case.mode == "train"]
     opening = [case for case in known if case.label in OPENING]
@@ -57,9 +57,9 @@ def gate_rivals(case: Case) -> tuple[str, ...]:
 
 
 def tune_cases() -> list[Case]:
-    """Shapes whose best launch is looked for: a layer of each workload that no multiprocessor holds alone, and the
-    grid. Every batch up to 16 rows is one tile to a launch, and both 16-bit types run the same code, so that one of
-    each is enough; the headline's length is measured by the gate."""
+    """Shapes to find the best launch for: a layer of each workload that does not fit on one multiprocessor, and the
+    grid. Batches up to 16 are one tile to a launch, and both 16-bit types run the same code, so one of each is enough;
+    the headline's length is measured by the gate."""
     batches = tuple(batch for batch in BATCHES if batch >= 16)
     cases = [*grid("bf16", HIDDEN, batches), *grid("fp32", HIDDEN[:-1], batches)]
     layers = [
@@ -75,7 +75,7 @@ def tune_cases() -> list[Case]:
 
 
 def sweep(name: str) -> list[Case]:
-    """The cases in which one size takes each of its values."""
+    """The cases in which one size takes each of its values, in both modes."""
     around = replace(SWEPT, time=SHORT) if name == "batch" else SWEPT
     sizes: list[dict[str, Any]] = [{name: value} for value in SWEEPS[name]]
     return [replace(around, mode=mode, **size) for size in sizes for mode in MODES]
@@ -90,7 +90,7 @@ def scaling() -> list[Job]:
 
 
 def precisions() -> list[Job]:
-    """Every workload in the precisions that are not its own."""
+    """Every workload in all precisions but its own."""
     own = {case.name for case in workload_cases()}
     cases = [case for precision in PRECISIONS for case in workload_cases(precision)]
     return [(case, (FLOOR,)) for case in cases if case.name not in own]
@@ -109,8 +109,8 @@ SUITES: dict[str, Callable[[], list[Job]]] = {
 
 
 def on_cpu(suite: str) -> list[Job]:
-    """What of a suite a CPU can tell: of real workloads that it does in less than a second, in fp32, what a call
-    through ours costs over torch's own, and what the rivals need there. The smallest first."""
+    """What a CPU can measure of a suite: for real workloads that take it less than a second, in fp32, the overhead of
+    our call over torch's own, and the rivals' times. The smallest first."""
     if suite != "workloads":
         return []
     forward = {workload: workload.case("forward", "fp32") for workload in WORKLOADS}
@@ -121,5 +121,5 @@ def on_cpu(suite: str) -> list[Job]:
     return [(workload.case(mode, "fp32"), names) for workload in small for mode in reversed(MODES)]
 
 
-# A call as a CPU user makes it, and one so small that only the way to the operator counts.
+# A typical call on a CPU, and one so small that only the overhead counts.
 CPU_CASES = (Case(64, 16, 64, "fp32", "forward"), Case(8, 1, 1, "fp32", "forward"))

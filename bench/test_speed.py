@@ -1,6 +1,6 @@
 """`pytest bench --benchmark-only`: both implementations side by side, in the format of pytest-benchmark.
 
-These are times by the host's clock, to the end of the work on the device. For times of the device alone, see the gate.
+Times are by the host's clock, until the device has finished. For device times alone, see the gate.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from bench.session.examine import here
 from bench.suites import CPU_CASES, on_cpu, workloads
 
 DEVICE = here()
-# On a GPU the real workloads in their own precision; on a CPU those of them that it does in less than a second.
+# On a GPU the real workloads in their own precision; on a CPU those that take it less than a second.
 NAMED = [case for case, _ in (workloads() if DEVICE.type == "cuda" else on_cpu("workloads"))]
 SMALL = 1e8  # operations of a call that takes a CPU less than a tenth of a second
 ON_CPU = [] if DEVICE.type == "cuda" else [cell.case for cell in cells.workloads() if operations(cell.case) < SMALL]
@@ -27,7 +27,7 @@ CASES = list(dict.fromkeys((*CPU_CASES, *(case for case in NAMED if case.label),
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """On a CPU that is shared, threads that wait for each other turn milliseconds into seconds."""
+    """On a shared CPU, threads waiting for each other can turn milliseconds into seconds."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

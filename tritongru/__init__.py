@@ -1,9 +1,9 @@
-"""The GRU with its time loop inside one kernel, on GPUs and CPUs: a drop-in for torch.nn.GRU."""
+"""A drop-in for `torch.nn.GRU` with the whole time loop in one kernel, on GPUs and CPUs."""
 
 from tritongru.cell import GRUCell
 from tritongru.functional import gru
 from tritongru.interop.registries import register
-from tritongru.llvm import forks as _forks  # noqa: F401  # which from now on are noticed
+from tritongru.llvm import forks as _forks  # noqa: F401  # from now on forks are noticed
 from tritongru.module import GRU, TorchTypeGRU
 from tritongru.planning.explaining import explain
 from tritongru.planning.plan import Plan

@@ -12,7 +12,8 @@ from tritongru.commands import demo, env, explain
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
-        prog="python -m tritongru", description="The GRU with its time loop in one kernel, on GPUs and CPUs."
+        prog="python -m tritongru",
+        description="A drop-in for torch.nn.GRU with the whole time loop in one kernel, on GPUs and CPUs.",
     )
     top.add_argument("--version", action="version", version=f"tritongru {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="{demo,explain,env}")
@@ -21,10 +22,10 @@ def parser() -> argparse.ArgumentParser:
     demo.add_arguments(command)
     command.set_defaults(run=demo.run)
 
-    command = commands.add_parser("explain", help="which kernel would run a layer, and why")
+    command = commands.add_parser("explain", help="show which kernel would run a layer, and why")
     explain.add_arguments(command)
 
-    command = commands.add_parser("env", help="versions, GPU and precision switches")
+    command = commands.add_parser("env", help="show versions, GPU and precision settings")
     env.add_arguments(command)
     return top
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has closed it, as `| head` does
+    except BrokenPipeError:  # the reader closed our output, as `| head` does
         sys.stderr.close()
         return 141
 

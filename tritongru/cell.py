@@ -1,4 +1,4 @@
-"""``GRUCell``: torch's cell, with the loop's step where that is faster."""
+"""``GRUCell``: torch's cell, using a compiled step where that is faster."""
 
 from __future__ import annotations
 
@@ -17,22 +17,27 @@ IMPLS = ("auto", "llvm", "torch")
 
 
 class GRUCell(nn.GRUCell):
-    """One time step of a GRU, a drop-in for :class:`torch.nn.GRUCell`: same arguments, parameters, state_dict, results,
-    errors. On a CPU a call without gradients runs the step of the compiled loop; whatever else is asked for, torch's.
+    """One time step of a GRU, a drop-in for `torch.nn.GRUCell`: same arguments, parameters, state_dict, results and
+    errors.
+
+    ``forward(input, hx=None)`` takes input ``(B, I)`` or ``(I,)`` and hx ``(B, H)`` or ``(H,)``, and returns the new
+    state in the shape of hx. On a CPU, calls without gradients run a compiled step; all other calls run torch's cell.
+    For the equations and their source, see `tritongru.gru`.
 
     Args:
-        input_size: features I of the input.
+        input_size: input features I.
         hidden_size: hidden units H.
         bias: whether there are ``b_ih`` and ``b_hh``.
-        device, dtype: of the parameters.
-        impl: ``"auto"``; ``"llvm"``, which raises with the reason where a call without gradients cannot run the loop;
-            or ``"torch"``.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+        impl: ``"auto"`` uses the compiled step where it is faster; ``"llvm"`` raises with the reason if a call without
+            gradients cannot use it; ``"torch"`` is torch's own cell.
 
-    ``forward(input, hx=None)`` takes ``(B, I)`` or ``(I,)`` and hx ``(B, H)`` or ``(H,)``, and returns the new state in
-    the shape of hx. Equations and their source: :func:`tritongru.gru`.
+    Raises:
+        ValueError: if ``impl`` is none of these.
     """
 
-    impl: str = "auto"  # also of a cell that __init__ has not made: an old pickle, a changed class
+    impl: str = "auto"  # also for cells not made by __init__: an old pickle, a changed class
 
     def __init__(
         self,
@@ -69,9 +74,9 @@ class GRUCell(nn.GRUCell):
     def _check_loop(self, input: Tensor) -> None:
         refusal = refusal_on_cpu(input.device, input.dtype)
         if not refusal and input.dtype not in DTYPES:
-            refusal = f"its step does not compute in {str(input.dtype).removeprefix('torch.')}"
+            refusal = f"the compiled step does not support {str(input.dtype).removeprefix('torch.')}"
         if refusal:
-            raise RuntimeError(f"impl='llvm' cannot run this cell: {refusal} (impl='auto' runs torch's own there)")
+            raise RuntimeError(f"impl='llvm' cannot run this cell: {refusal} (impl='auto' runs torch.nn.GRUCell here)")
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -79,12 +84,20 @@ class GRUCell(nn.GRUCell):
 
     @classmethod
     def from_torch(cls, cell: nn.GRUCell, *, impl: str = "auto", copy: bool = False) -> GRUCell:
-        """A cell with all that ``cell`` has: its parameters (the same objects, or copies of them), its hooks, further
-        attributes, and whether it trains.
+        """Convert a `torch.nn.GRUCell`: the new cell takes over its parameters (shared or copied), hooks, other
+        attributes and training mode.
+
+        Args:
+            cell: a module whose class is exactly `torch.nn.GRUCell`.
+            impl: as in `GRUCell`.
+            copy: whether to copy parameters and buffers instead of sharing them.
+
+        Returns:
+            The converted cell.
 
         Raises:
-            TypeError: if ``cell`` is no torch.nn.GRUCell, or of a subclass, whose own methods would be lost.
-            ValueError: if a weight is computed, or the object has a forward of its own.
+            TypeError: if ``cell`` is not a `torch.nn.GRUCell`, or is a subclass, whose own methods would be lost.
+            ValueError: if a weight is computed, or the object has its own forward.
         """
         if not isinstance(cell, nn.GRUCell):
             raise TypeError(f"expected a torch.nn.GRUCell, got {type(cell).__name__}")
@@ -95,7 +108,17 @@ class GRUCell(nn.GRUCell):
         return new
 
     def to_torch(self, *, copy: bool = False) -> nn.GRUCell:
-        """A :class:`torch.nn.GRUCell` with all that this cell has, as by :meth:`from_torch`."""
+        """Convert back to a `torch.nn.GRUCell`, taking over everything that `from_torch` does.
+
+        Args:
+            copy: whether to copy parameters and buffers instead of sharing them.
+
+        Returns:
+            The converted cell.
+
+        Raises:
+            TypeError, ValueError: as for `from_torch`.
+        """
         check_parameters(self)
         check_class(self, GRUCell)
         new = nn.GRUCell(self.input_size, self.hidden_size, self.bias, "meta")
@@ -103,5 +126,5 @@ class GRUCell(nn.GRUCell):
         return new
 
     def __prepare_scriptable__(self) -> nn.GRUCell:
-        """What ``torch.jit.script`` compiles in the place of this cell."""
+        """What ``torch.jit.script`` compiles in place of this cell."""
         return self.to_torch()

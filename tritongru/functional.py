@@ -50,7 +50,7 @@ def gru(
     impl: str = "auto",
     memory: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """A multi-layer GRU with the equations of :class:`torch.nn.GRU` (reset gate after the product)::
+    """A multi-layer GRU with the equations of `torch.nn.GRU` (the reset gate is applied after the product):
 
         r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)    z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
         n = tanh(W_in x + b_in + r (W_hn h + b_hn))   h' = n + z (h - n)
@@ -60,21 +60,24 @@ def gru(
         hx: initial states ``(L * D, B, H)``, or None for zeros. D is 2 if bidirectional, else 1.
         weights: for each layer and direction ``w_ih (3H, I or D * H)``, ``w_hh (3H, H)`` and, with ``bias``,
             ``b_ih (3H,)``, ``b_hh (3H,)``; gates in the order r, z, n.
-        dropout: probability with which an output of each layer but the last is zeroed, if ``training``.
-        batch_sizes: ``(T,)`` int64 on the CPU: rows of each step of a packed sequence.
-        impl: ``"auto"``, ``"triton"`` or ``"llvm"`` (which never fall back: they raise with the plan's reason), or
-            ``"torch"``.
-        memory: what a forward of ours keeps for the backward: ``"save"`` the gates, ``"recompute"`` them in the
-            backward from the states, or ``"auto"``: save them where those of all layers take at most an eighth of the
-            device's memory.
+        num_layers: stacked layers L.
+        bias: whether ``weights`` contains biases.
+        batch_first: whether input and output are ``(B, T, features)``.
+        dropout: probability of zeroing each output of every layer but the last, if ``training``.
+        training: whether dropout is applied.
+        bidirectional: D = 2 directions instead of 1.
+        batch_sizes: ``(T,)`` int64 on the CPU: the number of sequences at each step of a packed sequence.
+        impl: ``"auto"``, ``"triton"``, ``"llvm"`` or ``"torch"``, as in `GRU`.
+        memory: ``"auto"``, ``"save"`` or ``"recompute"``, as in `GRU`.
 
     Returns:
         ``(output, h_n)``: output ``(T, B, D * H)`` in the layout of the input, h_n ``(L * D, B, H)``; both in the
-        input's dtype (float32, float16, bfloat16; on torch's path any that ``torch.gru`` takes), or in the one that
-        CUDA autocast asks for.
+        input's dtype (float32, float16, bfloat16, on CPUs also float64; with torch's GRU any that ``torch.gru``
+        takes), or in the dtype that CUDA autocast requests.
 
     Raises:
-        ValueError, RuntimeError: with torch's text where torch has one.
+        TypeError, ValueError, RuntimeError: for bad arguments, with torch's text where torch has one; RuntimeError
+            also if ``impl="triton"`` or ``impl="llvm"`` cannot run the layer.
     """
     check_choice("impl", impl, IMPLS)
     check_choice("memory", memory, MEMORIES)
@@ -103,7 +106,7 @@ def _check_shapes(
 def run(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor]:
-    """``gru`` behind its checks: asks the plan and takes one of the paths."""
+    """``gru`` after its checks: consults the plan and chooses a path."""
     if options.impl != "torch":
         check_choice("impl", options.impl, IMPLS)
         check_choice("memory", options.memory, MEMORIES)
@@ -111,7 +114,7 @@ def run(
         batch_sizes = check_batch_sizes(batch_sizes)
     if is_traced():
         if options.impl != "torch":
-            log_once("torch.jit.trace, and the ONNX exporter that builds on it, record torch's own operator")
+            log_once("torch.jit.trace, and the ONNX exporter based on it, record torch's own operator")
         return run_torch(input, hx, weights, batch_sizes, options)
     if torch.compiler.is_compiling() and batch_sizes is None:
         return _run_compiled(input, hx, weights, options)
@@ -147,7 +150,7 @@ def run(
 def _run_compiled(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: Options
 ) -> tuple[Tensor, Tensor]:
-    """For a compiler's or an exporter's graph, in which sizes may be symbols: what depends on them is decided inside
+    """For a compiler's or an exporter's graph, in which sizes may be symbolic: what depends on them is decided inside
     the operator, so that no decision becomes a condition of the graph."""
     check_for_kernels(input, hx, weights, None, options)
     device, cast = input.device, autocast_dtype(input)
@@ -160,7 +163,7 @@ def _run_compiled(
         hidden, dtype = weights[1].shape[-1], cast or input.dtype
         if route_of(options.impl, hidden, dtype, device, options.directions, learns) is not None:
             impl = options.impl
-    if impl == "torch" and torch.compiler.is_exporting():  # a program that needs nothing but torch
+    if impl == "torch" and torch.compiler.is_exporting():  # a program that needs only torch
         return run_torch(input, hx, weights, None, options)
     if cast is not None and (impl != "torch" or input.is_cuda):
         input, hx, weights = _cast(input, hx, weights, cast)
@@ -181,50 +184,50 @@ def _run_torch(
 def _is_refused(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
 ) -> bool:
-    """Whether kernels cannot take the tensors as they are. On a CPU torch's GRU then says what is wrong with them, in
-    its own words, or takes them all the same."""
+    """Whether the kernels cannot take the tensors as they are. On a CPU torch's GRU then raises its own error, or
+    accepts them."""
     try:
         check_for_kernels(input, hx, weights, batch_sizes, options)
         odd = batch_sizes is not None and _is_odd(input, hx, batch_sizes)
     except (RuntimeError, TypeError, ValueError):
         odd = True
     if odd:
-        log_once("tensors of such shapes or dtypes are for it to take or to refuse")
+        log_once("the kernels do not accept tensors of these shapes or dtypes")
     return odd
 
 
 def _is_odd(data: Tensor, hx: Tensor | None, batch_sizes: Tensor) -> bool:
-    """Whether a packed sequence has rows or states that it does not count."""
+    """Whether a packed sequence has rows or states that batch_sizes does not count."""
     rows = check_rows(data, batch_sizes)
     return rows != data.shape[0] or (hx is not None and hx.shape[1] != int(batch_sizes[0]))
 
 
 def _only_torch(cast: torch.dtype | None) -> bool:
-    """Whether a call on a CPU wants what torch's own GRU alone has there, and our loop has not: the mixture of dtypes
-    under autocast, forward-mode derivatives, or a transform of torch.func."""
+    """Whether a call on a CPU needs what only torch's own GRU supports there: mixed dtypes under autocast, forward-mode
+    derivatives, or a torch.func transform."""
     if cast is not None:
-        log_once("on a CPU autocast keeps some parts of the layer in the wider dtype, as torch's GRU does")
+        log_once("CPU autocast keeps parts of the layer in the wider dtype, which only torch's GRU supports")
     elif forward_ad._current_level >= 0:
-        log_once("a forward-mode derivative was asked for")
+        log_once("a forward-mode derivative was requested")
     elif torch._C._functorch.peek_interpreter_stack() is not None:
-        log_once("a transform of torch.func is at work")
+        log_once("a torch.func transform is active")
     else:
         return False
     return True
 
 
 def _check_derivatives(impl: str, *tensors: Tensor | None) -> None:
-    """Kernels have the gradient of a call and no other derivative, which without a word would be zero."""
+    """The kernels support gradients only; any other derivative would silently be zero."""
     at_work, kinds = torch._C._functorch.peek_interpreter_stack(), torch._C._functorch.TransformType
     kind = None if at_work is None else at_work.key()
     dual = forward_ad._current_level >= 0 and any(t is not None and _is_dual(t) for t in tensors)
     if kind == kinds.Jvp or (kind is None and dual):
-        what = "kernels have no forward-mode derivative"
+        what = "the kernels have no forward-mode derivative"
     elif kind is not None and (impl == "llvm" or kind != kinds.Grad):
-        what = "a transform of torch.func is at work, and kernels have no rule for it"
+        what = "a torch.func transform is active, and the kernels have no rule for it"
     else:
         return
-    raise RuntimeError(f"impl={impl!r} cannot run this call: {what}; build the layer with impl='torch' for it")
+    raise RuntimeError(f"impl={impl!r} cannot run this call: {what}; build the layer with impl='torch'")
 
 
 def _is_dual(tensor: Tensor) -> bool:
@@ -238,7 +241,7 @@ def _learns(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool
 def _cast(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor | None, Sequence[Tensor]]:
-    """In the dtype that autocast asks for, if it asks for one."""
+    """Converted to autocast's dtype, if there is one."""
     if dtype is None:
         return input, hx, weights
     return input.to(dtype), None if hx is None else hx.to(dtype), [w.to(dtype) for w in weights]
@@ -278,7 +281,7 @@ def _run_layers(
 
 
 def layer_weights(own: Sequence[Tensor], each: int) -> Weights:
-    """A layer's weights with both directions in one tensor, so that one product and one launch serve them."""
+    """A layer's weights with both directions in one tensor, so that one product and one launch do both."""
     if len(own) == each:
         w_ih, w_hh, *biases = own
         return Weights(w_ih, w_hh.unsqueeze(0), *((biases[0], biases[1].unsqueeze(0)) if biases else (None, None)))
@@ -289,7 +292,7 @@ def layer_weights(own: Sequence[Tensor], each: int) -> Weights:
 
 
 def _packed_rows(data: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows that batch_sizes counts, and the first row of each step, on the data's device without waiting for it."""
+    """The rows that batch_sizes counts, and the first row of each step, on the data's device and without a wait."""
     rows = check_rows(data, batch_sizes)
     offsets = torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0))
     if data.is_cuda:

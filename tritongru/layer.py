@@ -1,5 +1,5 @@
-"""One layer around its time loop: what is sequential runs in the kernels of one family, the rest in products over many
-rows at once.
+"""One layer around its time loop: the sequential part runs in the kernels of one family, the rest in matrix products
+over many rows at once.
 
 Shapes are those of the records in ``tritongru/arguments/records.py``.
 """
@@ -27,8 +27,8 @@ from tritongru.arguments.records import (
 from tritongru.planning.launches import AnyLaunch, Launch, PersistentLaunch, StepwiseLaunch, VectorLaunch
 from tritongru.planning.memory import part_steps
 
-GROUP_ROWS = 64  # that are summed first
-MANY_VALUES = 1 << 17  # from which on they are: a buffer of 1 MiB
+GROUP_ROWS = 64  # rows of a group that is summed first
+MANY_VALUES = 1 << 17  # values from which on groups are summed first: a buffer of 1 MiB
 
 
 def forward(call: LayerCall, save_gates: bool, launch: AnyLaunch | VectorLaunch) -> Outputs:
@@ -47,10 +47,10 @@ def backward(
     grads: OutputGradients,
     call: LayerCall,
     saved: Saved,
-    needs: list[bool],  # of the call's leaves; a gradient that nobody needs is an empty tensor
+    needs: list[bool],  # of the call's leaves; a gradient that is not needed is an empty tensor
     launch: AnyLaunch | VectorLaunch,
 ) -> tuple[Tensor, ...]:
-    """Walks the steps in parts: first the loop over the part's steps, then the products over its rows."""
+    """Processes the steps in parts: first the loop over the part's steps, then the products over its rows."""
     if isinstance(launch, VectorLaunch):
         return _compiled_loop().backward(grads, call, saved, needs, launch)  # type: ignore[no-any-return]
     x, weights, h0, rows = call
@@ -77,7 +77,7 @@ def backward(
         of_gates = GateGradients(y.new_empty((some.shape[0], D, 3 * H)), y.new_empty((some.shape[0], D, H)))
         _families()[type(launch)].backward(dy, dh, recurrence, Saved(y, some), of_gates, launch, part)
         del some
-        if before is None and needs[2]:  # after the launch, which it would delay
+        if before is None and needs[2]:  # after the launch, so as not to delay it
             before = _all_before(y, recurrence, own)
         found.add(of_gates, before, own)
     dx, dw_ih, dw_hh, db_ih, db_hh = found.of_inputs_and_weights()
@@ -85,8 +85,8 @@ def backward(
 
 
 class _Gradients:
-    """Gradients of the input and the weights, part by part: of one part as the products give them, of several as sums
-    in fp32. Each part's rows are contiguous, and the same for both directions only where there is one part."""
+    """Gradients of the input and the weights. With one part they are the products themselves, with several the products
+    are summed in fp32. Each part's rows are contiguous, and the same for both directions only if there is one part."""
 
     def __init__(self, x: Tensor, weights: Weights, needs: list[bool], several: bool) -> None:
         self.x, self.w_ih, self.several = x, weights.w_ih, several
@@ -126,7 +126,7 @@ class _Gradients:
             self.db_a = self._sum(self.db_a, sum_of_rows(da, dtype))
 
     def _sides(self, dgx: Tensor, rows: list[slice]) -> list[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
-        """What is multiplied: (dgx, w_ih, x, dx) of each direction where their rows differ, else of both at once."""
+        """The operands (dgx, w_ih, x, dx): of each direction if their rows differ, else of both at once."""
         if not self.several:
             return [(dgx.view(dgx.shape[0], -1), self.w_ih, self.x, self.dx)]
         dgs, w_ihs = [dgx.view(dgx.shape[0], -1)], [self.w_ih]
@@ -149,7 +149,7 @@ class _Gradients:
         if self.db is not None and self.need_b_ih:
             db_ih = self.db.view(-1)
         found = (self.dx, self.dw_ih, self.dw_hh, db_ih, db_hh)
-        # The type is asked for only where it differs: each call of a tensor's method takes a microsecond.
+        # Converted only where the type differs: each call of a tensor's method takes a microsecond.
         return tuple(self.x.new_empty(0) if g is None else g.to(self.x.dtype) if self.several else g for g in found)
 
 
@@ -191,7 +191,7 @@ def _dense(tensor: Tensor | None) -> Tensor | None:
 
 
 def _rows_of_part(T: int, part: Part, D: int, batch: int) -> list[slice]:
-    """For each direction the rows of the steps that the backward walks."""
+    """For each direction, the rows of the steps that this part covers."""
     count = part.steps(T)
     firsts = (T - part.start - count, part.start)[:D]
     return [slice(first * batch, (first + count) * batch) for first in firsts]
@@ -208,7 +208,7 @@ def _all_before(y: Tensor, recurrence: Recurrence, rows: list[slice]) -> list[Te
 
 
 def _states_before(y: Tensor, recurrence: Recurrence, d: int, rows: slice) -> Tensor:
-    """h[t-1] of these rows, (n, H): the step before it in direction 0, after it in direction 1, h0 at the ends."""
+    """The previous states of these rows, (n, H): of step t - 1 in direction 0, t + 1 in direction 1, h0 at the ends."""
     h0, (batch, offsets) = recurrence.h0, recurrence.rows
     N, H = y.shape[0], y.shape[2]
     if offsets is not None:
@@ -225,8 +225,8 @@ def _states_before(y: Tensor, recurrence: Recurrence, d: int, rows: slice) -> Te
 
 
 def _rows_before(N: int, offsets: Tensor, batch: int, d: int) -> Tensor:
-    """For each packed row that of the step before, or ``N`` and its place in the batch where there is none. Whatever
-    the offsets are, which nobody has seen on a GPU, it lies in [0, N + batch)."""
+    """For each packed row, the row of the same sequence one step before, or ``N`` plus its place in the batch if there
+    is none. The result lies in [0, N + batch) whatever the offsets are: on a GPU they have not been checked."""
     row = torch.arange(N, device=offsets.device)
     t = torch.bucketize(row, offsets[1:-1], right=True)  # of the first rows of steps 1, 2, ..: in [0, T)
     b = row - offsets[t]
@@ -239,8 +239,8 @@ def _rows_before(N: int, offsets: Tensor, batch: int, d: int) -> Tensor:
 
 
 def _rebuilt_gates(x: Tensor, weights: Weights, before: list[Tensor], rows: list[slice], precision: str) -> Tensor:
-    """The gates that the forward kernel would have saved. Every state before is known by now, so no second pass over
-    time is needed, only products over many rows."""
+    """The gates that the forward kernel would have saved. All previous states are known by now, so products over many
+    rows are enough, without a second pass over time."""
     from tritongru.kernels.rebuild import rebuild
 
     w_ih, w_hh, b_ih, b_hh = weights

@@ -1,4 +1,4 @@
-"""``GRU``: torch's module with the layer's forward replaced."""
+"""``GRU``: torch's module with its forward pass replaced."""
 
 from __future__ import annotations
 
@@ -38,40 +38,53 @@ def _arguments_of_gru(
     impl: str = "auto",
     memory: str = "auto",
 ) -> None:
-    """What help() and torch.nn.utils.skip_init see of ``GRU``; its __init__ takes positions as torch.nn.GRU does."""
+    """The signature that help() and torch.nn.utils.skip_init see; __init__ takes *args, as torch.nn.GRU's does."""
 
 
 class GRU(nn.RNNBase):
-    """A multi-layer GRU, a drop-in for :class:`torch.nn.GRU`: same arguments, parameters, state_dict, results, errors.
+    """A multi-layer GRU, a drop-in for `torch.nn.GRU`: same arguments, parameters, state_dict, results, errors.
+
+    ``forward(input, hx=None)`` takes input of shape ``(T, B, I)``, ``(B, T, I)`` if ``batch_first``, ``(T, I)``, or a
+    PackedSequence, and hx ``(L * D, B, H)`` or ``(L * D, H)``. It returns ``(output, h_n)`` like `torch.nn.GRU`. For
+    the equations and their source, see `tritongru.gru`.
 
     Args:
-        input_size: features I of the input.
+        input_size: input features I.
         hidden_size: hidden units H.
         num_layers: stacked layers L.
-        bias: whether there are ``b_ih`` and ``b_hh``.
-        batch_first: input and output as ``(B, T, features)``; never h_n.
-        dropout: probability of zeroing an output of each layer but the last, in training; drawn from torch's own
-            generator on every device.
+        bias: whether the layers have the biases ``b_ih`` and ``b_hh``.
+        batch_first: whether input and output are ``(B, T, features)``; h_n is not affected.
+        dropout: probability of zeroing each output of every layer but the last in training; always drawn from torch's
+            generator, on GPUs too.
         bidirectional: D = 2 directions instead of 1.
-        device, dtype: of the parameters.
-        impl: ``"auto"`` takes the Triton kernels where the plan has one (``explain`` says why or why not),
-            ``"triton"`` never falls back but raises with the plan's reason, ``"torch"`` is torch's own GRU.
-        memory: what Triton's forward keeps for the backward: ``"save"`` the four gate values of each output,
-            ``"recompute"`` them in the backward from the states, or ``"auto"``: save them where those of all layers
-            take at most an eighth of the device's memory.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+        impl: ``"auto"`` uses a kernel when one is available for the shape, else torch's GRU (`tritongru.explain` tells
+            which, and why); ``"triton"`` and, on CPUs, ``"llvm"`` raise with the reason instead of falling back;
+            ``"torch"`` is torch's own GRU.
+        memory: what the forward pass keeps for the backward pass. ``"save"``: the gate values of each output;
+            ``"recompute"``: only the states, from which the gates are recomputed; ``"auto"``: save the gates if those
+            of all layers take at most an eighth of the device's memory.
 
-    ``forward(input, hx=None)`` takes ``(T, B, I)``, ``(B, T, I)`` if ``batch_first``, ``(T, I)`` or a PackedSequence,
-    and hx ``(L * D, B, H)`` or ``(L * D, H)``; it returns ``(output, h_n)`` like torch.nn.GRU. Equations and their
-    source: :func:`tritongru.gru`.
+    Raises:
+        TypeError, ValueError: for a bad argument, with torch's text where torch has one.
 
-    What differs: ``isinstance(m, torch.nn.GRU)`` is False, because ``torch.compile`` refuses whatever it is true of
-    (:class:`TorchTypeGRU` is both); CUDA autocast answers the dtype that was asked for. ``torch.jit.trace`` and
-    ``torch.jit.script`` of a model record torch's GRU in the layer's place.
+    Note:
+        ``isinstance(m, torch.nn.GRU)`` is False, because ``torch.compile`` rejects such modules (`TorchTypeGRU` is
+        both). CUDA autocast returns the requested dtype. ``torch.jit.trace`` and ``torch.jit.script`` of a model record
+        torch's GRU in place of the layer.
+
+    Example:
+        >>> import torch, tritongru
+        >>> gru = tritongru.GRU(input_size=8, hidden_size=16, batch_first=True)
+        >>> output, h_n = gru(torch.randn(4, 100, 8))
+        >>> output.shape, h_n.shape
+        (torch.Size([4, 100, 16]), torch.Size([1, 4, 16]))
     """
 
     __signature__ = inspect.signature(_arguments_of_gru)
 
-    impl: str = "auto"  # also of a module that __init__ has not made: an old pickle, a changed class
+    impl: str = "auto"  # also for modules not made by __init__: an old pickle, a changed class
     memory: str = "auto"
 
     def __init__(self, *args: Any, impl: str = "auto", memory: str = "auto", **kwargs: Any) -> None:
@@ -86,7 +99,7 @@ class GRU(nn.RNNBase):
     def __setattr__(self, name: str, value: Any) -> None:
         try:
             super().__setattr__(name, value)
-        except TypeError:  # by now RNNBase has listed the refused value among its weights
+        except TypeError:  # by now RNNBase has listed the rejected value among its weights
             self._flat_weights = [self._parameters[n] for n in self._flat_weights_names]
             raise
 
@@ -145,7 +158,7 @@ class GRU(nn.RNNBase):
     def _weights(self) -> list[Tensor]:
         """The weights as they are now: parameters, or what a parametrization or functional_call put in their place."""
         own, names = self._parameters, self._flat_weights_names
-        # getattr would take a microsecond to come to the parameters.
+        # getattr would take a microsecond to reach the parameters.
         weights: list[Any] = [own[name] if name in own else getattr(self, name) for name in names]
         for name, weight in zip(names, weights, strict=True):
             if weight is None:
@@ -155,8 +168,8 @@ class GRU(nn.RNNBase):
         return weights
 
     def _flatten_again(self, weights: list[Tensor]) -> None:
-        """What nn.GRU does when a parameter was replaced, so that cuDNN finds one buffer again. Computed weights stay
-        out of it: they change with every call, and a module that holds them cannot be copied."""
+        """As nn.GRU does when a parameter was replaced, so that cuDNN finds one buffer again. Computed weights are left
+        out: they change with every call, and a module that holds them cannot be copied."""
         kept = zip(self._flat_weight_refs, weights, strict=False)
         replaced = any(ref is None or ref() is not w for ref, w in kept)
         if replaced and all(isinstance(w, nn.Parameter) for w in weights):
@@ -167,9 +180,9 @@ class GRU(nn.RNNBase):
         check_features(input, batch_sizes, self.input_size)
 
     def flatten_parameters(self) -> None:
-        """Bring the weights into the buffer that makes torch's path fast on CUDA; the Triton path needs none.
+        """Move the weights into the single buffer that makes torch's GRU fast on CUDA; the kernels need none.
 
-        With dropout between layers that path runs layer by layer, so then each layer gets a buffer of its own."""
+        With dropout between layers torch's GRU runs layer by layer, so each layer gets its own buffer."""
         weights = self._flat_weights
         first = weights[0] if weights else None
         if not isinstance(first, Tensor) or not draws_dropout(first, self.dropout, self.num_layers):
@@ -181,25 +194,25 @@ class GRU(nn.RNNBase):
             nn.RNNBase.flatten_parameters(view)  # type: ignore[arg-type]
 
     def warmup(self, batch: int, time: int, *, packed: bool = False) -> Warmup:
-        """Compile, side by side, every kernel that calls with such a batch will need, so that no call waits for one.
+        """Compile in parallel all kernels that calls with this batch size need, so that no call waits for one.
 
-        They are those of a forward without gradients and, if the module is in training mode and a parameter requires
-        gradients, of a training step, with and without hx, in the module's dtype (within autocast: in autocast's) and
-        under torch's present precision switch. Other numbers of time steps need no other kernels; a batch may, where
-        the plan takes another configuration for it. Each kernel runs once, on zeros, and the call waits for the GPU;
-        parameters, gradients and random numbers stay as they are. Where torch's GRU runs, nothing is compiled.
+        These are the kernels of inference and, if the module is in training mode and a parameter requires gradients,
+        of a training step, with and without hx, in the module's dtype (within autocast: autocast's) and under torch's
+        current precision setting. Other numbers of time steps need no other kernels; another batch size may. Each
+        kernel runs once, on zeros, and the call waits for the GPU; parameters, gradients and random numbers do not
+        change. If torch's GRU runs, nothing is compiled.
 
         Args:
             batch: batch size B.
             time: time steps T, on which the plan and ``memory="auto"`` may depend.
-            packed: for a PackedSequence instead of a tensor.
+            packed: whether calls pass a PackedSequence instead of a tensor.
 
         Returns:
-            the kernels, and the seconds that each took and all together.
+            The kernels with the seconds that each took, and the total in seconds.
 
         Raises:
-            TypeError, ValueError: if batch or time is no whole number of at least 1, or absurdly large.
-            RuntimeError: as a call does where ``impl="triton"`` has no kernel.
+            TypeError, ValueError: if batch or time is not a whole number of at least 1, or is absurdly large.
+            RuntimeError: if ``impl="triton"`` or ``impl="llvm"`` has no kernel for the layer.
         """
         batch, time = check_size("batch", batch), check_size("time", time)
         return warm(self, batch, time, packed, self.impl, self.memory)
@@ -222,18 +235,22 @@ class GRU(nn.RNNBase):
         copy: bool = False,
         as_torch_type: bool = False,
     ) -> GRU:
-        """A GRU with all that ``gru`` has: its parameters (the same objects, or copies of them), its hooks, further
-        attributes, and whether it trains. A handle of one of its hooks removes the hook from ``gru`` alone.
+        """Convert a `torch.nn.GRU`: the new module takes over its parameters (shared or copied), hooks, other
+        attributes and training mode. Hook handles obtained earlier remove hooks from ``gru`` only.
 
         Args:
-            gru: a module of exactly the class torch.nn.GRU.
-            impl, memory: as of :class:`GRU`.
-            copy: whether to copy parameters and buffers.
-            as_torch_type: return a :class:`TorchTypeGRU`, of which ``isinstance(m, torch.nn.GRU)`` is True.
+            gru: a module whose class is exactly `torch.nn.GRU`.
+            impl: as in `GRU`.
+            memory: as in `GRU`.
+            copy: whether to copy parameters and buffers instead of sharing them.
+            as_torch_type: whether to return a `TorchTypeGRU`, for which ``isinstance(m, torch.nn.GRU)`` is True.
+
+        Returns:
+            The converted module.
 
         Raises:
-            TypeError: if ``gru`` is no torch.nn.GRU, or of a subclass, whose own methods would be lost.
-            ValueError: if a weight is computed, or the object has a forward of its own.
+            TypeError: if ``gru`` is not a `torch.nn.GRU`, or is a subclass, whose own methods would be lost.
+            ValueError: if a weight is computed, or the object has its own forward.
         """
         if not isinstance(gru, nn.GRU):
             raise TypeError(f"expected a torch.nn.GRU, got {type(gru).__name__}")
@@ -244,7 +261,17 @@ class GRU(nn.RNNBase):
         return new
 
     def to_torch(self, *, copy: bool = False) -> nn.GRU:
-        """A :class:`torch.nn.GRU` with all that this module has, as by :meth:`from_torch`."""
+        """Convert back to a `torch.nn.GRU`, taking over everything that `from_torch` does.
+
+        Args:
+            copy: whether to copy parameters and buffers instead of sharing them.
+
+        Returns:
+            The converted module.
+
+        Raises:
+            TypeError, ValueError: as for `from_torch`.
+        """
         check_parameters(self)
         check_class(self, GRU, TorchTypeGRU)
         new = nn.GRU(*arguments_of(self), device="meta")
@@ -252,20 +279,20 @@ class GRU(nn.RNNBase):
         return new
 
     def __prepare_scriptable__(self) -> nn.GRU:
-        """What ``torch.jit.script`` compiles, and leaves in the place of this layer in the model that it was given."""
-        if sys._getframe(1).f_locals.get("memo") == {}:  # torch has prepared no module around this one
+        """What ``torch.jit.script`` compiles and puts in the place of this layer."""
+        if sys._getframe(1).f_locals.get("memo") == {}:  # no outer module is being scripted
             raise RuntimeError(
-                "torch.jit.script compiles a tritongru.GRU only as a part of a model, as it does torch.nn.GRU; put it "
-                "into a module whose forward calls it"
+                "torch.jit.script compiles a tritongru.GRU only as part of a model, like torch.nn.GRU; put it into a "
+                "module whose forward calls it"
             )
         return self.to_torch()
 
 
 class TorchTypeGRU(GRU, nn.GRU):  # type: ignore[misc]  # torch's forward is declared as overloads
-    """A :class:`GRU` that is a :class:`torch.nn.GRU` too, for code that asks ``isinstance(m, torch.nn.GRU)``.
+    """A `GRU` that is also a `torch.nn.GRU`, for code that checks ``isinstance(m, torch.nn.GRU)``.
 
-    Nothing else changes, and code that asks ``type(m) is torch.nn.GRU`` wants :meth:`GRU.to_torch`. ``torch.compile``
-    refuses every torch.nn.GRU unless ``torch._dynamo.config.allow_rnn = True``; then this one compiles as others do.
+    Nothing else changes; for code that checks ``type(m) is torch.nn.GRU``, use `GRU.to_torch`. ``torch.compile``
+    rejects every `torch.nn.GRU`, this one included, unless ``torch._dynamo.config.allow_rnn = True``.
     """
 
 

@@ -1,5 +1,5 @@
 """The operators ``tritongru::gru_forward`` and ``tritongru::gru_backward`` (one layer, one or two directions) and the
-autograd Function over them. This module imports torch alone; the kernels are loaded at the first launch.
+autograd Function over them. This module imports only torch; the kernels are loaded at the first launch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tritongru.planning.instruction_sets import host_sets
 from tritongru.planning.launches import AnyLaunch, VectorLaunch
 from tritongru.planning.plan import plan_on, precision_of
 
-# ``family`` names whose kernels run, so that several can serve one device in one process.
+# ``family`` names the kernels to run, so that several families can serve one device in one process.
 torch.library.define(
     "tritongru::gru_forward",
     "(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, Tensor? offsets, SymInt batch, "
@@ -43,14 +43,14 @@ torch.library.define(
     "Tensor? offsets, SymInt batch, Tensor y, Tensor gates, bool[] needs, str family) "
     "-> (Tensor dx, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh, Tensor dh0)",
 )
-CALL = 8  # flat arguments that a `LayerCall` is made of
+CALL = 8  # flat arguments that make up a `LayerCall`
 
 
 def gru_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     """One layer: y (N, D, H), hn (D, B, H), gates (N, D, H, 4) or (0,).
 
     Args:
-        given: those of ``LayerCall.of``, ``save_gates`` and ``family``, of ``FAMILIES``.
+        given: the arguments of ``LayerCall.of``, ``save_gates``, and ``family``, one of ``FAMILIES``.
     """
     call, (save_gates, family) = LayerCall.of(*given[:CALL]), given[CALL:]
     check_choice("family", family, FAMILIES)
@@ -61,12 +61,12 @@ def gru_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gru_backward(dy: Tensor | None, dhn: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
-    """The gradients that are needed of x, w_ih, w_hh, b_ih, b_hh and h0; one that nobody needs is an empty tensor.
+    """The gradients of x, w_ih, w_hh, b_ih, b_hh and h0; one that is not needed is an empty tensor.
 
     Args:
         dy: (N, D, H).
         dhn: (D, B, H).
-        given: those of ``LayerCall.of``, ``y`` and ``gates`` of the forward, six ``needs`` and ``family``.
+        given: the arguments of ``LayerCall.of``, ``y`` and ``gates`` of the forward pass, six ``needs``, ``family``.
     """
     call, (y, gates, needs, family) = LayerCall.of(*given[:CALL]), given[CALL:]
     grads, saved = OutputGradients(dy, dhn), Saved(y, gates)
@@ -92,22 +92,22 @@ def _check_backward(grads: OutputGradients, call: LayerCall, saved: Saved, needs
 
 
 def shape_of_kept(N: int, D: int, H: int, family: str) -> tuple[int, ...]:
-    """Of what a forward keeps for the backward, which only its own family reads."""
+    """Of what a forward pass keeps for the backward pass of the same family."""
     return (N, D, H, 4) if family == "triton" else (N, D, KEPT, H)
 
 
 def dtype_of_kept(dtype: torch.dtype, family: str) -> torch.dtype:
-    """Triton's kernels round what they keep; a loop on a CPU keeps what it has computed."""
+    """Triton's kernels round what they keep to the storage dtype; the loop on a CPU keeps the exact values."""
     return dtype if family == "triton" else exact_dtype(dtype)
 
 
 def launch_of(call: LayerCall, family: str, backward: bool) -> AnyLaunch | VectorLaunch:
-    """The plan's configuration of a kernel, whatever torch's GRU would take."""
+    """The plan's configuration of a kernel, even where torch's GRU would be faster."""
     x, (_, D, B, H) = call.x, call.sizes
     if family == "llvm":
         refusal = refusal_on_cpu(x.device, x.dtype)
         if refusal:
-            raise RuntimeError(f"no compiled loop can run this layer: {refusal}")
+            raise RuntimeError(f"the compiled loop cannot run this layer: {refusal}")
         return _loop_of(host_sets()[0])
     return _launch_of(x.device, H, x.dtype, B, D, backward, precision_of(x.dtype))
 
@@ -125,7 +125,7 @@ def _launch_of(
     backward: bool,
     precision: str,  # as `precision_of` reads it
 ) -> AnyLaunch:
-    """Whether torch would be faster was asked before: who calls an operator wants the kernel."""
+    """With ``impl="triton"``: whether torch would be faster was decided before an operator is called."""
     answer = plan_on(device, hidden, dtype, batch=batch, directions=directions, training=backward, impl="triton")
     found = answer.backward if backward else answer.forward
     if found is None:
@@ -163,9 +163,9 @@ for _name, _implementation, _fake in (
 
 
 class GRULayer(torch.autograd.Function):
-    """``gru_forward`` with ``gru_backward`` as its derivative. Saves the gates or, for ``save_gates=False``, nothing
-    but the states, and rebuilds them in the backward. On a CPU it is as general as torch's GRU: outputs may be changed
-    in place before the backward, and where a derivative is differentiated or batched, torch's own GRU computes it."""
+    """``gru_forward`` with ``gru_backward`` as its derivative. Saves the gates or, for ``save_gates=False``, only the
+    states, and rebuilds the gates in the backward pass. On a CPU it is as general as torch's GRU: outputs may be
+    changed in place before the backward pass, and torch's own GRU computes differentiated or batched derivatives."""
 
     @staticmethod
     def forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -196,7 +196,7 @@ class GRULayer(torch.autograd.Function):
 
 
 def _own_states(y: Tensor, gates: Tensor) -> Tensor:
-    """What a backward reads of the states: with the gates they are saved too."""
+    """What the backward pass reads of the states: saved gates include them."""
     return gates if gates.numel() else y.clone()
 
 
@@ -204,7 +204,7 @@ def _is_batched(grad: Tensor | None) -> bool:
     return grad is not None and torch._C._functorch.is_batchedtensor(grad)
 
 
-# torch reads the signature at every call; asking Python for it would take longer than the call.
+# torch reads the signature at every call; without this, that would take longer than the call.
 GRULayer.forward.__signature__ = inspect.signature(GRULayer.forward)  # type: ignore[attr-defined]
 
 
@@ -216,8 +216,8 @@ def refuse_second_derivative(*_: Any) -> NoReturn:
 
 
 class GRULayerBackward(torch.autograd.Function):
-    """``gru_backward`` as a step of a graph that may be differentiated again, which then says that it cannot be:
-    without it the second derivative would silently be taken as zero."""
+    """``gru_backward`` in a graph that may be differentiated again, which then raises: without it the second derivative
+    would silently be zero."""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
@@ -226,7 +226,7 @@ class GRULayerBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Nothing is kept: there is no second derivative."""
+        """Saves nothing: there is no second derivative."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
@@ -234,7 +234,7 @@ class GRULayerBackward(torch.autograd.Function):
 
 
 def gru_layer(call: LayerCall, save_gates: bool, family: str = FAMILIES[0]) -> tuple[Tensor, Tensor]:
-    """One layer, (y, hn), with a derivative where one is asked for."""
+    """One layer, (y, hn), with a derivative if one is needed."""
     tensors, (batch, offsets) = call.leaves, call.rows
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         y, hn, _ = GRULayer.apply(*tensors, offsets, batch, save_gates, family)  # type: ignore[no-untyped-call]

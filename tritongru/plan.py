@@ -1,4 +1,4 @@
-"""The door to the plan for users: ``tritongru.plan.plan``, ``Plan``, ``Device`` and the known ``GPUS``."""
+"""The public part of the plan: ``tritongru.plan.plan``, ``Plan``, ``Device`` and the known ``GPUS``."""
 
 from tritongru.planning.devices import GPUS, Device
 from tritongru.planning.plan import Plan, plan

@@ -1,8 +1,8 @@
-"""The oracle: one GRU layer as a plain loop in any float dtype, and its backward derived by hand.
+"""The reference: one GRU layer as a plain loop in any float dtype, and its backward pass derived by hand.
 
-It is law for the kernels and made to be read beside them; it is not fast. Shapes: x ``(T, B, I)``, h0 and hn
+The kernels are tested against it; it is written to be read, not to be fast. Shapes: x ``(T, B, I)``, h0 and hn
 ``(B, H)``, w_ih ``(3H, I)``, w_hh ``(3H, H)``, b_ih and b_hh ``(3H,)``, y ``(T, B, H)``; gates in the order r, z, n.
-Equations as in :class:`torch.nn.GRU` (reset gate after the product).
+Equations as in `torch.nn.GRU` (reset gate after the product).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def forward(
 def forward_loop(
     gx: Tensor, h0: Tensor, w_hh: Tensor, b_hh: Tensor | None = None, reverse: bool = False
 ) -> tuple[Tensor, Tensor, Gates]:
-    """``forward`` from the input projections ``gx = x W_ih^T + b_ih``, ``(T, B, 3H)``, on: what is sequential."""
+    """The sequential part of ``forward``, from the input projections ``gx = x W_ih^T + b_ih``, ``(T, B, 3H)``."""
     h = h0
     steps: list[tuple[Tensor, ...]] = []
     order = range(gx.shape[0])
@@ -100,7 +100,7 @@ def backward(
 def backward_loop(
     dy: Tensor, dhn: Tensor, h0: Tensor, w_hh: Tensor, y: Tensor, gates: Gates, reverse: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The part of ``backward`` that is sequential: dgx and dgh, both ``(T, B, 3H)``, and dh0."""
+    """The sequential part of ``backward``: dgx and dgh, both ``(T, B, 3H)``, and dh0."""
     T, B, H = y.shape
     h_prev = _states_before(h0, y, reverse)
     dgx, dgh = y.new_empty(T, B, 3 * H), y.new_empty(T, B, 3 * H)

@@ -19,10 +19,10 @@ logger = logging.getLogger("tritongru")
 
 
 class Route(NamedTuple):
-    """Whether and where kernels of ours run a layer. ``refusal``: why they cannot, or an empty string; ``family``:
-    whose. For Triton's ``largest`` and ``shortest``: up to which batch and from which length on ``impl="auto"`` takes
-    them, and ``beyond``, why no larger batch. For the loop on a CPU ``hidden`` and ``training``, by which measurements
-    tell. ``device_bytes``: memory of the device."""
+    """Whether and how kernels of this package run a layer. ``refusal``: why they cannot, or an empty string;
+    ``family``: of ``FAMILIES``. For Triton, ``largest`` and ``shortest``: the largest batch and the shortest length for
+    which ``impl="auto"`` uses them; ``beyond``: why no larger batch. For the loop on a CPU, ``hidden`` and
+    ``training``, which select the measurements. ``device_bytes``: memory of the device."""
 
     refusal: str
     family: str = "triton"
@@ -35,7 +35,7 @@ class Route(NamedTuple):
 
 
 def asks_for_kernels(impl: str, device: torch.device) -> bool:
-    """Whether the plan is asked at all; if not, and not because torch was asked for, the reason is logged once."""
+    """Whether the plan is consulted at all; if not, the reason is logged once, except for ``impl="torch"``."""
     if impl == "torch":
         return False
     if impl != "auto" or device.type == "cuda":
@@ -50,10 +50,10 @@ def asks_for_kernels(impl: str, device: torch.device) -> bool:
 def route_of(
     impl: str, hidden: int, dtype: torch.dtype, device: torch.device, directions: int, training: bool
 ) -> Route | None:
-    """The way to the kernels, or None where torch's GRU runs whatever the batch and the number of steps.
+    """The route to the kernels, or None if torch's GRU runs whatever the batch and the number of steps.
 
     Raises:
-        RuntimeError: for ``impl="triton"`` and ``impl="llvm"`` where they cannot run the layer.
+        RuntimeError: if ``impl="triton"`` or ``impl="llvm"`` cannot run the layer.
     """
     family = "llvm" if impl == "llvm" or (impl == "auto" and device.type == "cpu") else "triton"
     route = _route(family, hidden, dtype, device, directions, training)
@@ -66,7 +66,7 @@ def route_of(
 
 
 def takes(route: Route, impl: str, batch: int, T: int) -> bool:
-    """Whether a call of this size goes that way: always if it was asked for by name."""
+    """Whether a call of this size takes the route: always if ``impl`` names it."""
     if route.family == "llvm":
         if impl != "auto":
             return True
@@ -76,10 +76,10 @@ def takes(route: Route, impl: str, batch: int, T: int) -> bool:
             log_once(reason)
         return not reason
     if impl == "auto" and batch > route.largest:
-        log_once(f"from a batch of {route.largest + 1} on: {route.beyond}")
+        log_once(f"for batch sizes of {route.largest + 1} and more: {route.beyond}")
         return False
     if impl == "auto" and route.shortest > T:
-        log_once(f"with fewer than {route.shortest} steps: launches around the time loop cost more than the loop saves")
+        log_once(f"with fewer than {route.shortest} steps launches around the time loop cost more than the loop saves")
         return False
     return True
 
@@ -123,14 +123,14 @@ def _route_under(
 
 
 def _missing(device: torch.device, interpreted: bool) -> str:
-    """Why no kernel can run on the device as things are, or an empty string."""
+    """Why no kernel can run on the device, or an empty string."""
     if device.type == "cpu" and not interpreted:
         return (
-            "the tensors are on the CPU; move module and input to a GPU, or set TRITON_INTERPRET=1 before the first "
-            "call to run the kernels in Triton's interpreter"
+            "the tensors are on the CPU; move the module and the input to a GPU, or set TRITON_INTERPRET=1 before "
+            "the first call to run the kernels in Triton's interpreter"
         )
     if device.type not in ("cpu", "cuda"):
-        return f"the tensors are on the device {device}, and the kernels run on CUDA and ROCm devices"
+        return f"the tensors are on the device {device}, but the kernels run only on CUDA and ROCm devices"
     if not _installed("triton"):
         return "the package triton is not installed; install it with: pip install triton"
     numpy = _installed("numpy")
@@ -141,25 +141,25 @@ def _missing(device: torch.device, interpreted: bool) -> str:
 
 
 def _missing_on_cpu() -> str:
-    """Why no loop can be compiled here, or an empty string; with what would change it."""
+    """Why no loop can be compiled here, with the remedy, or an empty string."""
     reason = refusal()
-    return f"{reason}; that would make it several times faster on this CPU" if reason.endswith(INSTALL) else reason
+    return f"{reason} (that makes the layer several times faster on this CPU)" if reason.endswith(INSTALL) else reason
 
 
 @functools.cache
 def _installed(package: str) -> tuple[int, ...]:
-    """Major and minor version of a package, or nothing where it is not installed."""
+    """Major and minor version of a package, or empty if it is not installed."""
     found = triton_versions.version_of(*(triton_versions.DISTRIBUTIONS if package == "triton" else (package,)))
     return () if found is None else triton_versions.minor_of(found) or (0,)
 
 
 def log_once(reason: str, warn: bool = False) -> None:
-    """Each reason for torch's GRU is logged once in a process."""
+    """Logs a reason for using torch's GRU, once per process."""
     _log(reason, logging.WARNING if warn else logging.INFO)
 
 
-# What torch.compiler.assume_constant_result sets: a compiler runs them while it traces. The decorator itself would
-# import the compiler, which takes seconds.
+# What torch.compiler.assume_constant_result sets: the compiler runs these functions while it traces. The decorator
+# itself would import the compiler, which takes seconds.
 _route._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _missing_on_cpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 log_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
@@ -167,4 +167,4 @@ log_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @functools.cache
 def _log(reason: str, level: int) -> None:
-    logger.log(level, "torch's own GRU runs: %s", reason)
+    logger.log(level, "falling back to torch's own GRU: %s", reason)

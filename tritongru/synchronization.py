@@ -1,4 +1,4 @@
-"""Waiting for a device, and what its kernels had to report by then."""
+"""Wait for a device, and raise what its kernels have reported."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import torch
 
 
 def synchronize(device: torch.device | str | int | None = None) -> None:
-    """Waits for all work of a CUDA device (default: the current one), as ``torch.cuda.synchronize`` does, and raises if
-    a kernel gave up waiting for its other programs.
+    """Wait for all work of a device, like ``torch.cuda.synchronize``, and raise if a kernel reported an error.
 
-    The next call of a layer reports that by itself. Nothing else does where no call follows: after replays of a CUDA
-    graph, and at the end of a program. On a CPU there is nothing to wait for.
+    A kernel reports an error if one of its programs waited too long for the others. The next call of a layer raises it
+    anyway, so this function is needed only if no call follows: after replays of a CUDA graph, and at the end of a
+    program. On a CPU there is nothing to wait for.
+
+    Args:
+        device: a CUDA or CPU device, its name or an index. None is the current CUDA device.
 
     Raises:
-        RuntimeError: with the place where a kernel gave up; results since then may be NaN. A second call is silent.
-            Also for a CUDA device that is not there.
-        TypeError, ValueError: for what is no CPU and no CUDA device.
+        RuntimeError: with the time step at which a kernel gave up waiting; results since then may be NaN. The error is
+            raised once. Also if the CUDA device does not exist.
+        TypeError, ValueError: if ``device`` is not a CPU or CUDA device.
     """
     found = _device(device)
     if found.type == "cuda":
@@ -29,7 +32,7 @@ def synchronize(device: torch.device | str | int | None = None) -> None:
 
 def _device(device: torch.device | str | int | None) -> torch.device:
     if isinstance(device, bool) or not isinstance(device, torch.device | str | int | None):
-        raise TypeError(f"device should be a torch.device, its name or an index, got {type(device).__name__}")
+        raise TypeError(f"device should be a torch.device, a device name or an index, got {type(device).__name__}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device is None:
         device = "cuda" if count else "cpu"
@@ -40,5 +43,5 @@ def _device(device: torch.device | str | int | None) -> torch.device:
     if found.type != "cuda":
         raise ValueError(f"device should be a CPU or a CUDA device, got {device}")
     if count == 0 or (index is not None and not 0 <= index < count):
-        raise RuntimeError(f"device {device} is not there: this process sees {count} CUDA devices")
+        raise RuntimeError(f"device {device} is not available: this process sees {count} CUDA devices")
     return torch.device("cuda", torch.cuda.current_device() if index is None else index)

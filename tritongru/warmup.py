@@ -1,7 +1,7 @@
-"""Every kernel that calls of a module with some batch will need, compiled side by side before the first of them.
+"""Compiles all kernels that calls of a module with a given batch size need, in parallel and before the first call.
 
 Kernels are compiled for a hidden size, a dtype, the number of directions and a few flags, never for a number of time
-steps or rows, so each is run once, on zeros, for one time step; the layers of a module share them.
+steps or rows, so each runs once, on zeros, for one time step; the layers of a module share them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,15 @@ from tritongru.route import asks_for_kernels, route_of, takes
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel. ``flags``: of "packed", "hx", "gates" (saved), "dy" (a gradient of the output arrives, not only one
-    of h_n) and "unaligned" (a weight or state that does not begin at a multiple of 16 bytes) those that it was compiled
-    for. ``seconds``: its own, while others were compiled beside it."""
+    """One kernel.
+
+    Attributes:
+        family: "resident", "persistent", "stepwise", "rebuild" or "llvm".
+        kernel: "forward" or "backward".
+        flags: what it was compiled for, out of "packed", "hx", "gates" (saved), "dy" (the output has a gradient, not
+            only h_n) and "unaligned" (a weight or state does not begin at a multiple of 16 bytes).
+        seconds: its own time, while others were compiled in parallel.
+    """
 
     family: str
     kernel: str
@@ -40,7 +46,12 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Warmup:
-    """What a warm-up compiled, or took from a cache on disk, and the seconds that it took as a whole."""
+    """What `GRU.warmup` compiled, or loaded from a cache on disk.
+
+    Attributes:
+        seconds: time of the whole warm-up.
+        kernels: the kernels.
+    """
 
     seconds: float
     kernels: tuple[Compiled, ...]
@@ -54,7 +65,7 @@ class _Work(NamedTuple):
 
 
 class _State(NamedTuple):
-    """What a layer brings along whose presence or place in memory a kernel is compiled for."""
+    """The tensors of a layer whose presence and alignment a kernel is compiled for."""
 
     w_hh: Tensor  # (D, 3H, H)
     b_hh: Tensor | None  # (D, 3H)
@@ -62,7 +73,7 @@ class _State(NamedTuple):
 
 
 def warm(gru: nn.RNNBase, batch: int, time: int, packed: bool, impl: str, memory: str) -> Warmup:
-    """As :meth:`tritongru.GRU.warmup`."""
+    """As ``GRU.warmup``."""
     start = clock.perf_counter()
     weight = next(gru.parameters())
     device, dtype = weight.device, autocast_dtype(weight) or weight.dtype
@@ -91,7 +102,7 @@ def warm(gru: nn.RNNBase, batch: int, time: int, packed: bool, impl: str, memory
 
 
 def _loops(dtype: torch.dtype, learns: bool) -> Iterator[Compiled]:
-    """Of a CPU, which are for all sizes, compiled or read from the cache on disk."""
+    """The loops for CPUs, which serve all sizes: compiled, or read from the cache on disk."""
     from tritongru.llvm.compiling import function_of
     from tritongru.llvm.launch import scalar_of
 
@@ -102,7 +113,7 @@ def _loops(dtype: torch.dtype, learns: bool) -> Iterator[Compiled]:
 
 
 def _states(gru: nn.RNNBase, dtype: torch.dtype, batch: int) -> Iterator[_State]:
-    """For each layer, without and with hx, what the kernels will get. Computed and cast weights are new tensors."""
+    """For each layer, without and with hx, what the kernels will receive. Computed and cast weights are new tensors."""
     D, H, device = 2 if gru.bidirectional else 1, gru.hidden_size, next(gru.parameters()).device
     hx = torch.zeros(gru.num_layers * D, batch, H, dtype=dtype, device=device)
     shapes = {"weight_hh": (3 * H, H)} | ({"bias_hh": (3 * H,)} if gru.bias else {})
@@ -118,7 +129,7 @@ def _states(gru: nn.RNNBase, dtype: torch.dtype, batch: int) -> Iterator[_State]
 
 
 def _aligned(tensor: Tensor | None) -> bool | None:
-    """What Triton compiles a kernel for: no tensor at all, or one that begins at a multiple of 16 bytes, or not."""
+    """What Triton specializes a kernel on: None without a tensor, else whether it begins at a multiple of 16 bytes."""
     return None if tensor is None else tensor.data_ptr() % 16 == 0
 
 
@@ -134,7 +145,7 @@ def _forwards(
     states = {tuple(map(_aligned, state)): state for state in _states(gru, dtype, batch)}
     for state in states.values():
         D, H = state.w_hh.shape[0], state.w_hh.shape[2]
-        x, w_ih = state.w_hh.new_empty(batch, 0), state.w_hh.new_empty(D * 3 * H, 0)  # no features: no product to make
+        x, w_ih = state.w_hh.new_empty(batch, 0), state.w_hh.new_empty(D * 3 * H, 0)  # no features, so no product
         for save in sorted(save_gates):
             call = LayerCall(x, Weights(w_ih, state.w_hh, None, state.b_hh), state.h0, _rows(x, packed))
             flags = _flags(state, packed, gates=save)
@@ -173,12 +184,12 @@ def _rows(x: Tensor, packed: bool) -> Rows:
 
 
 def _run(works: list[_Work], device: torch.device) -> list[float]:
-    """Seconds of each. On a GPU in threads, as Triton's own AsyncCompileMode compiles (3.6 to 3.9): each kernel has an
-    MLIR context of its own, and MLIR's passes, LLVM's code generation and ptxas run without Python's lock."""
+    """Seconds of each. On a GPU in threads, like Triton's own AsyncCompileMode (3.6 to 3.9): each kernel has its own
+    MLIR context, and MLIR's passes, LLVM's code generation and ptxas run without Python's lock."""
     if device.type != "cuda":  # the interpreter patches the language for one launch at a time
         return [_seconds(work) for work in works]
     # All launch into the caller's stream, so one after the other: a kernel whose programs wait for each other never
-    # has to share the chip with another such kernel, and all memory is given back to the stream it came from.
+    # shares the chip with another such kernel, and all memory is returned to the stream it came from.
     stream = torch.cuda.current_stream(device)
 
     def in_thread(work: _Work) -> float:
@@ -194,8 +205,8 @@ def _run(works: list[_Work], device: torch.device) -> list[float]:
 
 
 def _prepare(works: list[_Work], device: torch.device) -> None:
-    """What threads must not make at once: a kernel's table of compiled forms (two would each make one, and one of them
-    would be lost with what is in it), and the word in which kernels report."""
+    """Creates what threads must not create concurrently: a kernel's table of compiled forms (of two tables one would be
+    lost, with what is in it), and the word in which kernels report."""
     from tritongru.kernels import rebuild
     from tritongru.kernels.persistent import launch as persistent
     from tritongru.kernels.persistent.watchdog import report_of

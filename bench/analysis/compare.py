@@ -1,6 +1,6 @@
 """Two row files, or the rows of two commits, side by side.
 
-A time counts as another only where it differs by more than the spread of the samples behind the two.
+A time counts as changed only if the difference exceeds the spread of the samples behind both.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from bench.measure.pair import OURS
 from bench.measure.rows import MACHINE_KEYS, NotRows, Row, read
 from bench.measure.timing import geomean
 
-Key = tuple[str, str, str | None]  # case, implementation and, of a tune, the launch
+Key = tuple[str, str, str | None]  # case, implementation and, for rows of `tune`, the launch
 
 
 class Unknown(Exception):
-    """A name that is neither a file of rows nor a commit with rows; the text says so in a sentence."""
+    """A name that is neither a row file nor a commit with rows; the text says so."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Change:
     key: Key
     before: float  # ms
     after: float
-    noise: float  # as a part of the time
+    noise: float  # relative to the time
 
     @property
     def ratio(self) -> float:
-        """How many times faster it has become."""
+        """How many times faster it is now."""
         return self.before / self.after
 
     @property
@@ -43,7 +43,7 @@ class Change:
 
 
 def rows_of(name: str, folder: Path) -> list[Row]:
-    """Of a file of that name or, in the files of a folder, of the commit that begins so.
+    """Rows of the file ``name`` or, from the files of a folder, of the commit that starts with ``name``.
 
     Raises:
         Unknown: if there are none.
@@ -52,24 +52,22 @@ def rows_of(name: str, folder: Path) -> list[Row]:
         try:
             rows = read(Path(name))
         except (NotRows, OSError) as error:
-            raise Unknown(f"{name!r} is no file of rows: {error}.") from None
+            raise Unknown(f"{name!r} is not a row file: {error}.") from None
     elif re.fullmatch(r"[0-9a-f]{4,40}(-dirty)?", name):
         try:
             rows = [row for row in rows_in(folder) if row["commit"].startswith(name)]
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-            raise Unknown(f"{str(folder)!r} has a file that is not of rows: {error}.") from None
+            raise Unknown(f"{str(folder)!r} has a file that is not a row file: {error}.") from None
     else:
-        raise Unknown(
-            f"{name!r} is neither a file of rows nor a commit; commits are 4 to 40 of the digits 0-9 and a-f."
-        )
+        raise Unknown(f"{name!r} is neither a row file nor a commit; a commit has 4 to 40 hexadecimal digits.")
     timed = [row for row in rows if row["ms"] is not None]
     if not timed:
-        raise Unknown(f"{name!r} has no row with a time in {folder}.")
+        raise Unknown(f"{name!r} has no rows with a time in {folder}.")
     return timed
 
 
 def changes(before: Sequence[Row], after: Sequence[Row]) -> list[Change]:
-    """Of all that both have, in the order of the second; of several rows about the same the last counts."""
+    """Of all that both have, in the order of the second; of several rows about the same thing the last counts."""
     one, other = ({key_of(row): row for row in rows} for rows in (before, after))
     return [
         Change(key, one[key]["ms"], row["ms"], max(one[key]["spread"] or 0.0, row["spread"] or 0.0))
@@ -83,7 +81,7 @@ def key_of(row: Row) -> Key:
 
 
 def differences(before: Sequence[Row], after: Sequence[Row]) -> list[str]:
-    """Where the two were not made alike."""
+    """How the machines and versions of the two differ."""
     lines = []
     for key in MACHINE_KEYS:
         one, other = (sorted({str(row[key]) for row in rows}) for rows in (before, after))
@@ -103,7 +101,7 @@ def table(found: Sequence[Change]) -> list[str]:
 
 
 def compare(first: str, second: str, folder: Path) -> int:
-    """Print it; 1 if something of ours became slower, 2 if there is nothing to compare."""
+    """Print the comparison; 1 if tritongru became slower anywhere, 2 if there is nothing to compare."""
     try:
         before, after = rows_of(first, folder), rows_of(second, folder)
     except Unknown as error:
@@ -118,6 +116,6 @@ def compare(first: str, second: str, folder: Path) -> int:
     for impl in dict.fromkeys(change.key[1] for change in found):
         own = [change for change in found if change.key[1] == impl]
         counts = ", ".join(f"{sum(c.word == word for c in own)} {word}" for word in ("faster", "same", "SLOWER"))
-        print(f"{impl}: {geomean(change.ratio for change in own):.3f}x in the mean of {len(own)}; {counts}.")
+        print(f"{impl}: {geomean(change.ratio for change in own):.3f}x, the geometric mean of {len(own)}; {counts}.")
     slower = any(change.word == "SLOWER" and change.key[1].startswith(OURS) for change in found)
     return 1 if slower else 0

@@ -1,8 +1,8 @@
-"""From rows of the tune to ``tritongru/planning/tables/measured.json``, which the plan believes more than its model.
+"""From rows of `tune` to ``tritongru/planning/tables/measured.json``, which the plan prefers to its model.
 
-A shape there is a chip, a kind of arithmetic, a hidden size, batch tiles of 16 rows and directions, in a mode: of
-"train", times are of forward and backward, and the launch is the backward's. Several cases may have the same shape.
-Ours then counts as its slowest and torch as its fastest, so that the plan is never better than told.
+A shape there is a chip, a kind of arithmetic, a hidden size, batch tiles of 16 rows and directions, in a mode: for
+"train", times cover forward and backward, and the launch is that of the backward pass. Several cases may share a shape;
+ours then counts with its slowest time and torch with its fastest, so that the plan never expects too much.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ TUNED = f"{OURS}[tune]"
 
 
 def rows_in(folder: Path) -> list[Row]:
-    """All rows of a folder, those of the latest day last."""
+    """All rows of a folder, by date, the latest last."""
     return sorted((row for path in sorted(folder.glob("*.jsonl")) for row in read(path)), key=lambda row: row["date"])
 
 
 def key_of(row: Row) -> tuple[str, Shape]:
-    """As in the table of the plan: mode and shape."""
+    """As in the plan's table: mode and shape."""
     dtype = "float32" if row["dtype"] == "fp32" else row["dtype"]
     kind = kind_of(dtype, "tf32" if row["tf32"] else "ieee")
     return row["mode"], shape_of(row["arch"], kind, row["hidden"], row["batch"], row["directions"])
@@ -38,7 +38,7 @@ def is_good(row: Row) -> bool:
 
 
 def measured(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The best launch of each shape and mode, from what the commit that was measured last says of it."""
+    """The best launch of each shape and mode, from the rows of the commit measured last."""
     good = [row for row in rows if row["arch"] is not None and is_good(row)]
     commits = {key_of(row): row["commit"] for row in good if row["impl"] == TUNED}
     found = []
@@ -61,7 +61,7 @@ def measured(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def best_launch(rows: Iterable[Row]) -> tuple[float, str]:
-    """Microseconds of a step and name: the fastest of those that were measured in the most cases."""
+    """Microseconds per step and name: the fastest of the launches measured in the most cases."""
     us: dict[str, dict[tuple[str, str], float]] = {}
     for row in rows:
         us.setdefault(row["plan"], {})[row["gpu"], row["case"]] = row["us_per_step"]  # a later row replaces an earlier
@@ -77,11 +77,11 @@ def write(folder: Path) -> int:
     rows = rows_in(folder)
     tuned = sum(row["impl"] == TUNED for row in rows)
     if not tuned:
-        print(f"There is no row of the tune in {folder}; {MEASURED.name} stays as it is.")
+        print(f"{folder} has no rows of `tune`; {MEASURED.name} is left unchanged.")
         return 2
     found = measured(rows)
     temporary = MEASURED.with_suffix(".tmp")
     temporary.write_text(text_of(found))
     temporary.replace(MEASURED)
-    print(f"{len(found)} shapes from {tuned} rows of the tune: {MEASURED}")
+    print(f"{len(found)} shapes from {tuned} rows of `tune`: {MEASURED}")
     return 0

@@ -1,4 +1,4 @@
-"""What a gate run prints: a line for each case as it is settled, then grids, means and the verdict."""
+"""What the gate prints: a line for each finished case, then grids, means and the verdict."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from bench.rivals import CUDNN_LSTM, FLOOR, FORCED, OURS_GRAPH
 from tritongru.planning.launches import launch_name
 from tritongru.planning.plan import Plan
 
-REASONS = 8  # red cases that are explained once more at the end
-NAMES = 25  # cases that a sentence of the verdict names
+REASONS = 8  # red cases explained again at the end
+NAMES = 25  # most cases that a line of the verdict names
 PLACE = 19  # width of a cell in a grid
-ASIDE = (FLOOR, CUDNN_LSTM, OURS_GRAPH, FORCED)  # no rivals: bounds, and ours in other ways
-DISPATCH = 0.02  # what the way to torch's own GRU may cost where ours chooses it
+ASIDE = (FLOOR, CUDNN_LSTM, OURS_GRAPH, FORCED)  # not rivals: bounds, and other ways to run ours
+DISPATCH = 0.02  # allowed overhead where ours runs torch's own GRU
 
 
 def over_text(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> str:
-    """Of two medians `ms` with their `spread`: the first over the second, or `-` without both. `spread` is from the
-    first to the last decile, so half of it is how far a median may be off, and a ratio may be off by both halves:
-    within a factor of 1 + (spread + spread) / 2 of 1 it does not say who is faster."""
+    """The first median `ms` over the second, or `-` if one is missing. `spread` is the distance from the first to the
+    last decile, so a median may be off by half of it and a ratio by both halves: within a factor of
+    1 + (spread + spread) / 2 of 1 it does not tell which is faster."""
     if theirs is None or ours is None or not theirs.get("ms") or not ours.get("ms"):
         return "-"
     ratio = theirs["ms"] / ours["ms"]
@@ -35,7 +35,7 @@ def over_text(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) 
 
 @dataclass
 class Result:
-    """All that the run found out about one case. What is None was not reached."""
+    """All that the run learned about one case. None: not reached."""
 
     case: Case
     plan: Plan | None = None
@@ -43,11 +43,11 @@ class Result:
     their_parity: float | None = None
     green: bool = False
     timed: Timed = field(default_factory=lambda: Timed({}))
-    failure: str | None = None  # why there is no answer, or in what parity is red
-    left_out: str | None = None  # "parity" or "speed": what there was no time for
-    cut: str | None = None  # "parity" or "speed": what took longer than its limit, which is no fault of ours
+    failure: str | None = None  # why there is no answer, or which quantity is red
+    left_out: str | None = None  # "parity" or "speed": what the budget was too short for
+    cut: str | None = None  # "parity" or "speed": what took longer than its limit, which is not our fault
     repeatable: bool = True
-    earlier: Row | None = None  # of ours, made by an earlier command, which stands for the plan then
+    earlier: Row | None = None  # our row from an earlier command; it then replaces the plan
 
     @property
     def red(self) -> bool:
@@ -61,7 +61,7 @@ class Result:
 
     @property
     def expected_us(self) -> float | None:
-        """Of a time step, by the model."""
+        """Per time step, by the model."""
         if self.earlier:
             return self.earlier["predicted_us"]  # type: ignore[no-any-return]
         return self.plan.us_per_step if self.plan else None
@@ -75,7 +75,7 @@ class Result:
 
     @property
     def note(self) -> str:
-        """Why there is no time of it, in a word; empty where there is one."""
+        """Why there is no time, in a word or two; empty if there is one."""
         if self.cut:
             return "cut off"
         if self.red:
@@ -84,7 +84,7 @@ class Result:
 
     @property
     def launch(self) -> str | None:
-        """The name of the launch that ran, in training that of the backward, or None for a family without names."""
+        """The name of the launch that ran, in training the backward one; None for a family without names."""
         found = None
         if self.earlier:
             return self.earlier["plan"]  # type: ignore[no-any-return]
@@ -98,7 +98,7 @@ class Result:
 
     @property
     def rivals(self) -> list[str]:
-        """Everybody who was timed but ours and nn.GRU."""
+        """All that were timed, except ours and nn.GRU."""
         return [name for name, own in self.times.items() if name not in (OURS, THEIRS) and "ms" in own]
 
     @property
@@ -106,7 +106,7 @@ class Result:
         return self.over(THEIRS)
 
     def over(self, impl: str) -> float | None:
-        """The time of another over ours: how many times faster ours is."""
+        """Another implementation's time over ours: how many times faster ours is."""
         ours, theirs = (self.times.get(name, {}).get("ms") for name in (OURS, impl))
         return theirs / ours if ours and theirs else None
 
@@ -114,7 +114,7 @@ class Result:
         return over_text(self.times.get(impl), self.times.get(OURS))
 
     def us(self, impl: str) -> float | None:
-        """Microseconds of a time step."""
+        """Microseconds per time step."""
         ms = self.times.get(impl, {}).get("ms")
         return None if ms is None else 1000 * ms / self.case.time
 
@@ -130,7 +130,7 @@ class Result:
 
 
 def line(result: Result) -> str:
-    """One case, all that is known of it."""
+    """One case with all its results."""
     text = f"  {result.case.name}: "
     if result.cut or result.red:
         return text + f"{result.note}, {result.failure}"
@@ -138,7 +138,7 @@ def line(result: Result) -> str:
     us = result.us(OURS)
     if us is None:
         return text + ", not timed"
-    text += f", {us:.3f} us a step"
+    text += f", {us:.3f} us per step"
     if result.expected_us:
         text += f" (expected {result.expected_us:.2f})"
     for name in (THEIRS, *result.rivals):
@@ -147,16 +147,16 @@ def line(result: Result) -> str:
     peak = result.peak(OURS)
     if result.case.mode == "train" and peak is not None:
         again = result.peak(RECOMPUTED)
-        text += f", its memory {peak:.2f}x" + (f" or, recomputing, {again:.2f}x" if again is not None else "")
-    return text + (f"; no {', '.join(result.timed.missing)}" if result.timed.missing else "")
+        text += f", memory {peak:.2f}x nn.GRU's" + (f" ({again:.2f}x recomputing)" if again is not None else "")
+    return text + (f"; no time for {', '.join(result.timed.missing)}" if result.timed.missing else "")
 
 
 def reasons(results: Sequence[Result]) -> list[str]:
-    """Why those were not timed that ours could have been held against, each reason once."""
+    """Why rivals were not timed, each reason once."""
     found: dict[str, int] = {}
     for result in results:
         for name, why in result.timed.missing.items():
-            text = f"No time of {name}: {why}"[:200]
+            text = f"No time for {name}: {why}"[:200]
             found[text] = found.get(text, 0) + 1
     return [f"{text} ({number} case{'s' if number > 1 else ''})" for text, number in found.items()]
 
@@ -166,7 +166,7 @@ def cell(value: float | None, form: str, width: int) -> str:
 
 
 def table(results: Sequence[Result]) -> list[str]:
-    """The cases that have no place in a grid."""
+    """The cases outside the grids."""
     lines = [f"{'case':<30} {'ours':>8} {'nn.GRU':>8} {'ratio':>7} {'parity':>7}  family (times in us per time step)"]
     for result in results:
         times = (cell(result.us(OURS), ".3f", 8), cell(result.us(THEIRS), ".3f", 8))
@@ -177,7 +177,7 @@ def table(results: Sequence[Result]) -> list[str]:
 
 
 def workload_table(results: Sequence[Result]) -> list[str]:
-    """Named workloads: times of a call, and the fastest of those that compute the same."""
+    """Named workloads: times of a call, and the fastest rival that computes the same."""
     lines = [f"{'workload':<34} {'ours':>10} {'nn.GRU':>10} {'ratio':>7}  next rival (times in ms)"]
     for result in results:
         if not result.case.label:
@@ -194,14 +194,14 @@ def workload_table(results: Sequence[Result]) -> list[str]:
 
 
 def grids(results: Sequence[Result]) -> list[str]:
-    """Of wide layers, a grid for each mode, dtype and length."""
+    """For wide layers, a grid for each mode, dtype and length."""
     lines = []
     for key in sorted({(r.case.mode, r.case.dtype, r.case.time) for r in results}):
         mode, dtype, time = key
         some = [r for r in results if (r.case.mode, r.case.dtype, r.case.time) == key]
         found = {(r.case.hidden, r.case.batch): r for r in some}
         batches = [batch for batch in sorted(BATCHES) if any(at[1] == batch for at in found)]
-        lines.append(f"{dtype} {mode}, T={time}: us a step, x nn.GRU, / floor")
+        lines.append(f"{dtype} {mode}, T={time}: us per step, x nn.GRU, / floor")
         lines.append("        " + "".join(f"B={batch}".rjust(PLACE) for batch in batches))
         for hidden in sorted(HIDDEN):
             row = [found.get((hidden, batch)) for batch in batches]
@@ -220,7 +220,7 @@ def _in_grid(result: Result | None) -> str:
 
 
 def means(results: Sequence[Result]) -> list[str]:
-    """Geometric means of the others' time over ours, per mode and dtype; workloads and wide cells on their own."""
+    """Geometric means of the others' times over ours, per mode and dtype; workloads and wide cells separately."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         if result.ratio is not None:
@@ -229,7 +229,7 @@ def means(results: Sequence[Result]) -> list[str]:
     if not groups:
         return []
     groups["all"] = [result for result in results if result.ratio is not None]
-    lines = ["Geometric means of the others' time over ours:"]
+    lines = ["Geometric means of the others' times over ours:"]
     for name, members in groups.items():
         parts = []
         for impl in dict.fromkeys((THEIRS, *(name for result in members for name in result.rivals))):
@@ -249,8 +249,8 @@ def verdict(
     missing: Sequence[str] = (),
     earlier: int = 0,
 ) -> tuple[bool, list[str]]:
-    """Passed or not, and the sentences that say so. Forced (`impl="triton"`) it may be slower: auto avoids that.
-    ``missing``: rows about a call that there should be; ``earlier``: those of an earlier command."""
+    """Whether the gate passed, and lines that say so. Forced (`impl="triton"`), ours may be slower: auto avoids that.
+    ``missing``: missing rows about calls; ``earlier``: the number of those from an earlier command."""
     red = [r for r in results if r.red]
     left = [r for r in results if r.left_out]
     cut = [r for r in results if r.cut]
@@ -258,13 +258,13 @@ def verdict(
     missed = [sentence for reached, sentence in targets if reached is False]
     lines = [f"Red: {r.case.name}: {r.failure}"[:200] for r in red[:REASONS]]
     for sentence, names in (
-        ("Red as well, reasons above", [r.case.name for r in red[REASONS:]]),
+        ("Also red, see above", [r.case.name for r in red[REASONS:]]),
         ("Slower than nn.GRU", [f"{r.case.name} {r.ratio:.3f}x" for r in slower]),
-        ("Two runs on one input differ", [r.case.name for r in results if not r.repeatable]),
-        ("No time for the parity of", [r.case.name for r in left if r.left_out == "parity"]),
-        ("No time for the speed of", [r.case.name for r in left if r.left_out == "speed"]),
-        ("Cut off by their limit, which says nothing of the kernels", [f"{r.case.name} ({r.cut})" for r in cut]),
-        ("No answer in the time for", missing),
+        ("Two runs on the same input differ", [r.case.name for r in results if not r.repeatable]),
+        ("No time to check", [r.case.name for r in left if r.left_out == "parity"]),
+        ("No time to measure the speed of", [r.case.name for r in left if r.left_out == "speed"]),
+        ("Cut off by their time limit, no verdict on the kernels", [f"{r.case.name} ({r.cut})" for r in cut]),
+        ("No answer in time for", missing),
     ):
         if names:
             more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
@@ -272,7 +272,7 @@ def verdict(
     passed = not (red or left or cut or missing or missed) and not (slower and impl == "auto")
     counts = f"{len(results) - len(red) - len(left) - len(cut)} of {len(results)} green and timed"
     earlier += sum(r.earlier is not None for r in results)
-    more = (f", {len(cut)} cut off" if cut else "") + (f", {len(missing)} rows about a call missing" if missing else "")
+    more = (f", {len(cut)} cut off" if cut else "") + (f", {len(missing)} rows about calls missing" if missing else "")
     word = "passed" if passed else "NOT passed"
     lines.append(
         f"Verdict: {word}; {counts}, {len(red)} red, {len(slower)} slower, {len(left)} left out{more}, "
@@ -288,7 +288,7 @@ def ending(
     missing: Sequence[str] = (),
     earlier: int = 0,
 ) -> tuple[bool, list[str]]:
-    """The last page of a run; short enough for those who see only the end of the output."""
+    """The last page of a run; short, for readers who see only the end of the output."""
     named = [result for result in results if result.case.label]
     everything, results = results, [result for result in results if not result.case.label]
     wide = [result for result in results if result.case.wide]

@@ -1,4 +1,4 @@
-"""What is meant to be reached, and what a run says of it."""
+"""The targets, and whether a run reaches them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from bench.rivals import FLOOR
 
 # Times nn.GRU's speed, over H 256 to 1024 and B 1 to 64.
 LEAST = {"forward": {"bf16": 4.0, "fp16": 4.0, "fp32": 3.0}, "train": {"bf16": 3.0, "fp16": 3.0, "fp32": 2.0}}
-# A step; cuDNN's LSTM was published at 1.96 and 5.07 on an H100. The aim of the training step is 4.0.
+# Per step; published figures of cuDNN's LSTM on an H100 are 1.96 and 5.07. The goal for the training step is 4.0.
 HEADLINE_US = {"forward": 2.0, "train": 5.0}
 EDGE = Case(1024, 16, 512, "bf16", "forward")
 EDGE_FLOORS = {"forward": 1.6, "train": 2.5}
-SAVED_PEAK, RECOMPUTED_PEAK = 1.3, 1.0  # of nn.GRU's most memory in a training step
+SAVED_PEAK, RECOMPUTED_PEAK = 1.3, 1.0  # of nn.GRU's peak memory in a training step
 WORKLOADS = 2.5  # times nn.GRU's speed in training, the geometric mean over all named workloads
-Judged = tuple[bool | None, str]  # reached or, without a measurement, None; and a sentence
+Judged = tuple[bool | None, str]  # reached (None: not measured), and a sentence
 
 
 @dataclass(frozen=True)
 class Calls:
-    """What a call costs besides the device's work, by the names of rows."""
+    """The costs of a call besides the device's work, by row name."""
 
     host_us: Mapping[str, float] = field(default_factory=dict)
     first_s: Mapping[str, float] = field(default_factory=dict)
-    earlier: int = 0  # how many of both come from rows of an earlier command
-    missing: tuple[str, ...] = ()  # asked for, and without an answer
+    earlier: int = 0  # how many of both are from rows of an earlier command
+    missing: tuple[str, ...] = ()  # requested, but unanswered
 
 
 def judge(results: Sequence[Result], calls: Calls | None = None) -> list[Judged]:
@@ -39,14 +39,14 @@ def judge(results: Sequence[Result], calls: Calls | None = None) -> list[Judged]
     forwards = {name: us for name, us in calls.host_us.items() if "-forward" in name}
     return [
         *_workloads([result for result in results if result.case.label and result.case.mode == "train"]),
-        _most("host's part of a forward call", LIMITS_US["forward"], "us", forwards),
+        _most("host time of a forward call", LIMITS_US["forward"], "us", forwards),
         _most("first call, kernels compiled", LIMIT_S, "s", calls.first_s),
         *_persistent(results),
     ]
 
 
 def _workloads(results: Sequence[Result]) -> list[Judged]:
-    """Of named workloads: against nn.GRU, and against everybody who computes the same and could run it."""
+    """For named workloads: against nn.GRU, and against every rival that computes the same and could run."""
     ratios = {result.case.label: result.ratio for result in results if result.green}
     known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
     of = f"of {len(results)} workloads" if results else ""
@@ -64,7 +64,7 @@ def _workloads(results: Sequence[Result]) -> list[Judged]:
             if result.green and ratio is not None:
                 ahead[f"{result.case.label} {name}"] = ratio
     behind = {name: ratio for name, ratio in ahead.items() if ratio < 1.0}
-    return [*judged, _none_below("workloads, training, ahead of every rival", ahead, behind)]
+    return [*judged, _none_below("workloads, training, faster than every rival", ahead, behind)]
 
 
 def _none_below(what: str, ratios: Mapping[str, float], below: Mapping[str, float | None]) -> Judged:
@@ -123,7 +123,7 @@ def _floors(mode: str, result: Result | None) -> Judged:
 
 
 def _memory(how: str, most: float, peaks: Mapping[str, float | None]) -> Judged:
-    """Of the worst case; torch's own GRU, where the plan chose it, needs what it needs."""
+    """For the worst case; where the plan chose torch's own GRU, its memory is not judged."""
     known = {name: peak for name, peak in peaks.items() if peak is not None}
     what = f"training memory, gates {how}, at most {most:.1f}x nn.GRU's"
     if not known:

@@ -1,6 +1,6 @@
-"""What the first call of a process costs with an empty cache of kernels, on a GPU: Triton compiles then.
+"""The cost of the first call of a process with an empty kernel cache on a GPU, when Triton compiles.
 
-``python -m bench.calls.first_call HIDDEN DTYPE`` prints, as JSON, the seconds of a first forward and of its backward.
+``python -m bench.calls.first_call HIDDEN DTYPE`` prints, as JSON, the seconds of the first forward and backward pass.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ CASES = (  # one of each family that keeps W_hh on chip
     Case(128, 16, 512, "fp32", "train", tf32=True),
 )
 LIMIT_S = 10.0
-START_S = 15.0  # that torch may take to start on a GPU
-GPU_LIMIT_S = START_S + 2 * LIMIT_S  # of a case: its first forward and its first backward
+START_S = 15.0  # for torch to start on a GPU
+GPU_LIMIT_S = START_S + 2 * LIMIT_S  # of a case: its first forward and backward pass
 
 
 def seconds(hidden: int, dtype: str) -> dict[str, float]:
-    """By the host's clock, until the device has answered. What torch itself sets up once comes before."""
+    """By the host's clock, until the device has finished; torch's own one-off set-up comes before."""
     import torch
 
     import tritongru
@@ -65,8 +65,8 @@ NAMES = [name for case in CASES for name in names_of(case)]
 
 
 def on_gpu(file: RowFile, where: Row, limit_s: float, known: Collection[str] = ()) -> dict[str, float]:
-    """Rows of each case, each from a fresh process with a cache of its own, without those whose rows are known;
-    returns the seconds by the rows' names. All of it takes ``limit_s`` at most."""
+    """Rows of each case without known rows, each from a fresh process with its own cache; returns the seconds by row
+    name. Takes at most ``limit_s``."""
     seconds, end = {}, time.monotonic() + limit_s
     for case in CASES:
         if set(names_of(case)) <= set(known):

@@ -1,8 +1,8 @@
-"""What a call costs on the host: on a GPU as it is, on a CPU with the work of the device replaced by nothing.
+"""The host's part of a call: on a GPU as it is, on a CPU with the device's work removed.
 
-``python -m bench.calls.host HIDDEN [--gpu]`` prints the samples of one layer as JSON. It has to be a process of
-its own: kernels, products and the filling of memory with zeros are replaced and TRITON_INTERPRET=1 makes the CPU stand
-in for a GPU. What they return is still allocated; what Triton's launcher and torch's take to start them is left out.
+``python -m bench.calls.host HIDDEN [--gpu]`` prints the samples of one layer as JSON. It needs its own process: on a
+CPU, kernels, products and zero-filling are replaced, and TRITON_INTERPRET=1 makes the CPU stand in for a GPU. Their
+results are still allocated; the time in Triton's and torch's launchers is left out.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from bench.measure.rows import Row, RowFile, row
 from bench.measure.timing import spread
 
 HIDDEN = {"resident": 128, "persistent": 768}
-LIMITS_US = {"forward": 60.0, "backward": 100.0}  # until the time loop's kernel starts; the rest runs beside it
-LIMIT_S = 1200.0  # for all of a family, which takes ten seconds; more than that only ends what hangs
-GPU_LIMIT_S = 25.0  # of a family on a GPU: torch's start there, three kernels that are compiled, 100 calls in 20 blocks
+LIMITS_US = {"forward": 60.0, "backward": 100.0}  # until the time loop's kernel starts; the rest overlaps with it
+LIMIT_S = 1200.0  # for a family, which takes ten seconds; the limit only ends what hangs
+GPU_LIMIT_S = 25.0  # of a family on a GPU: torch's start, compiling three kernels, 20 blocks of 100 calls
 ROUNDS, BLOCKS, PAUSE_S = 100, 20, 0.1  # calls in a block, and the time between blocks
-# Freed memory is kept, as a GPU's allocator keeps it; else each workspace would come page by page from the system.
+# Keep freed memory, as a GPU's allocator does; otherwise each workspace would come page by page from the system.
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 
 started: list[float] = []  # when kernels were launched
 
 
 class _NoKernel:
-    """Takes a kernel's place: any grid, any arguments, nothing happens."""
+    """Stands in for a kernel: any grid, any arguments, does nothing."""
 
     def __getitem__(self, grid: object) -> Callable[..., None]:
         return _no_launch
@@ -69,9 +69,9 @@ def without_products_and_zeros() -> None:
 
 
 def samples(hidden: int) -> dict[str, list[float]]:
-    """Microseconds of a forward without gradients and of the backward of a training step, each until the kernel of the
-    time loop starts and (``-whole``) until the call returns. Of the calls in blocks, those of the quietest block: what
-    else runs on the machine can only add, for seconds on end, which is why timeit's manual asks for a minimum."""
+    """Microseconds of a forward pass without gradients and of the backward pass of a training step, each until the time
+    loop's kernel starts and (``-whole``) until the call returns. The quietest of several blocks of calls counts: other
+    load can only add time, for seconds on end, which is why timeit's manual recommends the minimum."""
     import torch
 
     import tritongru
@@ -80,7 +80,7 @@ def samples(hidden: int) -> dict[str, list[float]]:
     without_launches()
     gru = tritongru.GRU(8, hidden, impl="triton", memory="save")
     x, hx, dy = torch.ones(2, 1, 8), torch.ones(1, 1, hidden), torch.ones(2, 1, hidden)
-    gru(x, hx)  # what is made once for all calls: plan, and the word in which kernels report, which has to be zero
+    gru(x, hx)  # made once for all calls: the plan, and the kernels' report word, which must be zero
     without_products_and_zeros()
 
     def timed(call: Callable[[], object]) -> tuple[float, float]:
@@ -111,7 +111,7 @@ def samples(hidden: int) -> dict[str, list[float]]:
 
 
 def measured(hidden: int) -> dict[str, list[float]]:
-    """``samples`` of a fresh process."""
+    """``samples`` from a fresh process."""
     found: dict[str, list[float]] = json_of(
         "bench.calls.host", str(hidden), limit_s=LIMIT_S, TRITON_INTERPRET="1", **KEPT_MEMORY
     )
@@ -119,7 +119,7 @@ def measured(hidden: int) -> dict[str, list[float]]:
 
 
 def row_of(family: str, name: str, us: list[float], where: Row) -> Row:
-    """A row about one call's way to the device's work."""
+    """A row about the host's part of one call."""
     case = Case(HIDDEN[family], 1, 2, "fp32", "forward" if name.startswith("forward") else "train", inputs=8)
     times: dict[str, Any] = {"ms": statistics.median(us) / 1000, "spread": spread(us), "rounds": len(us)}
     about = row(case, OURS, where, family=family, parity=None, **times)
@@ -127,7 +127,7 @@ def row_of(family: str, name: str, us: list[float], where: Row) -> Row:
 
 
 def on_device(hidden: int) -> dict[str, list[float]]:
-    """Microseconds until a call on a GPU that has nothing else to do returns: launches are in it, their work is not."""
+    """Microseconds until a call on an idle GPU returns: with the launches, without their work."""
     import torch
 
     import tritongru
@@ -159,7 +159,7 @@ def on_device(hidden: int) -> dict[str, list[float]]:
 
 
 def names_of(family: str) -> list[str]:
-    """Of the rows that a GPU makes."""
+    """Names of the rows made on a GPU."""
     return [f"host-{family}-{direction}-whole" for direction in LIMITS_US]
 
 
@@ -167,8 +167,8 @@ NAMES = [name for family in HIDDEN for name in names_of(family)]
 
 
 def on_gpu(file: RowFile, where: Row, limit_s: float, known: Collection[str] = ()) -> dict[str, float]:
-    """Rows of both families, each from a fresh process, without those whose rows are known; returns the medians in
-    microseconds by the rows' names. All of it takes ``limit_s`` at most."""
+    """Rows of each family without known rows, each from a fresh process; returns the medians in microseconds by row
+    name. Takes at most ``limit_s``."""
     medians, end = {}, time.monotonic() + limit_s
     for family, hidden in HIDDEN.items():
         if set(names_of(family)) <= set(known):

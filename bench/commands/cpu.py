@@ -1,5 +1,5 @@
-"""The gate without a GPU: what a call through tritongru costs over nn.GRU where it takes torch's own path, what it
-costs the host besides the device's work, what importing it costs, and the verdict on the loop for CPUs."""
+"""The gate without a GPU: the overhead of a call through tritongru over nn.GRU on torch's own path, the host's part of
+a call, the cost of the import, and the verdict on the CPU loop."""
 
 import statistics
 import subprocess
@@ -21,13 +21,13 @@ from bench.session.known import known_in
 from bench.suites import CPU_CASES
 
 TORCH = f"{pair.OURS}[torch]"  # impl="torch": what runs where no loop can be compiled
-ALLOWED = 0.02  # of nn.GRU's time, on the realistic call
+ALLOWED = 0.02  # overhead as a part of nn.GRU's time, for the realistic call
 IMPORT_REPEATS = 5
 IMPORT_CODE = "import time, torch; t = time.perf_counter(); import tritongru; print(time.perf_counter() - t)"
 
 
 def overhead(case: Case, limit_s: float) -> tuple[dict[str, list[float]], float]:
-    """Samples of both, and by which part a call of ours is longer: the median over neighbouring pairs of samples."""
+    """Samples of both, and our relative overhead: the median over neighbouring pairs of samples."""
     device = torch.device("cpu")
     both = pair.build(case, "torch", device)
     samples = interleaved(CpuTimer(), pair.steps_of(both, case, device), rounds=400, limit_s=limit_s)
@@ -62,7 +62,7 @@ def calls(cases: Sequence[Case], file: RowFile, where: Row, left: Callable[[], f
         size = f"T={case.time}, B={case.batch}, H={case.hidden}"
         print(f"Call of {size}: ours {ours:.1f} us, nn.GRU {theirs:.1f} us, overhead {100 * more:+.2f} %", end="")
         if case is CPU_CASES[0]:
-            print(f" ({'within' if more <= ALLOWED else 'OVER'} the {100 * ALLOWED:.0f} % it may be).", flush=True)
+            print(f" ({'within' if more <= ALLOWED else 'OVER'} the limit of {100 * ALLOWED:.0f} %).", flush=True)
         else:
             print(f" or {more * theirs:+.2f} us.", flush=True)
 
@@ -78,7 +78,7 @@ def hosts(file: RowFile, where: Row) -> None:
                 print("the call returns.", flush=True)
             else:
                 verdict = "within" if median <= limit else "OVER"
-                print(f"the kernel starts ({verdict} the {limit:.0f} it may take).", flush=True)
+                print(f"the kernel starts ({verdict} the limit of {limit:.0f} us).", flush=True)
 
 
 def imports(file: RowFile, where: Row, left: Callable[[], float]) -> None:
@@ -88,14 +88,14 @@ def imports(file: RowFile, where: Row, left: Callable[[], float]) -> None:
 
 
 def without_gpu(only: str, budget: Budget, out: Path, commit: str | None) -> int:
-    """The gate. What is known of a call is not measured again; with ``only`` nothing is asked about it."""
+    """The gate. Costs of a call that have rows are not measured again, and with ``only`` they are left out."""
     if chosen_cells(only) is None:
         return 2
     where, _ = introduced(commit)
     file = RowFile(out / file_name("gate-cpu", where["cpu"], where["date"]))
     if not only and not any(row["case"] == "import" for row in known_in(out, where)):
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # threads meeting at barriers make more noise than the overhead we look for
+        torch.set_num_threads(1)  # several threads make more noise than the overhead to be measured
         calls(CPU_CASES, file, where, lambda: budget.left() / 2)
         torch.set_num_threads(threads)
         hosts(file, where)

@@ -1,7 +1,7 @@
-"""The gate: block by block compile, then case by case parity and, where that is green, speed; then the verdict.
+"""The gate: compile block by block, then check each case and time it if it is green; then the verdict.
 
-What a block may take at most is added up from the same numbers that limit it, so that the first one fits in the budget.
-What rows of the same machine and commit know already is not asked again, and counts in the verdict.
+A block's time limit is the sum of the limits inside it, chosen so that the first block fits in the budget.
+Cases that have rows of the same machine and commit are not measured again, and count in the verdict.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,26 +34,26 @@ from bench.session.examine import (
 from bench.session.known import calls_on_gpu, known_in, results_of
 from bench.suites import gate_blocks, gate_cases, gate_rivals
 
-OPENING_S = 10.0  # until the first question: the device's name and the driver's
-CALLS_S = sum(  # of the budget, before any case: the host's part of a call, and the first calls
+OPENING_S = 10.0  # until the first question: names of device and driver
+CALLS_S = sum(  # of the budget, before any case: host costs and first calls
     each * (limit + STOP_S)
     for each, limit in ((len(host.HIDDEN), host.GPU_LIMIT_S), (len(first_call.CASES), first_call.GPU_LIMIT_S))
 )
-COMPILE_S = 60.0  # of a block: a process starts, and compiles kernels that take two seconds each
-CASE_S = 22.0  # of a case: a process that starts again, parity, everybody's first calls and the rounds
-# On top of it, assumed: loops in float64 and of nn.GRU, each layer and direction on its own, and products in float64.
+COMPILE_S = 60.0  # of a block: a process starts and compiles kernels, two seconds each
+CASE_S = 22.0  # of a case: a process restart, parity, first calls of all and the rounds
+# Assumed in addition: loops in float64 and of nn.GRU, by layer and direction, and products in float64.
 STEPS_A_SECOND, OPERATIONS_A_SECOND = 400, 5e12
 
 
 def case_limit_s(case: Case, rivals: Sequence[str]) -> float:
-    """Seconds for all questions about a case, asked again or not."""
+    """Seconds for all questions about a case, repeated ones included."""
     steps = case.time * case.layers * case.directions / STEPS_A_SECOND
     allowed = sum(ALLOWANCES_S.get(name, 0.0) for name in rivals)
     return CASE_S + steps + operations(case) / OPERATIONS_A_SECOND + allowed
 
 
 def block_limit_s(block: Sequence[Case], rivals: Callable[[Case], Sequence[str]] = gate_rivals) -> float:
-    """Seconds that a block takes at most, should all that can hang in it hang: each end of a process included."""
+    """Most seconds that a block can take if everything in it hangs, with stopping each process."""
     return COMPILE_S + STOP_S + sum(case_limit_s(case, rivals(case)) + STOP_S for case in block)
 
 
@@ -69,15 +69,15 @@ def run(
     calls: Callable[[], Calls] = Calls,
     known: Mapping[str, Result] | None = None,
 ) -> int:
-    """Case by case; the rows of one are on disk before the next begins."""
+    """Case by case; each has its rows on disk before the next begins."""
     about_a_call, known = calls(), known or {}
     results = [[known.get(case.name) or Result(case) for case in block] for block in blocks]
-    say("The error over the allowed error, our time, and the others' time over it:")
+    say("For each case: error over allowed error, our time, and the others' times over ours:")
     for members in results:
         todo = [result for result in members if not result.earlier]
         if todo and budget.left() > RESERVE_S:
             block = [result.case for result in todo]
-            say(f"A block of {len(block)}, which takes {block_limit_s(block):.0f} s at most.")
+            say(f"A block of {len(block)} cases, at most {block_limit_s(block):.0f} s.")
             prepare(block)
         for result in todo:
             examine(result, ask, budget, case_limit_s(result.case, gate_rivals(result.case)))
@@ -96,7 +96,7 @@ def gate(seconds: float, out: Path, impl: str, only: str, commit: str | None) ->
     budget = Budget(seconds)
     if not torch.cuda.is_available():
         if impl == "triton":
-            say("There is no GPU here, and --impl triton needs one.")
+            say("--impl triton needs a GPU, and there is none here.")
             return 2
         from bench.commands.cpu import without_gpu
 
@@ -104,12 +104,12 @@ def gate(seconds: float, out: Path, impl: str, only: str, commit: str | None) ->
     blocks = [[case for case in block if only in case.name] for block in gate_blocks()]
     blocks = [block for block in blocks if block]
     if not blocks:
-        say(f"No case has {only!r} in its name; names look like {gate_cases()[0].name}.")
+        say(f"No case name contains {only!r}; names look like {gate_cases()[0].name}.")
         return 2
     where, _ = introduced(commit)
     rows = known_in(out, where)
     known = results_of(rows, [(case, rivals(case, impl)) for block in blocks for case in block], impl)
-    say(f"Known with commit {where['commit']}: {len(known)} of {sum(map(len, blocks))} cases.")
+    say(f"Already measured with commit {where['commit']}: {len(known)} of {sum(map(len, blocks))} cases.")
     file = RowFile(out / file_name("gate", where["gpu"], where["date"]))
     child = Child(answer)
 
@@ -131,5 +131,5 @@ def gate(seconds: float, out: Path, impl: str, only: str, commit: str | None) ->
 
 
 def rivals(case: Case, impl: str) -> tuple[str, ...]:
-    """Where our kernels are forced already, they are no rival."""
+    """Our forced kernels are not a rival of themselves."""
     return tuple(name for name in gate_rivals(case) if impl == "auto" or name != FORCED)

@@ -1,4 +1,4 @@
-"""The suite `cpu` of the run, and what the gate says of the loop for CPUs."""
+"""The suite `cpu` of `run`, and the gate's verdict on the CPU loop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def suite(
     studies: bool = False,
     publish: bool = False,
 ) -> int:
-    """`run --suite cpu`: measure, print the tables; 1 if something is red."""
+    """`run --suite cpu`: measure and print the tables; 1 if something is red."""
     budget = Budget(seconds)
     chosen = chosen_cells(only)
     if chosen is None:
@@ -49,7 +49,7 @@ def suite(
     try:
         found = sets_here(sets)
     except ValueError as error:
-        say(f"The loop for CPUs cannot be measured: {error}.")
+        say(f"The CPU loop cannot be measured: {error}.")
         return 2
     where = facts(None, commit, None, secrets.randbits(48))
     session = measured(chosen, only, threads, found, out, where, budget)
@@ -57,22 +57,22 @@ def suite(
         say(text)
     say(f"Rows: {session.file.path}")
     if session.left:
-        say(f"No time for {len(session.left)} calls; the same command goes on with them, given the same commit.")
-    say(f"Red or without an answer: {', '.join(session.red)}." if session.red else "Nothing was red.")
+        say(f"No time for {len(session.left)} calls; run the same command with the same commit to resume.")
+    say(f"Red or unanswered: {', '.join(session.red)}." if session.red else "Nothing was red.")
     code = beside(out, commit) if studies else 0
     published(out, publish)
     return 1 if session.red else code
 
 
 def judged(only: str, out: Path, where: Row, budget: Budget) -> int:
-    """For the gate: what rows do not know is measured, with one thread and all; then a verdict."""
+    """For the gate: measure what has no rows yet, with one thread and with all; then a verdict."""
     chosen = chosen_cells(only)
     if chosen is None:
         return 2
-    chosen = [cell for cell in chosen if cell.part != WORKLOAD]  # of which no target speaks
+    chosen = [cell for cell in chosen if cell.part != WORKLOAD]  # they have no targets
     reason = refusal()
     if reason:
-        say(f"No verdict on the loop for CPUs: {reason}.")
+        say(f"No verdict on the CPU loop: {reason}.")
         return 2
     session = measured(chosen, only, "both", sets_here(()), out, where, budget)
     for text in tables(session.known, session.asked.sets, session.threads):
@@ -86,7 +86,7 @@ def judged(only: str, out: Path, where: Row, budget: Budget) -> int:
 
 
 def of_this_cpu(where: Row) -> Row:
-    """With LLVM's name of the processor beside the system's, which is often that of a family of several."""
+    """With LLVM's name of the processor added: the system's name often stands for a whole family."""
     import llvmlite.binding as llvm
 
     return where | {"cpu": f"{where['cpu']} ({llvm.get_host_cpu_name()})"}
@@ -95,7 +95,7 @@ def of_this_cpu(where: Row) -> Row:
 def sets_here(asked: Sequence[str]) -> tuple[str, ...]:
     """
     Raises:
-        ValueError: if no loop can be compiled here, or one that is asked for cannot run.
+        ValueError: if no loop can be compiled here, or a requested one cannot run.
     """
     reason = refusal()
     if reason:
@@ -104,11 +104,11 @@ def sets_here(asked: Sequence[str]) -> tuple[str, ...]:
 
 
 def chosen_cells(only: str) -> list[Cell] | None:
-    """None, with a sentence, if nothing has that in its name."""
+    """None, with a message, if no name contains ``only``."""
     chosen = [cell for cell in cells() if only in cell.name]
     if chosen or any(only in name for name in FRESH):
         return chosen
-    say(f"No call has {only!r} in its name; names look like {cells()[1].name}, {FRESH[0]} and {FRESH[-1]}.")
+    say(f"No call name contains {only!r}; names look like {cells()[1].name}, {FRESH[0]} and {FRESH[-1]}.")
     return None
 
 
@@ -120,12 +120,12 @@ def measured(
     asked = Asked(sets, torch.get_num_threads())
     session = Session(asked, threads_of(threads), file, where, budget, known_in(out, where))
     questions = session.open_questions(chosen)
-    numbers = " and then ".join(str(number) for number in session.threads)
+    numbers = " then ".join(str(number) for number in session.threads)
     say(f"{where['cpu']}, {', '.join(sets)}, threads {numbers}; torch {where['torch']}, llvmlite {where['llvmlite']}.")
-    say(f"To measure: {len(questions)} calls of {len(chosen)}; the others are known with commit {where['commit']}.")
+    say(f"To measure: {len(questions)} of {len(chosen)} calls; the others have rows with commit {where['commit']}.")
     child = Child(answer)
     try:
-        session.measure(questions[:1], child)  # the single step, before what takes long
+        session.measure(questions[:1], child)  # the single step, before the long calls
         of_fresh_processes(session, only)
         session.measure(questions[1:], child)
     finally:
@@ -134,7 +134,7 @@ def measured(
 
 
 def of_fresh_processes(session: Session, only: str) -> None:
-    """The first call and the memory of a training step, of the host's best instruction set alone."""
+    """The first call and the memory of a training step, with the host's best instruction set only."""
     known = {case for case, _ in session.known.found}
     about = session.append, session.where, session.asked.sets[0], session.asked.threads
     for names, measure in ((fresh.FIRST_NAMES, fresh.measured_first), ([fresh.PEAK_NAME], fresh.measured_peaks)):

@@ -1,4 +1,4 @@
-"""``python3 -m bench plot``: every generated part of the documents and every figure, from committed rows alone."""
+"""``python -m bench plot``: every generated part of the documents and every figure, from committed rows alone."""
 
 from __future__ import annotations
 
@@ -9,24 +9,37 @@ from pathlib import Path
 
 from bench.compile import compile_seconds as compile_times
 from bench.measure.rows import Row
-from bench.pages import evidence, figures, kernels, performance, performance_figures, study, study_figures, without_gpu
+from bench.pages import (
+    demo,
+    drawings,
+    evidence,
+    figures,
+    kernels,
+    performance,
+    performance_figures,
+    readme,
+    study,
+)
 from bench.pages import numerics as numerics_page
 from bench.pages.cpu import figures as cpu_figures
-from bench.pages.cpu import hosts
+from bench.pages.cpu import hosts, older
 from bench.pages.cpu import page as cpu_page
+from bench.pages.gpu import listed
+from bench.pages.gpu import page as gpu_page
 from bench.pages.marks import Part, filled
+from bench.pages.study import figures as study_figures
 from bench.study import numerics
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 FIGURES = Path("docs") / "figures"
-Draw = Callable[[Sequence[Row]], bytes | None]  # None where there is no row to draw
+Draw = Callable[[Sequence[Row]], bytes | None]  # None if there are no rows to draw
 Figures = Mapping[str, Draw]
 
 
 @dataclass(frozen=True)
 class Page:
-    """A document, and what of it is made of the rows in a folder."""
+    """A document, and the parts of it made from the rows in a folder."""
 
     file: str
     kind: str  # of its marks
@@ -41,6 +54,11 @@ class Page:
         return {**self.figures, **(self.of_rows(rows) if self.of_rows else {})}
 
 
+def no_rows(folder: Path) -> list[Row]:
+    """What a drawing depends on."""
+    return []
+
+
 PAGES = (
     Page(
         "docs/numerics.md",
@@ -51,16 +69,19 @@ PAGES = (
         numerics_page.FIGURES,
     ),
     Page("docs/kernels.md", "kernels", RESULTS / "compile", compile_times.read, kernels.PARTS, {}),
+    Page("docs/data/launches.md", "launches", RESULTS / "compile", compile_times.read, kernels.LAUNCHES, {}),
     Page(
         "docs/performance.md",
         "performance",
         RESULTS,
-        evidence.read,
-        performance.PARTS | without_gpu.PARTS,
+        evidence.everything,
+        performance.PARTS,
         performance_figures.FIGURES,
     ),
+    Page("docs/data/gpu.md", "gpu", RESULTS, evidence.read, gpu_page.PARTS | listed.PARTS, {}),
+    Page("docs/data/cpu.md", "older", RESULTS, evidence.read, older.PARTS, {}),
     Page(
-        "docs/performance.md",
+        "docs/data/cpu.md",
         "loop",
         RESULTS,
         hosts.read,
@@ -69,14 +90,17 @@ PAGES = (
         cpu_figures.of_rows,
         cpu_figures.PREFIX,
     ),
-    Page("README.md", "headline", RESULTS, evidence.everything, performance.HEADLINE_PARTS, {}),
+    Page("README.md", "headline", RESULTS, evidence.everything, readme.PARTS, {}),
+    Page("README.md", "demo", RESULTS / "demo", demo.read, demo.PARTS, {demo.FIGURE: demo.drawn}),
     Page("docs/models.md", "study", RESULTS / "study", study.read, study.PARTS, study_figures.FIGURES),
+    Page("docs/data/study.md", "study_data", RESULTS / "study", study.read, study.DATA_PARTS, {}),
+    *(Page(f"docs/{name}.md", "drawing", RESULTS, no_rows, {}, own) for name, own in drawings.OF_PAGES.items()),
     Page("README.md", "answer", RESULTS / "study", study.read, {"answer": study.answer}, {}),
 )
 
 
 def made(page: Page, root: Path = ROOT) -> Iterator[tuple[Path, bytes | None]]:
-    """The files of a page as its rows give them; None for a figure that no row supports."""
+    """The files of a page as made from its rows; None for a figure without rows."""
     rows = page.read(page.folder)
     path = root / page.file
     yield path, filled(path.read_text(), page.kind, page.parts, rows).encode()
@@ -100,14 +124,14 @@ def plot(check: bool, root: Path = ROOT, pages: Sequence[Page] = PAGES) -> int:
     try:
         importlib.import_module("matplotlib")
     except ImportError:
-        print('The figures need matplotlib; run: pip install "tritongru[demo]"')
+        print('The figures need matplotlib; install it with: pip install -e ".[demo]"')
         return 2
-    stale = []
+    stale: dict[Path, None] = {}
     for page in pages:
         for path, content in made(page, root):
             if not differs(path, content):
                 continue
-            stale.append(path.relative_to(root))
+            stale[path.relative_to(root)] = None
             if check:
                 continue
             if content is None:
@@ -115,7 +139,7 @@ def plot(check: bool, root: Path = ROOT, pages: Sequence[Page] = PAGES) -> int:
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-    done = "differ from what the rows give" if check else "made anew"
+    done = "do not match the rows" if check else "regenerated"
     print(f"{len(stale)} files {done}{': ' if stale else ''}{', '.join(map(str, stale))}.")
     return 1 if check and stale else 0
 
@@ -125,8 +149,8 @@ def is_of_documents(out: Path) -> bool:
 
 
 def published(out: Path, wanted: bool) -> None:
-    """The end of a run whose rows went to a folder: documents are made of those in ``RESULTS``, and only if asked."""
+    """The end of a run with rows in ``out``: documents are made from ``RESULTS`` only, and only on request."""
     if wanted:
         plot(False, ROOT, PAGES)
     elif is_of_documents(out):
-        print("No document was touched; `python3 -m bench plot`, or `--publish` of this command, makes them.")
+        print("Documents were left alone; update them with `python -m bench plot`, or with --publish.")

@@ -1,8 +1,8 @@
-"""The run: real workloads with every rival, scaling, precisions and grids, correctness first, each held against the
-floor that the same run measured; then, if asked for, the pages and figures.
+"""The run: real workloads with every rival, scaling, precisions and grids, correctness first, each compared with the
+floor measured in the same run; then, on request, the pages and figures.
 
-A row is on disk before the next case begins, and the same command goes on where the last one stopped: what rows of the
-same machine and commit know already is not asked again.
+A case has its rows on disk before the next begins, and the same command resumes a stopped one: cases with rows of the
+same machine and commit are not measured again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CEILINGS_S = 60.0
 
 
 def jobs_of(suites: Sequence[str], has_gpu: bool, only: str) -> list[Job]:
-    """The jobs of the suites, a case that belongs to several with everybody that it is held against in one."""
+    """The jobs of the suites; a case in several of them is one job with all their rivals."""
     found: dict[Case, tuple[str, ...]] = {}
     for suite in suites:
         for case, names in SUITES[suite]() if has_gpu else on_cpu(suite):
@@ -53,7 +53,7 @@ def jobs_of(suites: Sequence[str], has_gpu: bool, only: str) -> list[Job]:
 
 
 def ceilings_of(child: Child, file: RowFile, where: Row, budget: Budget) -> Ceilings | None:
-    """Measured by the child, and on disk; None if that failed, which leaves the rows without a floor."""
+    """Measured by the child and written to disk; None if that failed: the rows then have no floor."""
     question = Question("ceilings", Case(1, 1, 1, "fp32", "forward"), "auto", seed=where["seed"])
     try:
         found: Ceilings = child.ask(question, limit_s=min(CEILINGS_S, budget.left()), start_s=budget.to_start())
@@ -64,7 +64,7 @@ def ceilings_of(child: Child, file: RowFile, where: Row, budget: Budget) -> Ceil
         file.append(ceilings.row_of(name, one, where))
         unit = "10^9 bytes" if name == ceilings.COPY else "10^12 operations"
         scale = 1e9 if name == ceilings.COPY else 1e12
-        say(f"Ceiling, {name}: {one.rate / scale:.4g} {unit} a second.")
+        say(f"Ceiling, {name}: {one.rate / scale:.4g} {unit} per second.")
     return found
 
 
@@ -83,7 +83,7 @@ def measure(
     has_gpu: bool,
     say: Say = say,
 ) -> list[Result]:
-    """Case by case; the rows of one are on disk before the next begins."""
+    """Case by case; each has its rows on disk before the next begins."""
     results = []
     ask = asking(child, "auto", dict(jobs).__getitem__, where, budget)
     for some in chunks(jobs):
@@ -108,13 +108,13 @@ def run(
     has_gpu = device.backend != "cpu"
     jobs = jobs_of(suites, has_gpu, only)
     if not jobs:
-        place = "" if has_gpu else ", of what a CPU can tell,"
-        say(f"No case of {', '.join(suites)}{place} has {only!r} in its name.")
+        place = "" if has_gpu else " that a CPU can measure"
+        say(f"No case of {', '.join(suites)}{place} has a name that contains {only!r}.")
         return 2
     rows = known_in(out, where)
     known = results_of(rows, jobs, "auto")
     todo = [job for job in jobs if job[0].name not in known]
-    say(f"To measure: {len(todo)} cases; known with commit {where['commit']}: {len(jobs) - len(todo)}.")
+    say(f"To measure: {len(todo)} cases; already measured with commit {where['commit']}: {len(jobs) - len(todo)}.")
     file = RowFile(out / file_name("run" if has_gpu else "run-cpu", where["gpu"], where["date"]))
     child = Child(answer)
     try:
@@ -128,17 +128,17 @@ def run(
         say(text)
     left = [result.case.name for result in results if result.left_out]
     if left:
-        say(f"No time for {len(left)} cases; the same command goes on with them, given the same commit.")
+        say(f"No time for {len(left)} cases; run the same command with the same commit to resume.")
     code = 0
     if studies:
         code = command.beside(out, commit)
     for text in unknown(evidence.read(out)):
-        say(f"Not known: {text}.")
+        say(f"Not measured yet: {text}.")
     if not any(row["gpu"] for row in command.read(out / command.FOLDER)):
-        say("Not known: GRU, LSTM and plain RNN on a GPU: no row (`run --study`, or `study` alone).")
+        say("Not measured yet: GRU, LSTM and plain RNN on a GPU (`run --study`, or `study`).")
     cut = [f"{result.case.name} ({result.failure})" for result in results if result.cut]
     if cut:
-        say(f"Cut off by their limit, which says nothing of the kernels: {', '.join(cut)}.")
+        say(f"Cut off by their time limit, no verdict on the kernels: {', '.join(cut)}.")
     red = [result.case.name for result in results if result.red]
     say(f"Red: {', '.join(red)}." if red else "No case was red.")
     published(out, publish)
@@ -146,7 +146,7 @@ def run(
 
 
 def about_a_call(file: RowFile, where: Row, known: Sequence[Row], has_gpu: bool, budget: Budget) -> None:
-    """What a call costs the host, and the first one the user, besides the device's work."""
+    """The host's part of a call and the cost of the first call."""
     if has_gpu:
         calls_on_gpu(file, where, known, budget)
     elif not any(row["case"].startswith("host-") for row in known):

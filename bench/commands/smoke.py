@@ -1,7 +1,7 @@
-"""Does it run at all? Each kind of launch once, forward and backward, against torch: the first command on a new GPU.
+"""A first check on a new GPU: each kind of launch once, forward and backward, compared with torch.
 
-Each step has a child process of its own, since a kernel that hangs or breaks the CUDA context must not touch the next
-one. A new step is a function of a `Case`, which returns `Found` or raises, and a line in `steps_on`.
+Each step has its own child process, so that a kernel that hangs or breaks the CUDA context does not affect the next.
+A new step is a function of a `Case` that returns `Found` or raises, and a line in `steps_on`.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from tritongru.planning.devices import Device, device_facts
 from tritongru.planning.launches import AnyLaunch, launch_name, padded
 from tritongru.synchronization import synchronize
 
-TOTAL_S = 105.0  # for all steps; the rest of two minutes is for the start of the command itself, from a cold disk
-# Side by side. On a GPU a child takes most of its time to start CUDA and to compile, each on one core; the kernels of
-# several processes take turns on the device.
+TOTAL_S = 105.0  # for all steps; the rest of two minutes is for starting the command itself, from a cold disk
+# Children at a time. On a GPU a child spends most of its time starting CUDA and compiling, on one core; the kernels
+# of several processes take turns on the device.
 WORKERS = {"cuda": 10, "cpu": 4}
-CHILD_BYTES = 2 * 2**30  # of a GPU's memory: a CUDA context, and the GiB that `poison` fills
+CHILD_BYTES = 2 * 2**30  # of GPU memory: a CUDA context, and the GiB that `poison` fills
 
 
 class Absent(Exception):
-    """This device has no such launch, which is no failure."""
+    """This device has no such launch, which is not a failure."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """``form``: of the forward's launch and the backward's; ``error``: over the allowed one, the worst of all values
-    and gradients, as in bench/measure/parity.py; ``fault``: what is wrong, if something is."""
+    """``form``: of the forward and the backward launch; ``error``: over the allowed error, the worst of all values and
+    gradients, as in bench/measure/parity.py; ``fault``: what is wrong, if anything."""
 
     form: str
     error: float = 0.0
@@ -62,7 +62,7 @@ class Step:
 
 
 def forms(case: Case, device: Device, family: str, exchange: str = "") -> list[AnyLaunch]:
-    """The launches of forward and backward that the model holds for the cheapest of those asked for."""
+    """The cheapest forward and backward launches of the requested kind, by the cost model."""
     kind = kind_of(str(DTYPES[case.dtype]).removeprefix("torch."), "tf32" if case.tf32 else "ieee")
     found: list[AnyLaunch] = []
     for kernel in ("forward", "backward"):
@@ -87,16 +87,16 @@ def named(launch: AnyLaunch) -> str:
 
 
 def forced(launches: list[AnyLaunch], case: Case, impl: str, device: torch.device) -> Pair:
-    """A layer that runs these launches, whatever the plan would take, and nn.GRU with the same weights."""
+    """A layer that runs these launches whatever the plan says, and nn.GRU with the same weights."""
     pair = build(case, "torch", device)
     none = plans.Plan("", "asked for", device.type, case.dtype)
     return Pair(Forced(pair.theirs, launches[0], launches[1]).train(), pair.theirs, none)
 
 
 def judged(launches: list[AnyLaunch], parity: Parity) -> Found:
-    fault = parity.worst if not parity.ours <= 1 else "" if parity.repeatable else "a second run gave other bits"
+    fault = parity.worst if not parity.ours <= 1 else "" if parity.repeatable else "a second run gave different bits"
     if not parity.theirs <= 1:
-        fault = f"torch's own error is {parity.theirs:.2g} of what is allowed"
+        fault = f"torch's own error is {parity.theirs:.2g} of the allowed error"
     return Found(" + ".join(map(named, launches)), parity.ours, fault)
 
 
@@ -124,7 +124,7 @@ class Compared:
 
 @contextmanager
 def compared(case: Case) -> Iterator[Compared]:
-    """With the cheapest persistent launch, the one that needs the most of a device."""
+    """With the cheapest persistent launch, the kind that demands most of a device."""
     device = here()
     launches = forms(case, device_facts(device), "persistent", "counter")
     with tf32(case.tf32):
@@ -181,7 +181,7 @@ def streams(case: Case) -> Found:
 
 @contextmanager
 def one_arrival_short() -> Iterator[None]:
-    """Persistent launches inside begin with a counter one too low, which stays behind as if a program were missing."""
+    """Persistent launches inside start with a counter one too low, as if a program were missing."""
     from tritongru.kernels.persistent import launch as persistent
 
     fresh = persistent.workspace
@@ -196,7 +196,7 @@ def one_arrival_short() -> Iterator[None]:
 
 
 def in_vain(case: Case) -> Found:
-    """A wait that cannot end is reported, and the next training step is right."""
+    """A wait that cannot end is reported, and the next training step is correct."""
     from tritongru.kernels.persistent import launch as persistent
 
     hurried: dict[str, Any] = {
@@ -211,13 +211,13 @@ def in_vain(case: Case) -> Found:
             if "gave up at its time step 0" not in str(error):
                 raise
         else:
-            return Found("", math.inf, "a wait in vain was not reported")
+            return Found("", math.inf, "a stalled wait was not reported")
         return it.judge([quantities(it.layer, case.mode, it.data)])
 
 
 def steps_on(kind: str) -> list[Step]:
-    """For a kind of torch device. The rows are two batch tiles, one of them in part, and the steps go round a ring of
-    slots. In the interpreter sizes are small, and fp32 products are whole whatever the switch says."""
+    """For a kind of torch device. The batch is two tiles, one of them partial, and the time steps wrap around a ring of
+    slots. In the interpreter sizes are small, and fp32 products are exact fp32 whatever the TF32 switch says."""
     T, B, tiny, small, large = (33, 20, 64, 256, 1024) if kind == "cuda" else (5, 17, 17, 17, 1024)
     found = []
     for dtype in ("fp32", "bf16"):
@@ -234,14 +234,14 @@ def steps_on(kind: str) -> list[Step]:
             Step(f"stepwise {dtype}", stepwise, on[small]),
             Step(f"graph capture {dtype}", graph, on[large], needs_gpu=True),
             Step(f"three streams {dtype}", streams, replace(on[large], batch=64), needs_gpu=True),
-            Step(f"a wait in vain {dtype}", in_vain, on[small]),
+            Step(f"a stalled wait {dtype}", in_vain, on[small]),
         ]
     return found
 
 
 def limit_of(steps: int, workers: int, total_s: float) -> float:
-    """Seconds for each of so many steps, so many at a time: all of them together, and the end of each that does not
-    answer, take at most ``total_s``."""
+    """Seconds for each step, ``workers`` at a time: together, with stopping those that do not answer, they take at most
+    ``total_s``."""
     return total_s / max(1, math.ceil(steps / workers)) - STOP_S
 
 
@@ -257,7 +257,7 @@ def answer(step: Step) -> Found:
 
 
 def ask(step: Step, limit_s: float) -> tuple[Step, Found, float]:
-    """The step's answer from a child process of its own, whose start counts, and the seconds that it took."""
+    """The step's answer from its own child process, and the seconds it took, start included."""
     child, started = Child(answer), time.monotonic()
     try:
         child.start(limit_s)
@@ -274,12 +274,12 @@ def line(step: Step, found: Found, seconds: float) -> str:
     case, word = step.case, "absent" if found.absent else "FAILED" if found.fault else "ok"
     parts = [f"{word:6} {step.name}, H={case.hidden} B={case.batch} T={case.time}", found.form]
     if not found.absent and found.form:
-        parts.append(f"error {found.error:.2g} of what is allowed")
+        parts.append(f"error {found.error:.2g} of the allowed error")
     return "; ".join(part for part in (*parts, found.fault, f"{seconds:.1f} s") if part)
 
 
 def run_steps(steps: Sequence[Step], workers: int, total_s: float) -> int:
-    """Each step in a child process, and a line for each, in their order; 0 only if all that can run are ok."""
+    """Each step in a child process, and a line for each, in order; 0 only if all that can run are ok."""
     started, limit_s = time.monotonic(), limit_of(len(steps), workers, total_s)
     failed: list[str] = []
     absent: list[str] = []
@@ -299,17 +299,17 @@ def run_steps(steps: Sequence[Step], workers: int, total_s: float) -> int:
 def smoke(only: str = "") -> int:
     kind = here().type
     if kind == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        say("There is no GPU here; with TRITON_INTERPRET=1 the steps run in Triton's interpreter, as far as that goes.")
+        say("There is no GPU here; set TRITON_INTERPRET=1 to run what Triton's interpreter can run.")
         return 2
     device = device_facts(here())
     say(f"{device.name}, torch {torch.__version__}: training steps of one layer, compared with torch in float64.")
     chosen = [step for step in steps_on(kind) if only.lower() in step.name.lower()]
     left_out = [step for step in chosen if step.needs_gpu and kind != "cuda"]
     if left_out:
-        say(f"Left out, for they need a GPU: {'; '.join(step.name for step in left_out)}.")
+        say(f"Left out because they need a GPU: {'; '.join(step.name for step in left_out)}.")
     steps = [step for step in chosen if step not in left_out]
     if not steps:
-        say(f"No step that can run here has {only!r} in its name.")
+        say(f"No step that can run here has a name that contains {only!r}.")
         return 2
     workers = WORKERS[kind]
     if kind == "cuda":

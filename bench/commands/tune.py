@@ -1,8 +1,8 @@
-"""The tune: every launch that the plan could take for a shape, correctness first, in the order of the model's belief.
+"""The tuning run: every launch the plan could use for a shape, correctness first, in the order of predicted speed.
 
-The best-predicted launch of every shape comes first, then the second-best of every shape, and so on. What is timed is
-the input product and the loop, or a training step with one backward launch after another behind the forward launch that
-the plan takes, against the whole of nn.GRU.
+The best-predicted launch of every shape comes first, then the second-best of every shape, and so on. Timed are the
+input product and the loop, or a training step with each backward launch after the forward launch of the plan, against
+all of nn.GRU.
 """
 
 import math
@@ -40,7 +40,7 @@ Waves = Sequence[Sequence[Result]]
 
 
 def waves(cases: Sequence[Case], device: Device, known: Sequence[Row]) -> list[list[Result]]:
-    """What is to be asked, the launches of the same rank together, without what rows of this code know already."""
+    """Launches to try, those of the same rank together, without those that have rows of this code."""
     done = {(row["case"], row["plan"]) for row in known}
     ranked = [(case, plans(case, device)) for case in cases]
     found = []
@@ -60,7 +60,7 @@ def run(
     known: Sequence[Row],
     say: Say = say,
 ) -> int:
-    """Launch by launch; the rows of one are on disk before the next begins."""
+    """Launch by launch; each has its rows on disk before the next begins."""
     rows, left, red, cut = list(known), 0, 0, 0
     for wave in waves:
         if budget.left() > RESERVE_S:
@@ -80,8 +80,8 @@ def run(
     for text in (f"Rows: {file.path}", *table(rows)):
         say(text)
     if left:
-        say(f"No time for {left} launches; the same command goes on with them, given the same commit.")
-    say((f"{red} launches red." if red else "No launch was red.") + (f" {cut} cut off by their limit." if cut else ""))
+        say(f"No time for {left} launches; run the same command with the same commit to resume.")
+    say((f"{red} launches red." if red else "No launch was red.") + (f" {cut} cut off by the limit." if cut else ""))
     return 1 if red or cut else 0
 
 
@@ -101,7 +101,7 @@ def table(rows: Sequence[Row]) -> list[str]:
         theirs = min(others, default=math.nan)
         numbers = f"{us:8.3f} {expected:9.3f} {theirs:8.3f} {theirs / us:6.2f}x"
         lines.append(f"{case:<34} {launch:<24} {numbers} {len(ours):>4}")
-    head = f"{'us a step':<34} {'best launch':<24} {'ours':>8} {'expected':>9} {'nn.GRU':>8} {'ratio':>7} {'of':>4}"
+    head = f"{'us per step':<34} {'best launch':<24} {'ours':>8} {'expected':>9} {'nn.GRU':>8} {'ratio':>7} {'of':>4}"
     return [head, *lines] if lines else ["Nothing was measured."]
 
 
@@ -109,17 +109,17 @@ def tune(seconds: float, out: Path, only: str, commit: str | None) -> int:
     budget = Budget(seconds)
     cases = [case for case in tune_cases() if only in case.name]
     if not cases:
-        say(f"No case has {only!r} in its name; names look like {tune_cases()[0].name}.")
+        say(f"No case name contains {only!r}; names look like {tune_cases()[0].name}.")
         return 2
     if not torch.cuda.is_available():
-        say("There is no GPU here, and the tune needs one to time launches on; --table needs none.")
+        say("There is no GPU here, and timing launches needs one; --table and --cpu-table need none.")
         return 2
     where, device = introduced(commit)
     known = [row for row in rows_in(out) if all(row[key] == where[key] for key in ("gpu", "commit"))]
     known = [row for row in known if row["case"] in {case.name for case in cases}]
     todo = waves(cases, device, [row for row in known if row["impl"] == TUNED])
     if not todo and not known:
-        say(f"The table planning/tables/persistent.json has no launch that {device.name} can run; nothing to tune.")
+        say(f"planning/tables/persistent.json has no launch that {device.name} can run; there is nothing to tune.")
         return 2
     tried = sum(row["impl"] == TUNED for row in known)
     say(f"{sum(map(len, todo))} launches to try, {tried} already tried with commit {where['commit']}.")

@@ -1,1 +1,1 @@
-"""Kernels compiled without a GPU: what the compiler makes of them, and the tables of launches that come of it."""
+"""Kernels compiled without a GPU: the resulting machine code, and the launch tables made from it."""

@@ -1,15 +1,15 @@
-"""Compile kernels without a GPU and read what the compiler made.
+"""Compile kernels without a GPU and read the resulting machine code.
 
-``python -m bench.compile readings`` compiles every row of the tables of launches with the Triton that is installed and
-writes what came of it into the tables, beside the readings of other Tritons. After a change of a kernel it is to be
-run with each of them. ``check sm_90 forward`` compiles a part of the rows of a kernel (``forward``, ``backward``: the
-resident ones) for that chip and prints what came out as JSON lines. ``times`` measures how long compilation takes.
+``readings`` compiles every row of the launch tables with the installed Triton and writes registers, stack, shared
+memory and instruction counts into the tables, beside the readings of other Triton versions. After a change of a kernel,
+run it with each of them. ``check sm_90 forward`` compiles a part of the rows of a kernel (``forward`` and ``backward``
+are the resident ones) for that chip and prints the results as JSON lines. ``times`` measures compile times.
 
-``table`` looks for the rows of a table, and then reads them:
-``table resident`` for each kernel, kind of arithmetic and padded hidden size the launch configurations that use no
-stack, the cheapest first by the plan's cost model; a dearer one stays only where it needs less shared memory, for chips
-that have less. ``table persistent`` the configurations that the plan picks for some shape on some chip. ``table
-stepwise`` for each size of a batch tile the first that does not spill. TRITON_INTERPRET must not be set.
+``table`` rebuilds the rows of a table and then reads them. ``table resident``: for each kernel, kind of arithmetic and
+padded hidden size, the launch configurations without stack use, cheapest first by the plan's cost model; a more
+expensive one is kept only if it needs less shared memory, for chips that have less. ``table persistent``: the
+configurations that the plan picks for some shape on some chip. ``table stepwise``: for each batch tile size, the first
+that does not spill. TRITON_INTERPRET must not be set.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from bench.compile import compile_seconds, persistent, readings, resident, stepw
 from bench.compile.machine_code import TARGETS
 
 FAMILIES: dict[str, Any] = {"resident": resident, "persistent": persistent, "stepwise": stepwise}
+ALL = "all"
 KERNELS = ("forward", "backward", *(f"{f}-{k}" for f in ("persistent", "stepwise") for k in ("forward", "backward")))
 
 
@@ -32,17 +33,23 @@ def main() -> int:
         prog="python -m bench.compile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("table", help="look for the rows of a table anew")
+    command = commands.add_parser("table", help="rebuild the rows of a table")
     command.add_argument("family", choices=FAMILIES)
-    command = commands.add_parser("check", help="compile a part of the rows and print what came out")
+    command = commands.add_parser("check", help="compile a part of the rows and print the results")
     command.add_argument("arch", choices=TARGETS)
     command.add_argument("kernel", choices=KERNELS)
     command.add_argument("--all", action="store_true", help="every row in every form")
-    command = commands.add_parser("readings", help="read all rows with the installed Triton")
-    command.add_argument("chips", nargs="*", choices=TARGETS, default=[], help="only these (default all)")
-    command.add_argument("--family", action="append", choices=FAMILIES, help="only this one; may be given again")
+    command = commands.add_parser("readings", help="compile all rows with the installed Triton and record the results")
     command.add_argument(
-        "--jobs", type=count(1, 256), default=os.cpu_count(), metavar="N", help="compilations at a time"
+        "chips", nargs="*", choices=(*TARGETS, ALL), default=ALL, help="only these chips (default all)"
+    )
+    command.add_argument("--family", action="append", choices=FAMILIES, help="only this family; may be repeated")
+    command.add_argument(
+        "--jobs",
+        type=count(1, 256),
+        default=os.cpu_count(),
+        metavar="N",
+        help="parallel compilations (default: all cores)",
     )
     commands.add_parser("times", help="measure how long compilation takes")
     args = parser.parse_args()
@@ -52,7 +59,7 @@ def main() -> int:
         compile_seconds.measure()
         return 0
     if args.command == "readings":
-        readings.record(args.chips or list(TARGETS), args.family or list(FAMILIES), args.jobs)
+        readings.record(list(TARGETS) if ALL in args.chips else args.chips, args.family or list(FAMILIES), args.jobs)
         return 0
     if args.command == "check":
         readings.check(args.arch, args.kernel, args.all)

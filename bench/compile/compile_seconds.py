@@ -1,8 +1,8 @@
-"""What the first call pays: seconds that Triton takes to compile a layer's two kernels, without a GPU.
+"""Compile time in the first call: seconds that Triton takes for a layer's two kernels, without a GPU.
 
-Each kernel is compiled with an empty cache on disk, then found there, and the least of a few such rounds is kept,
-because what else runs on the machine only makes it slower. One-off costs of a process (imports, Triton's hash of its
-own files) come before and are not in it, nor is loading the machine code onto a GPU.
+Each kernel is compiled with an empty disk cache, then loaded from it; the least of a few such rounds counts, because
+other load on the machine only makes it slower. Not included: a process's one-off costs (imports, Triton's hash of its
+own files), and loading the machine code onto a GPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STAGES = {"mlir_s": ("ttir", "ttgir"), "llvm_s": ("llir", "ptx"), "ptxas_s": ("c
 
 
 def compile_pass(kernel: str, found: Pass, hidden: int, dtype: str, arch: str) -> None:
-    """A forward that saves its gates, or a backward, as a training step with an initial state launches it."""
+    """A forward pass that saves its gates, or a backward pass, as launched by a training step with an initial state."""
     launch = found.launch
     if isinstance(launch, Launch):
         resident.compile_kernel(kernel, hidden, dtype, launch, arch)
@@ -42,7 +42,7 @@ def compile_pass(kernel: str, found: Pass, hidden: int, dtype: str, arch: str) -
 
 
 def timed(compile_: Callable[[], None]) -> Row:
-    """Seconds of a compilation and its parts, and of one whose result is on disk already; the least of a few."""
+    """Seconds of a compilation and its parts, and of loading from the disk cache; the least of a few."""
     from triton import knobs
 
     taken: list[tuple[bool, Any]] = []
@@ -57,7 +57,7 @@ def timed(compile_: Callable[[], None]) -> Row:
     finally:
         knobs.cache.dir, knobs.compilation.listener = before
     if [hit for hit, _ in taken] != [False, True] * ROUNDS:
-        raise RuntimeError(f"expected to compile and to find on disk by turns, got {[hit for hit, _ in taken]}")
+        raise RuntimeError(f"expected to compile and to load from disk in turn, got {[hit for hit, _ in taken]}")
     cold = min((times for hit, times in taken if not hit), key=lambda times: times.total)
     parts = {name: sum(us for stage, us in cold.lowering_stages if stage in some) for name, some in STAGES.items()}
     found = min(times.total for hit, times in taken if hit)
@@ -87,7 +87,7 @@ def measure() -> None:
 
 
 def read(folder: Path) -> list[Row]:
-    """Of each case and kernel the last row of the newest file."""
+    """The last row of each case and kernel in the newest file."""
     files = sorted(folder.glob("compile-*.jsonl"))
     rows = [json.loads(line) for line in files[-1].read_text().splitlines()] if files else []
     return list({(row["hidden"], row["dtype"], row["kernel"]): row for row in rows}.values())

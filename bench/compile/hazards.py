@@ -1,10 +1,10 @@
-"""Two faults of machine code for warp-group products (sm_90) that no result on another chip shows.
+"""Two faults in machine code for warp-group products (sm_90) that results on other chips do not show.
 
-fence     The tensor cores read shared memory by another way (the async proxy) than the copies that fill it. Between a
-          copy's arrival and the product that reads it stands ``fence.proxy.async`` (PTX ISA, "async proxy"); Triton 3.6
-          leaves it out (Triton's pull requests 9610, 10537, 10552).
-register  A product goes on reading the registers of its left operand until it is waited for. ptxas before 12.9 may
-          write them earlier (Triton's pull request 11781).
+fence     The tensor cores read shared memory through another path (the async proxy) than the copies that fill it. A
+          ``fence.proxy.async`` must stand between a copy's arrival and the product that reads it (PTX ISA, "async
+          proxy"); Triton 3.6 leaves it out (Triton's pull requests 9610, 10537, 10552).
+register  A product reads the registers of its left operand until it is waited for. ptxas before 12.9 may overwrite
+          them earlier (Triton's pull request 11781).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ COPIED = re.compile(r"\bcp\.async\.wait_(?:group|all)\b")
 FENCE = re.compile(r"\bfence\.proxy\.async\b")
 PRODUCT = re.compile(r"\bwgmma\.mma_async\b")
 INSTRUCTION = re.compile(r"(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*)")
-# Instructions whose first register is no destination.
+# Instructions whose first register is not a destination.
 WRITES_NONE = re.compile(r"ST|RED|BAR|BRA|BS|CCTL|MEMBAR|ERRBAR|EXIT|NOP|WARP|DEPBAR|LDGSTS|LDGDEPBAR")
 WIDTHS = {"64": 2, "128": 4}
 
 
 def unfenced(ptx: str) -> int:
-    """Products that read what asynchronous copies have brought, without a fence since the copies were waited for."""
+    """Products that read data of asynchronous copies without a fence since the wait for the copies."""
     count, fenced = 0, True
     for line in ptx.splitlines():
         if COPIED.search(line):
@@ -38,7 +38,7 @@ Code = Sequence[tuple[int, str]]  # address and text of each instruction
 
 
 def backward_branches(code: Code) -> dict[int, int]:
-    """Where each loop ends and where it begins, as places in the code."""
+    """End and beginning of each loop, as indices into the code."""
     place = {address: i for i, (address, _) in enumerate(code)}
     found = {}
     for i, (_, text) in enumerate(code):
@@ -52,7 +52,7 @@ def backward_branches(code: Code) -> dict[int, int]:
 def early_writes(code: Code) -> list[str]:
     """Instructions that write a register which a warp-group product may still be reading."""
     found: list[str] = []
-    reading: list[set[int]] = []  # of each group of products under way, the oldest first
+    reading: list[set[int]] = []  # of each group of products in flight, the oldest first
     is_open = False  # whether the last of them takes more products
     for text in _as_run(code):
         match = INSTRUCTION.match(text)
@@ -74,7 +74,7 @@ def early_writes(code: Code) -> list[str]:
 
 
 def _as_run(code: Code) -> Iterator[str]:
-    """The instructions, each loop twice, so that its end meets its beginning."""
+    """The instructions, each loop twice, so that its end is followed by its beginning."""
     branches, i = backward_branches(code), 0
     while i < len(code):
         yield code[i][1]

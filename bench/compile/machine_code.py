@@ -1,4 +1,4 @@
-"""Compile a kernel without a GPU and read what the compiler made of it."""
+"""Compile a kernel without a GPU and read its machine code."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ TARGETS = {
     "gfx950": ("hip", "gfx950", 64),
 }
 ELEMENT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-INTEGERS = ("T", "B", "N", "s", "start", "count", "tiles", "limit")  # arguments that are no pointers
-TENSOR_CORE = r"\b[HIDQ]G?MMA\b|\bUT\w*MMA\b"  # and not HFMA2.MMA, by which a constant comes into a register
-# Those that do not have the storage dtype.
+INTEGERS = ("T", "B", "N", "s", "start", "count", "tiles", "limit")  # arguments that are not pointers
+TENSOR_CORE = r"\b[HIDQ]G?MMA\b|\bUT\w*MMA\b"  # but not HFMA2.MMA, which loads a constant into a register
+# Pointers to other dtypes than the storage dtype.
 POINTERS = {"dh": "*fp32", "offsets": "*i64", "report": "*i64", "counters": "*i32", "state": "*fp32"}
 
 
@@ -33,9 +33,9 @@ def dtype_of(kind: str, i: int = 0) -> str:
 
 @dataclass(frozen=True)
 class Facts:
-    """Of one compiled kernel. ``instructions``, ``barriers``, ``tensor_core`` and ``loads`` (from global memory) are
-    those of the longest loop, per warp: the time loop, or of a stepwise kernel that over k. They and ``registers`` are
-    None where the code is not NVIDIA's. ``faults``: names of what `hazards` finds."""
+    """Of one compiled kernel. ``instructions``, ``barriers``, ``tensor_core`` and ``loads`` (from global memory) count
+    the longest loop, per warp: the time loop, or in a stepwise kernel the loop over k. They and ``registers`` are None
+    if the code is not for NVIDIA. ``faults``: names of what `hazards` finds."""
 
     shared_bytes: int
     stack: int
@@ -50,8 +50,8 @@ class Facts:
 def compile_for(
     fn: Any, constants: dict[str, Any], dtype: str, num_warps: int, arch: str, counts: bool = True
 ) -> Facts:
-    """Compile a kernel as its launcher would, for pointers that are aligned to 16 bytes, and read the result; without
-    ``counts`` only how much it holds, which is quicker."""
+    """Compile a kernel as its launcher would, with pointers aligned to 16 bytes, and read the result; without
+    ``counts`` only registers, stack and shared memory, which is quicker."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -92,7 +92,7 @@ def _read_sass(cubin: bytes, ptx: str, shared_bytes: int, counts: bool) -> Facts
         )
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
-        raise RuntimeError(f"cuobjdump told no register count: {usage!r}")
+        raise RuntimeError(f"cuobjdump printed no register count: {usage!r}")
     code = [(int(address, 16), text) for address, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", sass)]
     faults = {"fence": unfenced(ptx), "register": early_writes(code)} if groups else {}
     facts = Facts(shared_bytes, int(found[2]), int(found[1]), faults=tuple(name for name in faults if faults[name]))

@@ -1,4 +1,4 @@
-"""The table of persistent launches: what compiles without spilling and is the model's choice for some shape."""
+"""The table of persistent launches: those that compile without spilling and that the model picks for some shape."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ SIZES = {
     "tf32": (256, 384, 512, 768, 1024),
     "ieee": (128, 256, 384, 512, 768, 1024),
 }
-# Of a part of the contraction. Chunks are in flight at once and wide ones spill; but each chunk of words is waited for.
+# Of a part of the contraction. All chunks are in flight at once and wide ones spill; but each chunk means one wait.
 WIDEST_CHUNK = {"counter": 64, "data": 256}
-SPARE_REGISTERS = 240  # of 255, from which on another form may spill elsewhere though the most demanding does not
-RING = 32  # slots of the exchange whose data are their own flags
+SPARE_REGISTERS = 240  # of 255; above this, another form may spill elsewhere even if the most demanding does not
+RING = 32  # slots of the exchange by data
 LARGEST_SHARED = max(gpu.shared_bytes for gpu in GPUS.values())
-SLACK = 0.1  # of the prediction, which is hardly better than that
+SLACK = 0.1  # relative; the prediction is hardly more accurate
 BATCHES = (1, 17, 33, 49, 65, 97, 129, 193, 257, 385, 513, 769, 1025, 2049, 4097, 8193)
 ARCHS = ("sm_80", "sm_86", "sm_100", "sm_120")  # besides sm_90, on which no row may spill
 KERNELS = ("forward", "backward")
 Rows = tuple[PersistentLaunch, ...]
-DROPPED = ("bits", "dot_precision", "groups")  # follow from the kind, or are the plan's
+DROPPED = ("bits", "dot_precision", "groups")  # follow from the kind, or are the plan's to choose
 
 
-# Rows of a tile, units of a program, warps, parts of k, padded to four gates, exchange; in the tune's order: narrow
-# tiles first. The backward collects three times the tile, for which more warps have room; wide tiles spill there.
+# Rows of a tile, units of a program, warps, parts of k, padded to four gates, exchange; in tuning order, narrow tiles
+# first. The backward pass collects three times the tile, which needs more warps; wide tiles spill there.
 SHAPES = {
     "forward": (
         *((16, block_h, 8, 8, True, "counter") for block_h in (8, 16, 32)),
@@ -62,7 +62,7 @@ SHAPES = {
 def candidates(kernel: str, kind: str, units: int) -> Iterator[PersistentLaunch]:
     bits = bits_of(kind)
     for block_b, block_h, warps, k_split, pad, exchange in SHAPES[kernel]:
-        least = 32 if exchange == "data" and bits == 16 else 16  # units of a product, of which data makes two
+        least = 32 if exchange == "data" and bits == 16 else 16  # units of a product; data makes two products
         width, odd = divmod(units if kernel == "forward" else 3 * units, k_split)
         if odd or width % least or units % block_h:
             continue
@@ -120,23 +120,23 @@ def plain(launch: PersistentLaunch, kind: str, arch: str, counts: bool = True) -
 
 
 def demanding(launch: PersistentLaunch, kind: str, arch: str, counts: bool = True) -> Facts:
-    """Two directions, packed rows and a size that aligns to nothing ask for the most registers."""
+    """Two directions, packed rows and an unaligned size need the most registers."""
     return compile_launch(launch, launch.units - 1, dtype_of(kind), arch, directions=2, packed=True, counts=counts)
 
 
 def compile_form(row: Row, launch: PersistentLaunch, name: str, arch: str, counts: bool = True) -> Facts:
-    """As `readings.compile_form`."""
+    """See `readings.compile_form`."""
     kind = row["kind"]
     return {"plain": plain, "demanding": demanding}[name](launch, kind, arch, counts)
 
 
 def compiled(kind: str, launch: PersistentLaunch) -> PersistentLaunch | None:
-    """The launch with what the compiler made of it for sm_90, or None if it spills there or holds too much."""
+    """The launch with its readings for sm_90, or None if it spills there or needs too much shared memory."""
     return _with_facts(launch, plain(launch, kind, "sm_90"))
 
 
 def stands(kind: str, launch: PersistentLaunch) -> PersistentLaunch | None:
-    """The launch with the most that it asks for and the chips on which that spills, or None if one is sm_90."""
+    """The launch with its largest needs and the chips on which it then spills, or None if it spills on sm_90."""
     found = _with_facts(launch, demanding(launch, kind, "sm_90"))
     if found is None:
         return None
@@ -158,8 +158,8 @@ def _with_facts(launch: PersistentLaunch, facts: Facts) -> PersistentLaunch | No
 
 
 def elsewhere(kind: str, launch: PersistentLaunch) -> PersistentLaunch:
-    """The launch with the other chips on which it would spill where most is asked for, or, of a launch that is short of
-    registers here, plainly."""
+    """The launch with the other chips on which its demanding form would spill or, if registers are short here, also its
+    plain form."""
     forms = (demanding, plain) if launch.registers > SPARE_REGISTERS else (demanding,)
     spills = tuple(
         arch
@@ -173,7 +173,7 @@ def elsewhere(kind: str, launch: PersistentLaunch) -> PersistentLaunch:
 def best(kind: str, rows: tuple[PersistentLaunch, ...], slack: float = 0.0) -> list[set[PersistentLaunch]]:
     """For each shape, device and exchange, the rows whose predicted time is the least, or within ``slack`` of it.
 
-    The exchanges are judged apart, so that a measurement finds both in the table."""
+    The exchanges are judged separately, so that a measurement finds both in the table."""
     found: list[set[PersistentLaunch]] = []
     if not rows:
         return found
@@ -191,13 +191,13 @@ def best(kind: str, rows: tuple[PersistentLaunch, ...], slack: float = 0.0) -> l
 
 
 def chosen(kind: str, rows: tuple[PersistentLaunch, ...]) -> set[PersistentLaunch]:
-    """Those that are the best of all for some shape: the others are dead weight. The first of equals is taken."""
+    """The rows that are best for some shape; the others are not needed. The first of equals is taken."""
     order = {row: i for i, row in enumerate(rows)}
     return {min(options, key=lambda row: order[row]) for options in best(kind, rows)}
 
 
 def enough(kind: str, rows: tuple[PersistentLaunch, ...]) -> tuple[PersistentLaunch, ...]:
-    """Few rows, one of which is within SLACK of the best for each shape: each compiles on every chip in every test."""
+    """A few rows with one within SLACK of the best for each shape: tests compile every row for every chip."""
     open_ = best(kind, rows, SLACK)
     kept: list[PersistentLaunch] = []
     while open_:
@@ -208,7 +208,7 @@ def enough(kind: str, rows: tuple[PersistentLaunch, ...]) -> tuple[PersistentLau
 
 
 def needed(kind: str, rows: tuple[PersistentLaunch, ...]) -> tuple[PersistentLaunch, ...]:
-    """Without the dead weight, and without what is dead weight without it."""
+    """Without the rows that are not needed, repeated until none is left to remove."""
     while set(rows) != (left := chosen(kind, rows)):
         rows = tuple(row for row in rows if row in left)
     return rows
@@ -230,8 +230,8 @@ def make() -> None:
 
 
 def _standing(good: dict[Key, Rows], pool: ProcessPoolExecutor) -> dict[Key, Rows]:
-    """Enough rows for each key that stand where most is asked for; others take the place of those that fall, there or
-    on a chip where they spill."""
+    """Enough rows for each key whose demanding form does not spill on sm_90; others replace those that fail, there
+    or on a chip where they spill."""
     stood: set[PersistentLaunch] = set()
     while True:
         kept = {key: enough(key[1], rows) for key, rows in good.items()}

@@ -1,7 +1,7 @@
-"""What the installed Triton makes of the rows of the tables, written into the tables beside what others made of them.
+"""Readings of the tables' rows with the installed Triton, written into the tables beside those of other versions.
 
-Each row is compiled for sm_90 in two forms and for every other chip in the more demanding one (where registers are
-scarce, in both); a form stands for the many options that a kernel is compiled with.
+Each row is compiled for sm_90 in two forms and for every other chip in the more demanding one (in both if registers are
+scarce); a form represents the many options that a kernel is compiled with.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from tritongru.planning import triton_versions
 from tritongru.planning.devices import GPUS
 from tritongru.planning.launches import Row, launch_of, rows_of
 
-HOME = "sm_90"  # whose machine code is counted
+HOME = "sm_90"  # the chip whose instructions are counted
 CHIPS = {"cuda": (HOME, "sm_80", "sm_86", "sm_100", "sm_120"), "hip": ("gfx942", "gfx950")}
-SCARCE = 240  # registers of 255, from which on another form may spill though the most demanding does not
+SCARCE = 240  # of 255 registers; above this another form may spill even if the most demanding does not
 COUNTED = ("instructions", "barriers", "tensor_core", "loads")
 FORMS: dict[str, Callable[..., Facts]] = {
     "resident": resident.compile_form,
     "persistent": persistent.compile_form,
     "stepwise": stepwise.compile_form,
 }
-EVERY = {"resident": (2, 5), "persistent": (8, 14), "stepwise": (1, 4)}  # which row is compiled in each test run
+EVERY = {"resident": (2, 5), "persistent": (8, 14), "stepwise": (1, 4)}  # tests compile every n-th row: HOME, others
 Item = tuple[str, Row, str]  # family, row, chip
 
 
@@ -38,8 +38,8 @@ def form_names(chip: str, reading: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def compile_form(family: str, row: Row, name: str, chip: str) -> Facts:
-    """One form of a row. "plain": one direction, unpacked, a size that is aligned. "demanding": two directions, packed
-    rows and a size that aligns to nothing."""
+    """One form of a row. "plain": one direction, unpacked, an aligned size. "demanding": two directions, packed rows
+    and an unaligned size."""
     return FORMS[family](row, launch_of(family, row), name, chip, counts=chip == HOME and name == "plain")
 
 
@@ -50,7 +50,7 @@ def read(item: Item) -> dict[str, Facts]:
 
 
 def reading_of(found: Mapping[str, Facts], chip: str, before: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known with what was found on one more chip; the chip that is counted comes first and begins anew."""
+    """A reading extended by one more chip; HOME comes first and starts a new one."""
     facts = [*found.values()]
     shared, stack = max(one.shared_bytes for one in facts), max(one.stack for one in facts)
     if chip != HOME and before:
@@ -70,13 +70,13 @@ def reading_of(found: Mapping[str, Facts], chip: str, before: Mapping[str, Any])
 
 
 def has_room(row: Row, chip: str) -> bool:
-    """Whether a chip is asked about: only where what the row holds, as some Triton compiled it, may fit."""
+    """Whether to compile for a chip: only if the row's shared memory, as some Triton compiled it, may fit."""
     most = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == chip)
     return chip == HOME or min((one["shared_bytes"] for one in row["readings"].values()), default=0) <= most
 
 
 def record(chips: Sequence[str], families: Sequence[str], jobs: int) -> None:
-    """Reads every row and writes each table as soon as a chip is done with it."""
+    """Reads every row and writes each table after each chip."""
     version = triton_versions.installed()
     if version is None:
         raise SystemExit("no Triton is installed, so nothing can be compiled")
@@ -87,7 +87,7 @@ def record(chips: Sequence[str], families: Sequence[str], jobs: int) -> None:
                 some = [row for row in rows if chip in CHIPS[row["backend"]] and has_room(row, chip)]
                 if unread := sum(chip in CHIPS["cuda"][1:] and version not in row["readings"] for row in some):
                     raise SystemExit(
-                        f"{unread} rows of {family} were not read with Triton {version}: {HOME} comes first"
+                        f"{unread} rows of {family} have no reading with Triton {version}; read {HOME} first"
                     )
                 items = [(family, row, chip) for row in some]
                 for row, found in zip(some, pool.map(read, items, chunksize=4), strict=True):
@@ -98,7 +98,7 @@ def record(chips: Sequence[str], families: Sequence[str], jobs: int) -> None:
 
 
 def sample(chip: str, kernel: str, everything: bool) -> Iterator[tuple[str, Row, tuple[str, ...]]]:
-    """(family, row, names of forms) of a kernel: of each kind some rows, each chip others, of those read for it."""
+    """(family, row, names of forms) of a kernel: of the rows read, some of each kind, varying by chip."""
     family, _, name = kernel.rpartition("-")
     family = family or "resident"
     version = triton_versions.installed() or ""
@@ -114,10 +114,10 @@ def sample(chip: str, kernel: str, everything: bool) -> Iterator[tuple[str, Row,
 
 
 def check(chip: str, kernel: str, everything: bool) -> None:
-    """Compiles a part of the rows and prints, for each, what was found and what the reading says, as a line of JSON."""
+    """Compiles a part of the rows and prints each with its readings and what was found, as a line of JSON."""
     rows = [*sample(chip, kernel, everything)]
     if not rows:
-        raise SystemExit(f"no row of {kernel} was read for {chip} with Triton {triton_versions.installed()}")
+        raise SystemExit(f"no row of {kernel} has a reading for {chip} with Triton {triton_versions.installed()}")
     for family, row, names in rows:
         found = {name: asdict(compile_form(family, row, name, chip)) for name in names}
         print(json.dumps({"family": family, "row": row, "found": found}), flush=True)

@@ -1,4 +1,4 @@
-"""The table of resident launches: which configurations compile well, read from the machine code."""
+"""The table of resident launches: the configurations that compile well, judged by their machine code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tritongru.planning.devices import GPUS
 from tritongru.planning.launches import BLOCK_B, Launch, Row, chunks_of, dot_precision
 
 SIZES = {"16-bit": range(32, 193, 16), "tf32": range(32, 129, 16), "ieee": range(32, 97, 16)}
-# Of 255: what needs more here may spill on another chip or with another option, and with 4 warps it does.
+# Of 255: a launch that needs more may spill on another chip or with another option, and with 4 warps it does.
 SPARE_REGISTERS = 248
 
 
@@ -54,7 +54,7 @@ def compile_kernel(
 
 
 def compile_form(row: Row, launch: Launch, name: str, arch: str, counts: bool = True) -> Facts:
-    """As `readings.compile_form`."""
+    """See `readings.compile_form`."""
     most = name == "demanding"
     asked = (row["kernel"], row["hidden"] - most, dtype_of(row["kind"]), launch, arch)
     return compile_kernel(*asked, directions=1 + most, packed=most, counts=counts)
@@ -124,7 +124,7 @@ def rows_for(backend: str, kernel: str, kind: str, hidden: int) -> list[dict[str
 
 
 def _worth_keeping(rows: list[dict[str, Any]], backend: str, shared_bytes: int, spills_on: Sequence[str] = ()) -> bool:
-    """A dearer configuration is for chips on which the cheaper ones do not fit or spill."""
+    """A more expensive configuration is for chips on which the cheaper ones do not fit or spill."""
     families: dict[str, int] = {}  # the shared memory of the largest chip of each
     for gpu in GPUS.values():
         if gpu.backend == backend and gpu.family not in spills_on:
@@ -137,8 +137,8 @@ def _worth_keeping(rows: list[dict[str, Any]], backend: str, shared_bytes: int, 
 
 
 def _demanding(kernel: str, hidden: int, dtype: str, launch: Launch, arch: str, tight: bool) -> Iterator[Facts]:
-    """The options that ask for the most registers: two directions and packed rows, of sizes that align badly. Where
-    registers are scarce anything may tip the balance, so that all sizes are tried, with packed rows and without."""
+    """The options that need the most registers: two directions and packed rows, with poorly aligned sizes. If registers
+    are scarce, all sizes are tried, with packed rows and without."""
     sizes = (hidden - 1, hidden, hidden - 4) if tight else (hidden - 1, hidden - 4)
     for size, packed in itertools.product(sizes, (True, False) if tight else (True,)):
         yield compile_kernel(kernel, size, dtype, launch, arch, directions=2, packed=packed)

@@ -1,4 +1,4 @@
-"""The table of stepwise launches: of a few candidates the first that compiles without spilling on every chip."""
+"""The table of stepwise launches: the first of a few candidates that compiles without spilling on every chip."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bench.compile.tables import unread, write
 from tritongru.planning.devices import GPUS
 from tritongru.planning.launches import Row, StepwiseLaunch, dot_precision
 
-HIDDEN = 4096  # size of the counts; the block, not the size, decides what the compiler makes
+HIDDEN = 4096  # for the counts; the code depends on the block, not on this size
 ARCHS = ("sm_80", "sm_86", "sm_100", "sm_120")  # besides sm_90
 SMALLEST_SHARED = min(gpu.shared_bytes for gpu in GPUS.values() if gpu.backend == "cuda")
-# block_b, block_h, block_k, num_warps, stages: groups for fewer and for more rows, in each the best first. 32 units a
-# program give 128 programs at H=4096, about one for each multiprocessor; a tile of few rows then has to keep 36 KB of
-# W_hh under way in each (4.8 TB/s for a microsecond, over 132 multiprocessors). Of many rows the tile that reads the
-# least from L2 is the best: block_b + 3 block_h elements forward and block_b + block_h backward for each k. Backward
-# that would be 64 x 64, which spills 8 to 32 bytes on sm_90 in every form tried.
+# block_b, block_h, block_k, num_warps, stages: groups for fewer and for more rows, the best first in each. 32 units per
+# program give 128 programs at H=4096, about one per multiprocessor; a tile of few rows must then keep 36 KB of W_hh in
+# flight on each (4.8 TB/s for a microsecond, over 132 multiprocessors). For many rows the best tile reads the least
+# from L2: block_b + 3 block_h elements forward and block_b + block_h backward for each k. Backward that would be
+# 64 x 64, which spills 8 to 32 bytes on sm_90 in every form tried.
 CANDIDATES: dict[tuple[str, str], tuple[tuple[tuple[int, int, int, int, int], ...], ...]] = {
     ("forward", "16-bit"): (
         ((16, 32, 128, 8, 4),),
@@ -82,7 +82,7 @@ def compile_launch(
 
 
 def compile_form(row: Row, launch: StepwiseLaunch, name: str, arch: str, counts: bool = True) -> Facts:
-    """As `readings.compile_form`."""
+    """See `readings.compile_form`."""
     most = name == "demanding"
     asked = (row["kernel"], launch, HIDDEN - most, dtype_of(row["kind"]), arch)
     return compile_launch(*asked, directions=1 + most, packed=most, counts=counts)
@@ -93,8 +93,8 @@ def plain(kernel: str, launch: StepwiseLaunch, kind: str, arch: str) -> Facts:
 
 
 def others(kernel: str, launch: StepwiseLaunch, kind: str, arch: str) -> Iterator[Facts]:
-    """Two directions, packed rows and a size that aligns to nothing ask for the most registers; on sm_90 also sizes
-    that are aligned, but no multiple of a block."""
+    """Two directions, packed rows and an unaligned size need the most registers; on sm_90 also aligned sizes that are
+    not multiples of a block."""
     yield compile_launch(kernel, launch, HIDDEN - 1, dtype_of(kind), arch, directions=2, packed=True)
     if arch == "sm_90":
         yield compile_launch(kernel, launch, 3000, dtype_of(kind, 1), arch, directions=2)
@@ -102,7 +102,7 @@ def others(kernel: str, launch: StepwiseLaunch, kind: str, arch: str) -> Iterato
 
 
 def compiled(kernel: str, kind: str, launch: StepwiseLaunch) -> StepwiseLaunch | None:
-    """The launch with what the compiler made of it, or None if it spills on sm_90 or some chip has no room for it."""
+    """The launch with its readings, or None if it spills on sm_90 or does not fit on some chip."""
     first = plain(kernel, launch, kind, "sm_90")
     found = {"sm_90": [first] if first.stack else [first, *others(kernel, launch, kind, "sm_90")]}
     if not any(facts.stack for facts in found["sm_90"]):
@@ -122,7 +122,7 @@ def compiled(kernel: str, kind: str, launch: StepwiseLaunch) -> StepwiseLaunch |
 
 
 def kept(kernel: str, kind: str, group: tuple[tuple[int, int, int, int, int], ...]) -> Iterator[StepwiseLaunch]:
-    """The first that does not spill on sm_90 and, while some chip is without one, those that spill on fewer."""
+    """The first that does not spill on sm_90; then, until no chip is without one, those that spill on fewer chips."""
     spills: set[str] | None = None
     for shape in group:
         candidate = StepwiseLaunch(*shape, shared_bytes=0, dot_precision=dot_precision("cuda", kind))

@@ -1,4 +1,4 @@
-"""The tables of launches on disk: a configuration in each row, with the readings of several Tritons."""
+"""The launch tables on disk: a configuration per row, with the readings of several Triton versions."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tritongru.planning import launches, plan, triton_versions
 from tritongru.planning.launches import Row
 
 TABLES = Path(__file__).parents[2] / "tritongru" / "planning" / "tables"
-PAGE = "3.7.1"  # Triton whose readings the documents show: that of the torch with which their rows were made
+PAGE = "3.7.1"  # Triton whose readings the documents show: the one of the torch that their rows were made with
 READ = ("shared_bytes", "registers", "instructions", "barriers", "tensor_core", "spills_on", "faults")
 
 
 def unread(row: Row) -> Row:
-    """A new row: what a search for it has read belongs to one Triton, and `readings` reads it again."""
+    """A new row: readings made while searching belong to one Triton, and `readings` makes them again."""
     return {name: value for name, value in row.items() if name not in READ} | {"readings": {}}
 
 
 def write(family: str, rows: Iterable[Row]) -> None:
-    """In one go, so that nobody reads half a table."""
+    """Atomically, so that nobody reads half a table."""
     rows = [*rows]
     for row in rows:
         row["readings"] = dict(sorted(row["readings"].items(), key=lambda item: triton_versions.minor_of(item[0])))
@@ -35,7 +35,7 @@ def write(family: str, rows: Iterable[Row]) -> None:
 
 @contextmanager
 def as_read_with(version: str) -> Iterator[None]:
-    """The plan answers by the readings of one Triton, whichever is installed."""
+    """Makes the plan use the readings of this Triton, whichever is installed."""
     tables = (launches.launches, launches.persistent_launches, launches.stepwise_launches, plan.plan, plan.limits)
 
     def forget() -> None:

@@ -1,14 +1,14 @@
-"""What a case is, and the grids of the persistent and the resident kernels."""
+"""Cases, and the grids of the persistent and the resident kernels."""
 
 import itertools
 from dataclasses import dataclass, replace
 
 EPS = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
 FEW = 8  # as in tests/support/tolerance.py
-# With the TF32 switch on, products keep 10 bits, whoever computes them. Simulated with truncated operands at T=512 and
-# H=128, the largest error over outputs and gradients is 1.3e-3 of the largest value.
+# With TF32 on, products keep 10 bits in any implementation. Simulated with truncated operands at T=512 and H=128, the
+# largest error over outputs and gradients is 1.3e-3 of the largest value.
 TF32_ROUNDING = 2.0**-9
-WIDE = 256  # hidden size from which on W_hh has to be spread over several programs
+WIDE = 256  # from this hidden size on, W_hh has to be spread over several programs
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Case:
     layers: int = 1
     directions: int = 1
     inputs: int | None = None  # width of the input; None: as wide as the hidden state
-    label: str = ""  # of a named workload
+    label: str = ""  # name of a workload
 
     @property
     def name(self) -> str:
@@ -41,12 +41,12 @@ class Case:
 
     @property
     def rounding(self) -> float:
-        """What is always allowed, as a part of the largest value."""
+        """The error that is always allowed, relative to the largest value."""
         return TF32_ROUNDING if self.tf32 else FEW * EPS[self.dtype]
 
     @property
     def wide(self) -> bool:
-        """A layer that the persistent kernels are made for: it has more rivals than nn.GRU."""
+        """A layer for the persistent kernels, with rivals besides nn.GRU."""
         return self.hidden >= WIDE
 
 
@@ -57,7 +57,7 @@ HEADLINES = (HEADLINE, replace(HEADLINE, mode="train"))
 HIDDEN = (768, 1024, 512, 384, 256, 2048)
 BATCHES = (16, 64, 1, 128, 32)
 SMALL = ((128, 64), (100, 64), (64, 64), (128, 16), (128, 256), (64, 16), (64, 256), (100, 16), (100, 256))
-FIRST = 6  # cells of a wide grid that are worth more than any other
+FIRST = 6  # the most important cells of a wide grid
 
 
 def grid(dtype: str, hidden: tuple[int, ...] = HIDDEN, batches: tuple[int, ...] = BATCHES) -> list[Case]:
@@ -67,8 +67,8 @@ def grid(dtype: str, hidden: tuple[int, ...] = HIDDEN, batches: tuple[int, ...] 
 
 
 def wide_cases(dtype: str) -> list[Case]:
-    """The grid of the persistent kernels. H = 2048 fits on chip in 16 bit alone; fp16 runs the code of bf16, of which
-    the middle is enough."""
+    """The grid of the persistent kernels. H = 2048 fits on chip only in 16 bit; fp16 runs the same code as bf16, so the
+    middle of its grid is enough."""
     if dtype == "fp16":
         return grid(dtype)[: len(MODES) * FIRST]
     return grid(dtype) if dtype == "bf16" else grid(dtype, HIDDEN[:-1], BATCHES[:-1])

@@ -1,9 +1,9 @@
-"""What the machine can do, measured in the run that it is held against, and the least time that a case could take.
+"""The machine's limits, measured in the same run, and the least time that a case could take.
 
-No call is faster than the largest of three: the bytes that it has to move, each input read once and each output
-written once, at the rate of a large copy; the operations of its products at the rate of a large product; and, of ours
-alone, where the programs of a launch exchange the state, that exchange (bench/measure/exchange_floor.py), step after
-step. The three could overlap, so they are not added.
+No call is faster than the largest of three times: the bytes it must move, reading each input and writing each output
+once, at the rate of a large copy; the operations of its products at the rate of a large product; and, only for ours,
+the exchange of the state between the programs of a launch (bench/measure/exchange_floor.py), step after step. The
+three can overlap, so they are not added.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BYTES, OPERATIONS, EXCHANGE = "bytes", "operations", "exchange"
 
 @dataclass(frozen=True)
 class Ceiling:
-    """``rate``: bytes a second of a copy (read and written), or operations a second of a product."""
+    """``rate``: bytes per second of a copy (read and written), or operations per second of a product."""
 
     ms: float
     spread: float
@@ -41,7 +41,7 @@ Ceilings = Mapping[str, Ceiling]  # of `COPY` and of each of `KINDS`
 
 
 def measure(device: torch.device, limit_s: float = 2.0) -> dict[str, Ceiling]:
-    """Each in turn; on a CPU, which has no tensor cores, the product of fp32 alone."""
+    """Each in turn; on a CPU, without tensor cores, only the fp32 product."""
     kinds = KINDS if device.type == "cuda" else {("fp32", False): "fp32"}
     return {COPY: copy(device, limit_s), **{kinds[key]: product(device, *key, limit_s) for key in kinds}}
 
@@ -71,27 +71,27 @@ def kind_of(case: Case) -> str:
 
 
 def operations(case: Case) -> int:
-    """Multiplications and additions of the products: of the inputs and of the state with their weights, and in training
-    as many again for the gradients of each of the two factors."""
+    """Multiplications and additions of the products of inputs and state with their weights; in training as many again
+    for the gradients of each of the two factors."""
     widths = [case.width] + [case.directions * case.hidden] * (case.layers - 1)
     forward = sum(2 * 3 * case.hidden * (width + case.hidden) for width in widths)
     return forward * case.directions * case.batch * case.time * (3 if case.mode == "train" else 1)
 
 
 def moved(case: Case) -> int:
-    """Bytes of everything that a call takes and gives: what is between layers could stay on chip."""
+    """Bytes of all inputs and outputs of a call; values between layers could stay on chip."""
     widths = [case.width] + [case.directions * case.hidden] * (case.layers - 1)
     weights = sum(3 * case.hidden * (width + case.hidden + 2) for width in widths) * case.directions
     steps, states = case.time * case.batch, 2 * case.layers * case.directions * case.batch * case.hidden
     values = steps * (case.width + case.directions * case.hidden) + weights + states
-    # In training the gradient of everything but h0 and h_n, which nobody asks for.
+    # In training the gradient of everything but h0 and h_n, which are not requested.
     values += values - states if case.mode == "train" else 0
     return values * (2 if EPS[case.dtype] > EPS["fp32"] else 4)
 
 
 def least(case: Case, ceilings: Ceilings | None, exchange_ms: float | None) -> tuple[float | None, str | None]:
-    """Milliseconds that no call of the case can beat on this machine, given how long the exchange of its launch takes,
-    and which of the three terms says so; None without ceilings."""
+    """The least milliseconds of the case on this machine, given the time of its launch's exchange, and the term that
+    decides; None without ceilings."""
     if ceilings is None or kind_of(case) not in ceilings:
         return None, None
     terms = {

@@ -1,4 +1,4 @@
-"""Child processes, so that a kernel that hangs or crashes takes one case with it and not the run.
+"""Child processes, so that a kernel that hangs or crashes costs one case and not the whole run.
 
 Processes are spawned: CUDA does not survive a fork.
 """
@@ -19,20 +19,20 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 SPAWN = multiprocessing.get_context("spawn")
 START_LIMIT_S = 120.0  # imports, the CUDA context and library handles, from a cold disk
-ASKED_S, KILLED_S = 0.5, 2.0  # that a process has to end in: by itself, then killed
+ASKED_S, KILLED_S = 0.5, 2.0  # a process may take to end by itself, then killed
 STOP_S = ASKED_S + KILLED_S
 
 
 class Failed(Exception):
-    """A case has no answer; the text says why. A handler that raises this, and nothing else, can go on."""
+    """A case has no answer; the text says why. A handler can continue after raising this, and only this."""
 
 
 class TimedOut(Failed):
-    """There was no answer in time."""
+    """No answer in time."""
 
 
 def sentence(error: BaseException) -> str:
-    """Kind, first line and place of an error, for a report of one line."""
+    """Type, first line and location of an error, in one line."""
     text = (str(error).strip() or "no message").split("\n")[0]
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
@@ -40,7 +40,7 @@ def sentence(error: BaseException) -> str:
 
 
 def serve(pipe: Connection, handler: Callable[..., Any]) -> None:
-    """Answer questions until the parent is gone or the handler is broken: then a fresh process takes over."""
+    """Answer questions until the parent is gone or the handler breaks; then a fresh process takes over."""
     pipe.send(("ready", None))
     while True:
         try:
@@ -58,7 +58,7 @@ def serve(pipe: Connection, handler: Callable[..., Any]) -> None:
 
 
 class Child:
-    """Puts one question after another to `handler` in a child process, each under a time limit."""
+    """Passes questions to `handler` in a child process, one after another, each with a time limit."""
 
     def __init__(self, handler: Callable[..., Any]) -> None:
         self.handler = handler
@@ -66,10 +66,10 @@ class Child:
         self.pipe: Connection | None = None
 
     def ask(self, *question: object, limit_s: float, start_s: float = START_LIMIT_S) -> Any:
-        """The handler's answer; raises `Failed` when it raised, died, or took longer than `limit_s`.
+        """The handler's answer; raises `Failed` if it raised, died, or took longer than `limit_s`.
 
-        A fresh process, for the first question and after a failure, may take `start_s` to start; the start and the
-        answer take no longer together than the longer of the two limits.
+        A fresh process, for the first question and after a failure, may take `start_s` to start; start and answer
+        together take no longer than the larger of the two limits.
         """
         most_s, started = max(limit_s, start_s), time.monotonic()
         pipe = self.pipe or self.start(start_s)
@@ -83,7 +83,7 @@ class Child:
         mine, its = SPAWN.Pipe()
         self.process = SPAWN.Process(target=serve, args=(its, self.handler), daemon=True)
         self.process.start()
-        its.close()  # else the death of the child would not close the pipe
+        its.close()  # otherwise the child's death would not close the pipe
         self.pipe = mine
         self.receive(mine, start_s)
         return mine
@@ -103,7 +103,7 @@ class Child:
         return content
 
     def stop(self) -> str:
-        """End the process, if there is one, and say how it ended."""
+        """End the process, if there is one; returns how it ended."""
         process, pipe = self.process, self.pipe
         self.process = self.pipe = None
         if process is None or pipe is None:
@@ -116,10 +116,10 @@ class Child:
 
 
 def json_of(*command: str, limit_s: float, **environment: str) -> Any:
-    """What a module of this repository prints as JSON in a fresh process, given more of an environment.
+    """What a module of this repository prints as JSON in a fresh process, with further environment variables.
 
     Raises:
-        Failed: with the last line of what it said, if it failed or took longer than ``limit_s``.
+        Failed: with the last line of its errors, if it failed or took longer than ``limit_s``.
     """
     whole = [sys.executable, "-m", *command]
     try:
@@ -136,7 +136,7 @@ def json_of(*command: str, limit_s: float, **environment: str) -> Any:
 def run_all(
     target: Callable[..., object], jobs: Sequence[tuple[str, tuple[Any, ...]]], *, workers: int, limit_s: float
 ) -> dict[str, str]:
-    """Run `target(*arguments)` for every (name, arguments), `workers` at a time; returns name -> why, for failures."""
+    """Run `target(*arguments)` for every (name, arguments), `workers` at a time; returns failures, name -> reason."""
     deadline = time.monotonic() + limit_s
     waiting, running, failures = list(jobs), dict[int, tuple[str, SpawnProcess]](), dict[str, str]()
     while (waiting or running) and time.monotonic() < deadline:

@@ -1,11 +1,11 @@
 """The floor of a persistent launch: its grid, its slots and its exchange, and nothing else.
 
-Every step each program collects the whole tile and publishes blocks as large as its own: one of the state or, of a
-backward launch, three of gate gradients. There is no product, no gate and no traffic of inputs or outputs. A tile is
-seen as 32-bit words: of 16-bit values, two units make one.
+In every step each program collects the whole tile and publishes blocks of its own size: one of the state or, in a
+backward launch, three of gate gradients. There are no products, no gates and no inputs or outputs. A tile is treated as
+32-bit words; two 16-bit values make one word.
 
-The least that may happen to what is collected: each thread folds the words that it holds into one, and publishes it.
-That is about half an instruction a word and no talk between threads, and no load is left out or overtaken by the
+The collected words need some use: each thread folds the words it holds into one and publishes that. This costs about
+half an instruction per word and no communication between threads, and no load can be dropped or overtaken by the
 arrival.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment"
@@ -37,7 +37,7 @@ from tritongru.planning.launches import PersistentLaunch
 
 @triton.jit
 def folded(b_k, BB: tl.constexpr, KS: tl.constexpr, K: tl.constexpr):
-    """The words (KS, BB, K) of a chunk as (KS, BB // 16, 8, 4): the exclusive or of what each thread loaded."""
+    """The words (KS, BB, K) of a chunk as (KS, BB // 16, 8, 4): the xor of the words that each thread loaded."""
     b = tl.reshape(b_k, (KS, BB // 16, 2, 8, K // 8, 2, 4))
     return tl.xor_sum(tl.xor_sum(tl.xor_sum(b, axis=5), axis=4), axis=2)
 
@@ -47,7 +47,7 @@ def floor_kernel(
     y,  # (D, tiles, GATES, BB, programs * BH) words, written: the tile after T steps
     slots,  # (D, tiles, SLOTS, GATES * BB * words of a row) zeros: the exchange
     counters,  # (D, tiles, 32) int32 zeros, as in the persistent kernel
-    report,  # (1,) int64 that the host can read: where a program gave up waiting
+    report,  # (1,) int64 readable by the host: where a program gave up waiting
     T,
     tiles,
     limit,
@@ -61,8 +61,8 @@ def floor_kernel(
 ):
     SLOT: tl.constexpr = BB * first_unit(CHUNKS, KS, len(CHUNKS))
     GATE: tl.constexpr = SLOT // GATES
-    HELD: tl.constexpr = KS * (BB // 16) * 32  # folded words, one for each thread
-    EACH: tl.constexpr = max(1, BB * BH // HELD)  # words that such a one publishes
+    HELD: tl.constexpr = KS * (BB // 16) * 32  # folded words, one per thread
+    EACH: tl.constexpr = max(1, BB * BH // HELD)  # words that each of them publishes
     i_h, i_g, i_d = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     programs, groups = tl.num_programs(0), tl.num_programs(1)
     words_of = slots.to(tl.pointer_type(tl.uint32))
@@ -112,10 +112,10 @@ def floor_kernel(
 
 
 def floor(like: Tensor, time: int, tiles: int, directions: int, hidden: int, launch: PersistentLaunch) -> Tensor:
-    """Runs ``time`` steps of the exchange of a launch on the device of a tensor, in values of its dtype.
+    """Runs ``time`` steps of a launch's exchange on the device of ``like``, with values of its dtype.
 
     Returns:
-        the words (directions, tiles, blocks of a program, block_b, words of a row) that were published last.
+        the last published words (directions, tiles, blocks of a program, block_b, words of a batch row).
 
     Raises:
         RuntimeError: if an earlier launch on this device gave up waiting.
@@ -141,7 +141,7 @@ def floor(like: Tensor, time: int, tiles: int, directions: int, hidden: int, lau
 
 
 def blocks(launch: PersistentLaunch) -> dict[str, Any]:
-    """The kernel's constants: what is counted in units of the state becomes words."""
+    """The kernel's constants, converted from units of the state to words."""
     units = 32 // launch.bits
     return {
         "CHUNKS": tuple(width // units for width in launch.chunks),

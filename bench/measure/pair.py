@@ -1,4 +1,4 @@
-"""One case, both implementations: the same weights, compared and then timed. Runs on any device."""
+"""One case, both implementations with the same weights: compared, then timed. Runs on any device."""
 
 import dataclasses
 import itertools
@@ -18,14 +18,14 @@ from tritongru.planning.plan import Plan
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OURS, THEIRS = "tritongru", "nn.GRU"
-RECOMPUTED = f"{OURS}[recompute]"  # ours with memory="recompute", of which the peak alone is measured
+RECOMPUTED = f"{OURS}[recompute]"  # ours with memory="recompute"; only its peak is measured
 
 
 @dataclass(frozen=True)
 class Pair:
     ours: torch.nn.Module
     theirs: torch.nn.Module
-    plan: Plan  # what `explain` says that ours runs
+    plan: Plan  # what ours runs, by `explain`
 
     def layers(self) -> dict[str, torch.nn.Module]:
         return {OURS: self.ours, THEIRS: self.theirs}
@@ -53,7 +53,7 @@ def random(case: Case, device: torch.device) -> Data:
 
 
 def check(case: Case, impl: str, device: torch.device, build: Build = build) -> tuple[Parity, Plan]:
-    """Parity of one case on fresh random data, and the plan that ran. Ours runs twice: a moving error is a race."""
+    """Parity of one case on fresh random data, and the plan that ran. Ours runs twice: a changing error is a race."""
     with tf32(case.tf32):
         pair = build(case, impl, device)
         data = random(case, device)
@@ -69,18 +69,18 @@ def check(case: Case, impl: str, device: torch.device, build: Build = build) -> 
 
 
 def input_sets(data: Data, device: torch.device) -> list[torch.Tensor]:
-    """So many inputs that one round over them does not stay in L2."""
+    """Enough inputs that one round over them does not stay in L2."""
     size = data.x.numel() * data.x.element_size()
     count = min(64, max(3, 2 * l2_bytes(device) // size)) if device.type == "cuda" else 3
     return list(torch.randn(count, *data.x.shape, device=device, dtype=data.x.dtype).unbind())
 
 
 class Step:
-    """One call of a layer, each time on the next of several inputs: eval forward, or forward and backward."""
+    """One call of a layer, each time on the next of several inputs: forward in eval mode, or forward and backward."""
 
     def __init__(self, layer: torch.nn.Module, mode: str, inputs: list[torch.Tensor], data: Data) -> None:
         self.layer, self.mode, self.h0, self.dy = layer, mode, data.h0, data.dy
-        # Own leaves: the two layers of a pair must not add to each other's gradients.
+        # Separate leaves: the two layers of a pair must not add to each other's gradients.
         self.inputs = [x.detach().requires_grad_(mode == "train") for x in inputs]
         self.upcoming = itertools.cycle(self.inputs)
         self.weights = list(layer.parameters())
@@ -103,10 +103,10 @@ class Step:
 
 
 def peak_mib(step: Step, device: torch.device) -> float | None:
-    """Memory that one call needs above what inputs and weights hold already."""
+    """Memory that one call needs beyond inputs and weights."""
     if device.type != "cuda":
         return None
-    step()  # what is allocated once and kept is no part of a call
+    step()  # allocations that are made once and kept do not count
     step.forget()
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -128,7 +128,7 @@ def recomputing(layer: tritongru.GRU) -> Iterator[None]:
 
 
 def peaks_of(pair: Pair, steps: dict[str, Step], device: torch.device) -> dict[str, float | None]:
-    """Of each, and of ours once more where it can rebuild the gates instead of saving them."""
+    """For each implementation, and for ours again where it can rebuild the gates instead of saving them."""
     peaks = {name: peak_mib(step, device) for name, step in steps.items()}
     ours = pair.ours
     if isinstance(ours, tritongru.GRU) and pair.plan.backward is not None and device.type == "cuda":
@@ -149,8 +149,8 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Found:
-    """What there is to hold a case against besides nn.GRU: calls that have run, why the others are missing, how large
-    an error those have that compute the same function (over the allowed one), and how each was called."""
+    """The rivals of a case besides nn.GRU: calls that have run once, why others are missing, the error over the allowed
+    error of those that compute the same function, and how each was called."""
 
     calls: dict[str, Call] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
@@ -160,8 +160,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Timed:
-    """Of each implementation: the median in ms, its spread, the rounds, and the peak memory; of some the latter alone.
-    The rest as in `Found`."""
+    """For each implementation: median in ms, spread, rounds and peak memory; for some only the last. The rest as in
+    `Found`."""
 
     times: Times
     missing: dict[str, str] = field(default_factory=dict)
@@ -179,7 +179,7 @@ def no_rivals(case: Case, pair: Pair, steps: dict[str, Step]) -> Found:
 def take_time(
     case: Case, impl: str, device: torch.device, build: Build = build, rivals: Rivals = no_rivals, **limits: Any
 ) -> Timed:
-    """To be called on a green case only."""
+    """Only for a green case."""
     with tf32(case.tf32):
         pair = build(case, impl, device)
         steps = steps_of(pair, case, device)

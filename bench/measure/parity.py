@@ -1,4 +1,4 @@
-"""Is it the same function? The error against float64, measured in the error that torch itself makes.
+"""Is it the same function? The error against float64, relative to the error that torch itself makes.
 
     allowed = 2 * (torch's error, same dtype) + (a few eps) * (largest value)      parity = error / allowed
 
@@ -28,7 +28,7 @@ class Data(NamedTuple):
 class Parity:
     ours: float
     theirs: float
-    worst: str  # the quantity that decided `ours`, with the numbers behind it
+    worst: str  # the quantity that decided `ours`, with its errors
     repeatable: bool  # a second run on the same input gave the same bits
 
     @property
@@ -41,7 +41,7 @@ def tf32(on: bool) -> Iterator[None]:
     """Both TF32 switches at once: cuDNN's, which governs nn.GRU's recurrence, and the matrix product's.
 
     Only the boolean switches are used: torch keeps the newer `fp32_precision` names in step with these,
-    but after a change through the newer names it refuses to read the booleans.
+    but raises on reading the booleans after a change through the newer names.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
@@ -53,7 +53,7 @@ def tf32(on: bool) -> Iterator[None]:
 
 
 def poison(device: torch.device) -> None:
-    """Leave the allocator's free memory full of NaN in any dtype, so that an element nobody wrote shows."""
+    """Fill the allocator's free memory with NaN in any dtype, so that unwritten elements show."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         sizes = [2**30] + [2**20] * 64  # large and small allocations come from separate pools
@@ -62,7 +62,7 @@ def poison(device: torch.device) -> None:
 
 
 def quantities(layer: torch.nn.Module, mode: str, data: Data) -> Tensors:
-    """Everything that a caller can see of one call."""
+    """All results of one call."""
     if mode == "forward":
         with torch.inference_mode():
             y, hn = layer(data.x, data.h0)
@@ -76,7 +76,7 @@ def quantities(layer: torch.nn.Module, mode: str, data: Data) -> Tensors:
 
 
 def truth(layer: torch.nn.Module, mode: str, data: Data) -> Tensors:
-    """The same call in float64 and without cuDNN, so that it shares no kernel with what is compared."""
+    """The same call in float64 and without cuDNN, so that it shares no kernel with what is checked."""
     exact = copy.deepcopy(layer).double()
     before = torch.backends.cudnn.enabled
     torch.backends.cudnn.enabled = False
@@ -87,7 +87,7 @@ def truth(layer: torch.nn.Module, mode: str, data: Data) -> Tensors:
 
 
 def error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    """Largest absolute difference; infinite where it is NaN or the shape is wrong."""
+    """Largest absolute difference; infinite if it is NaN or the shape is wrong."""
     if found.shape != exact.shape:
         return math.inf
     difference = (found.double() - exact).abs().max().item() if exact.numel() else 0.0

@@ -1,4 +1,4 @@
-"""Rows: one JSON object per case and implementation, written to disk before the next case starts."""
+"""Rows: one JSON object per case and implementation, on disk before the next case starts."""
 
 import importlib.metadata
 import json
@@ -16,7 +16,7 @@ from typing import Any
 from bench.measure.cases import Case
 
 SHAPE_KEYS = ("hidden", "inputs", "batch", "time", "layers", "directions", "dtype", "tf32", "mode")
-CPU_KEYS = ("isa", "threads", "clock", "load", "least_ms", "gflops", "of_peak", "over")  # of the loop for CPUs alone
+CPU_KEYS = ("isa", "threads", "clock", "load", "least_ms", "gflops", "of_peak", "over")  # of the CPU loop alone
 MACHINE_KEYS = ("gpu", "arch", "driver", "cpu", "python", "torch", "triton", "cudnn", "llvmlite")
 WHERE_KEYS = (*MACHINE_KEYS, "commit", "date", "command", "seed")
 KEYS = (
@@ -30,11 +30,11 @@ Row = dict[str, Any]
 
 
 class NotRows(ValueError):
-    """A file of rows has a line that is none."""
+    """A row file has a line that is not a row."""
 
 
 def output_of(*command: str) -> str | None:
-    """First line of a command's output, or None if there is no such program or it failed."""
+    """First line of a command's output, or None if the program is missing or failed."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=Path(__file__).parent)
     except (OSError, subprocess.TimeoutExpired):
@@ -44,13 +44,13 @@ def output_of(*command: str) -> str | None:
 
 
 def commit_here() -> str | None:
-    """What git says of the code; None where it says nothing, or knows another project around this one."""
+    """The commit of this code; None outside git, or if git tracks only another project around this one."""
     tracked = output_of("git", "ls-files", "--error-unmatch", Path(__file__).name)
     return tracked and output_of("git", "describe", "--always", "--dirty", "--exclude", "*")
 
 
 def cpu_name() -> str:
-    """What Linux calls the processor; elsewhere what Python knows of it."""
+    """Linux's name for the processor; on other systems, what Python knows of it."""
     try:
         found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -59,7 +59,7 @@ def cpu_name() -> str:
 
 
 def version_of(package: str) -> str | None:
-    """None where it is not installed."""
+    """None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -67,12 +67,12 @@ def version_of(package: str) -> str | None:
 
 
 def facts(gpu: str | None, commit: str | None = None, arch: str | None = None, seed: int | None = None) -> Row:
-    """Where and with what the rows of this run were made."""
+    """The machine and the versions that the rows of this run come from."""
     import torch
 
     try:
         import triton
-    except ImportError:  # torch for the CPU brings none
+    except ImportError:  # a CPU build of torch brings none
         triton = None
     cudnn: Any = torch.backends.cudnn
     driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else None
@@ -94,7 +94,7 @@ def facts(gpu: str | None, commit: str | None = None, arch: str | None = None, s
 
 
 def number(value: float | None) -> float | None:
-    """JSON has no NaN and no infinity: what is not a finite number is null."""
+    """JSON has no NaN and no infinity: a number that is not finite becomes null."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
 
 
@@ -142,7 +142,7 @@ def row(
 
 
 def shapeless(name: str, impl: str, where: Row, *, family: str | None = None, **found: Any) -> Row:
-    """A row about no shape: what speaks of one is null."""
+    """A row without a shape: the keys of the shape are null."""
     about = row(Case(1, 1, 1, "fp32", "forward"), impl, where, family=family, parity=None, **found)
     return about | dict.fromkeys(SHAPE_KEYS) | {"case": name, "us_per_step": None}
 
@@ -152,8 +152,18 @@ def file_name(kind: str, gpu: str | None, date: str) -> str:
     return "-".join(part for part in (kind, device, date) if part) + ".jsonl"
 
 
+def append(path: Path, row: Row) -> None:
+    """Any JSON object, on disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class RowFile:
-    """Appends rows; each is whole and on disk when `append` returns, so a stop at any moment loses nothing."""
+    """Appends rows; each is complete and on disk when `append` returns, so a stop at any moment loses nothing. The
+    folder is created with the first row."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -161,27 +171,24 @@ class RowFile:
     def append(self, row: Row) -> None:
         if tuple(row) != KEYS:
             raise ValueError(f"a row has exactly the keys {', '.join(KEYS)}; got {', '.join(row)}")
-        with self.path.open("ab") as file:
-            file.write((json.dumps(row, allow_nan=False) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, row)
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file; a key that rows did not have when it was written is null."""
+    """The rows of a file; keys that did not exist when it was written are null."""
     return [dict.fromkeys(KEYS) | written for written in lines_of(path)]
 
 
 def lines_of(path: Path) -> list[Row]:
-    """What each line of a file says, as it was written.
+    """Each line of a file, as it was written.
 
     Raises:
-        NotRows: if a line is no row.
+        NotRows: if a line is not a row.
     """
     found = []
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
         try:
             found.append({**json.loads(line)})
         except (ValueError, TypeError):
-            raise NotRows(f"line {number} of {str(path)!r} is no row in JSON; mend or remove it") from None
+            raise NotRows(f"line {number} of {str(path)!r} is not a JSON row; fix or remove it") from None
     return found

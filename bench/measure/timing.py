@@ -1,4 +1,4 @@
-"""How a time is taken: a timer per device, interleaved rounds, and the statistics that rows carry."""
+"""How times are measured: a timer per device, interleaved rounds, and the statistics of the rows."""
 
 import math
 import statistics
@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
-WARM_S = 0.1  # an idle GPU raises its clocks only under load
-BATCH_MS = 5.0  # one measurement is at least this long, so that starting it costs little of it
+WARM_S = 0.1  # a GPU raises its clocks only under load
+BATCH_MS = 5.0  # least length of a measurement, so that starting it costs little
 ROUNDS = 25
 FEWEST_ROUNDS = 7
 
@@ -29,7 +29,7 @@ class CpuTimer:
 
 
 class CudaTimer:
-    """CUDA events around the calls; before them, a write over all of L2, which also gives the host a head start."""
+    """CUDA events around the calls, after a write over all of L2, which also gives the host a head start."""
 
     def __init__(self, device: torch.device) -> None:
         self.scratch = torch.empty(2 * l2_bytes(device), dtype=torch.uint8, device=device)
@@ -58,9 +58,9 @@ def timer_for(device: torch.device) -> Timer:
 def interleaved(
     timer: Timer, calls: Mapping[str, Callable[[], object]], *, rounds: int = ROUNDS, limit_s: float = 10.0
 ) -> dict[str, list[float]]:
-    """Samples in ms per call: first of each call, then of each again, and so on, so that a drift meets all alike.
+    """Samples in ms per call, one of each call per round, so that drift affects all alike.
 
-    Stops early when `limit_s` has passed, but not before `FEWEST_ROUNDS` rounds.
+    Stops early after `limit_s`, but not before `FEWEST_ROUNDS` rounds.
     """
     started = time.perf_counter()
     counts = {}
@@ -81,7 +81,7 @@ def interleaved(
 
 
 def spread(samples: list[float]) -> float:
-    """(p90 - p10) / median: 0.02 says that four of five samples lie within about 1 % of the middle."""
+    """(p90 - p10) / median: at 0.02, four of five samples lie within about 1 % of the median."""
     deciles = statistics.quantiles(samples, n=10, method="inclusive")
     return (deciles[8] - deciles[0]) / statistics.median(samples)
 

@@ -1,14 +1,13 @@
-"""Real models that train or run a GRU: their shapes, and where these are written down.
+"""Real models that train or run a GRU: their shapes, and the sources of these.
 
-The type of numbers is that of the source; where it names none, torch's default: fp32, which cuDNN's GRU multiplies in
-TF32.
+The dtype is the source's or, if it names none, torch's default: fp32, which cuDNN's GRU multiplies in TF32.
 """
 
 from dataclasses import dataclass
 
 from bench.measure.cases import MODES, Case
 
-# As in rows: type, and whether TF32 is allowed. `fp32` alone is IEEE.
+# As in rows: dtype, and whether TF32 is allowed. Plain `fp32` is IEEE.
 PRECISIONS = {"fp32": ("fp32", False), "fp32-tf32": ("fp32", True), "fp16": ("fp16", False), "bf16": ("bf16", False)}
 
 INFERENCE = ("forward",)
@@ -18,15 +17,15 @@ INFERENCE = ("forward",)
 class Workload:
     label: str
     title: str
-    source: str  # what says so, with an address
+    source: str  # where the shape comes from, with an address
     inputs: int
     hidden: int
     batch: int
     time: int
     layers: int = 1
     directions: int = 1
-    precision: str = "fp32-tf32"  # its own, a key of PRECISIONS
-    modes: tuple[str, ...] = MODES  # of those on a CPU some are inference alone
+    precision: str = "fp32-tf32"  # the model's own, a key of PRECISIONS
+    modes: tuple[str, ...] = MODES  # some CPU workloads are inference only
 
     def case(self, mode: str, precision: str | None = None) -> Case:
         dtype, tf32 = PRECISIONS[precision or self.precision]
@@ -34,7 +33,7 @@ class Workload:
         return Case(self.hidden, self.batch, self.time, dtype, mode, tf32, label=self.label, **sizes)
 
 
-# What says so, with its address. A size that the phrase leaves out is the source's own.
+# Where the shapes come from. Sizes not called a choice are the source's own.
 SOURCES = {
     "brain": (
         "baseline of Brain-to-Text '25, model_training/rnn_args.yaml, "
@@ -148,7 +147,7 @@ WORKLOADS = (
     Workload("electricity", "electricity demand", SOURCES["electricity"], 2, 64, 64, 96),
 )
 
-# What is trained or run on CPUs, and measured there alone.
+# Models trained or run on CPUs, and measured only there.
 CPU_WORKLOADS = (
     Workload("rnnoise-frame", "RNNoise, one frame", SOURCES["rnnoise-infers"], 384, 384, 1, 1, 3, modes=INFERENCE),
     Workload("rnnoise-10s", "RNNoise, 10 s", SOURCES["rnnoise-infers"], 384, 384, 1, 1000, 3, modes=INFERENCE),
@@ -166,5 +165,5 @@ CPU_WORKLOADS = (
 
 
 def workload_cases(precision: str | None = None) -> list[Case]:
-    """Of each workload the training step and then the forward, in its own precision unless another is named."""
+    """For each workload the training step, then the forward pass, in its own precision unless another is given."""
     return [workload.case(mode, precision) for workload in WORKLOADS for mode in reversed(MODES)]

@@ -1,7 +1,8 @@
-"""Rows as the performance page reads them: by machine, of each case and implementation the one written last."""
+"""Rows as the performance pages read them: by machine, of each case and implementation the one written last."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from bench.analysis.cpu.known import is_of_loop
 from bench.analysis.measured import TUNED, rows_in
 from bench.analysis.report import ASIDE, over_text
 from bench.measure.cases import Case
+from bench.measure.ceilings import KINDS
 from bench.measure.pair import OURS, THEIRS
 from bench.measure.rows import Row
 from bench.measure.timing import geomean
+from bench.measure.workloads import CPU_WORKLOADS, PRECISIONS, WORKLOADS
 
 
 def everything(folder: Path) -> list[Row]:
@@ -85,6 +88,26 @@ class Machine:
         return (
             f"{', '.join(parts)}; commit {listed(row['commit'] for row in own)}; {listed(row['date'] for row in own)}"
         )
+
+
+@functools.cache
+def _titles() -> dict[str, str]:
+    """By the names of cases: what real workloads are called, with the precision where it is not their own."""
+    found = {}
+    for workload in (*WORKLOADS, *CPU_WORKLOADS):
+        for mode in MODES:
+            for precision in PRECISIONS:
+                name = workload.case(mode, precision).name
+                found[name] = f"{workload.title}, {precision}, {MODES[mode]}"
+            found[workload.case(mode).name] = f"{workload.title}, {MODES[mode]}"
+    return found
+
+
+def title_of(case: str, row: Row) -> str:
+    """A case in words. ``row``: of its shape, one of its rows or the fields of a ``Case``."""
+    sizes = [f"H = {row['hidden']:,}", f"B = {row['batch']:,}", f"T = {row['time']:,}"]
+    kind = KINDS[row["dtype"], bool(row["tf32"])]
+    return _titles().get(case) or ", ".join([*sizes, kind, MODES[row["mode"]]])
 
 
 def listed(values: Iterable[object]) -> str:

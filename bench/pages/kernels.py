@@ -1,5 +1,5 @@
-"""The generated parts of ``docs/kernels.md``: the launches in ``tritongru/planning/tables``, and the
-rows of compile times."""
+"""The generated parts of ``docs/kernels.md``, compile times, and of ``docs/data/launches.md``, the launches in
+``tritongru/planning/tables``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from bench.compile.compile_seconds import STAGES
 from bench.compile.tables import PAGE
 from bench.measure.rows import Row
-from bench.pages.marks import Part, table
+from bench.pages.marks import Part, folded, table
 from tritongru.planning.launches import rows_of
 
 COUNTS = ("shared_bytes", "registers", "instructions", "barriers", "tensor_core")
@@ -37,33 +37,33 @@ def launches(rows: Sequence[Row], family: str) -> str:
         if "chunks" in cells:
             cells["chunks"] = " + ".join(map(str, launch["chunks"]))
         lines.append([cells[name] for name in columns])
-    return f"As Triton {PAGE} compiles them.\n\n{table([name.replace('_', ' ') for name in columns], lines)}"
+    found = table([name.replace("_", " ") for name in columns], lines, right=True)
+    return folded(f"{len(lines)} configurations, as Triton {PAGE} compiles them", found)
 
 
 def compile_times(rows: Sequence[Row]) -> str:
     if not rows:
-        return "There is no row yet."
+        return "Not measured yet."
     last = rows[-1]
     total = sum(row["seconds"] for row in rows)
     shares = (sum(row[key] for row in rows) / total for key in ("python_s", *STAGES))
     spent = ", ".join(f"{name} {100 * share:.0f} %" for name, share in zip(SHARES, shares, strict=True))
     about = (
-        f"Seconds for {last['arch']}, one kernel after the other, with Triton {last['triton']} on a machine of "
-        f"{last['cores']} cores ({last['cpu']}) that others use too; the least of {last['rounds']} rounds; commit "
-        f"{last['commit']}, {last['date']}. Of all of it: {spent}."
+        f"Seconds for {last['arch']}, one kernel after the other, Triton {last['triton']}, on a shared machine with "
+        f"{last['cores']} cores ({last['cpu']}); the shortest of {last['rounds']} rounds; commit {last['commit']}, "
+        f"{last['date']}. Share of the total: {spent}."
     )
     lines = []
     for hidden, dtype in dict.fromkeys((row["hidden"], row["dtype"]) for row in rows):
         both = {row["kernel"]: row for row in rows if (row["hidden"], row["dtype"]) == (hidden, dtype)}
-        cells = [f"{row['seconds']:.2f} ({row['family']})" for row in (both["forward"], both["backward"])]
+        families = " and ".join(dict.fromkeys(both[kernel]["family"] for kernel in ("forward", "backward")))
+        cells = [f"{both[kernel]['seconds']:.2f}" for kernel in ("forward", "backward")]
         first, cached = (sum(row[key] for row in both.values()) for key in ("seconds", "cached_s"))
         tf32 = ", TF32" if dtype == "float32" else ""
-        lines.append((str(hidden), f"{dtype}{tf32}", *cells, f"{first:.2f}", f"{cached:.4f}"))
-    head = ("hidden size", "dtype", "forward", "backward", "a training step's first call", "the same from disk")
+        lines.append((str(hidden), f"{dtype}{tf32}", families, *cells, f"{first:.2f}", f"{cached:.4f}"))
+    head = ("hidden size", "dtype", "kernels", "forward", "backward", "both, compiled", "both, from disk")
     return f"{about}\n\n{table(head, lines)}"
 
 
-PARTS: dict[str, Part] = {
-    "compile_times": compile_times,
-    **{family: partial(launches, family=family) for family in COLUMNS},
-}
+PARTS: dict[str, Part] = {"compile_times": compile_times}
+LAUNCHES: dict[str, Part] = {family: partial(launches, family=family) for family in COLUMNS}

@@ -1,5 +1,6 @@
 """The parts of a Markdown page that are made of rows: between ``<!-- kind: part -->`` and ``<!-- end -->``."""
 
+import html
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,7 +10,7 @@ Part = Callable[[Sequence[Row]], str]
 
 
 def filled(page: str, kind: str, parts: Mapping[str, Part], rows: Sequence[Row]) -> str:
-    """The page with what stands between its marks made anew.
+    """The page with what stands between its marks replaced.
 
     Raises:
         LookupError: if a mark names no part, or a part has no mark.
@@ -37,3 +38,9 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]], right: bool = Fal
     if right:
         rule[1:] = ["---:"] * (len(head) - 1)
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
+
+
+def folded(title: str, text: str, shown: bool = False) -> str:
+    """What a reader opens or, if ``shown``, closes by a click, on GitHub and, with ``md_in_html``, in MkDocs."""
+    opening = "<details markdown open>" if shown else "<details markdown>"
+    return f"{opening}\n<summary>{html.escape(title)}</summary>\n\n{text}\n\n</details>"

@@ -1,18 +1,19 @@
-"""The figures and the generated parts of ``docs/numerics.md``, from the rows of ``bench/study/numerics.py`` alone."""
+"""The figures and generated parts of ``docs/numerics.md``, from the rows of ``bench/study/numerics.py``."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bench.measure.rows import Row
 from bench.measure.timing import geomean
-from bench.pages.figures import canvas, digest, plain, svg
-from bench.pages.marks import Part, table
+from bench.pages.figures import WIDTH, canvas, digest, heading, named_ends, note, plain, svg
+from bench.pages.marks import Part, folded, table
 from bench.study.numerics import (
     AS_IT_IS,
     DROPPED,
@@ -29,7 +30,10 @@ from bench.study.numerics import (
     storage_of,
 )
 
-WEIGHTS = {"default": "torch's initial weights", "long": "weights that remember long"}
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WEIGHTS = {"default": "torch's initial weights", "long": "long-memory weights"}
 NAMES = dict(zip(ERRORS, ("last y", "dx", "dh0", "dW_hh"), strict=True))
 COLOURS = {
     OURS: "#0072b2",
@@ -41,14 +45,15 @@ COLOURS = {
     "ours, tf32": "#56b4e9",
     "ours, tf32 everywhere": "#000000",
 }
-MARGIN = 1.1  # below it, a ratio of two errors is no difference
+MARGIN = 1.1  # two errors whose ratio is smaller count as equal
+SHORT = {"fp32": "fp32, IEEE", "tf32": "fp32, TF32 recurrence", "fp16": "fp16", "bf16": "bf16"}
 
 
 # Rows
 
 
 def mean(rows: Sequence[Row], key: str, **about: Any) -> float | None:
-    """Geometric mean over the seeds of the rows about this; None if one of them was not finite."""
+    """Geometric mean over the seeds of the matching rows; None if one of them was not finite."""
     values = [row[key] for row in rows if all(row[name] == value for name, value in about.items())]
     return geomean(values) if values and None not in values else None
 
@@ -68,7 +73,7 @@ def number(value: float | None) -> str:
 
 
 def percent(value: float) -> str:
-    """Two digits, and never 0 % or 100 % of what is not all or nothing."""
+    """Two digits; 0 % and 100 % only for exactly none and all."""
     return f"{100 * value:.2g} %" if value < 0.995 or value == 1 else f"{min(100 * value, 99.99):.2f} %"
 
 
@@ -95,9 +100,21 @@ def source(rows: Sequence[Row]) -> str:
     return (
         f"Emulated on a CPU with torch {all_of('torch')}: H = {all_of('hidden')}, B = {all_of('batch')}, T = 1 to "
         f"{lengths_of(growth)[-1]:,}, {seeds} draws of data; commit {all_of('commit')}, {all_of('date')}. Long memory: "
-        f"time constants of 1 to {MEMORY:,} steps. Rows: `python3 -m bench numerics`; this page: `python3 -m "
-        f"bench plot`."
+        f"time constants of 1 to {MEMORY:,} steps. Reproduce: `.venv/bin/python -m bench numerics`, then "
+        f"`.venv/bin/python -m bench plot`."
     )
+
+
+def summary(rows: Sequence[Row]) -> str:
+    growth = [row for row in rows if row["kind"] == "growth"]
+    last = lengths_of(growth)[-1]
+    columns = [(key, weights) for key in ("error_y", "error_dw_hh") for weights in WEIGHTS]
+    lines = []
+    for form, name in SHORT.items():
+        about = {"format": form, "impl": OURS, "time": last}
+        lines.append((name, *(number(mean(growth, key, weights=weights, **about)) for key, weights in columns)))
+    head = ("precision", *(f"{NAMES[key]}, {WEIGHTS[weights]}" for key, weights in columns))
+    return f"Relative errors of ours after T = {last:,} steps, compared with float64:\n\n{table(head, lines)}"
 
 
 def errors(rows: Sequence[Row]) -> str:
@@ -112,35 +129,29 @@ def errors(rows: Sequence[Row]) -> str:
         for form, impl in implementations():
             about = {"weights": weights, "format": form, "impl": impl}
             lines.append((form, impl, *(number(mean(growth, key, time=time, **about)) for key, time in columns)))
-        parts.append(f"Errors with {title}:\n\n{table(head, lines)}")
+        parts.append(folded(f"Errors with {title}", table(head, lines)))
     return "\n\n".join(parts)
 
 
 def findings(rows: Sequence[Row]) -> str:
     growth = [row for row in rows if row["kind"] == "growth"]
     last = lengths_of(growth)[-1]
+    columns = (OURS, STATE, TORCH, AS_IT_IS, RECOMPUTE, GATES)
     lines = []
-    for form in ("fp16", "bf16"):
+    for form, key in product(("fp16", "bf16"), ("error_y", "error_dw_hh", "error_dx")):
         about = {"weights": "long", "format": form, "time": last}
-        y = {impl: number(mean(growth, "error_y", impl=impl, **about)) for impl in (OURS, STATE, TORCH)}
-        lines.append(
-            f"- {form}, last y: {y[OURS]} for ours, {y[STATE]} with the state rounded at every step, {y[TORCH]} for "
-            "torch CPU."
-        )
-        for key in ("error_dw_hh", "error_dx"):
-            own = {impl: number(mean(growth, key, impl=impl, **about)) for impl in (*FORMATS[form], TORCH)}
-            lines.append(
-                f"- {form}, {NAMES[key]}: {own[OURS]} for ours, {own[TORCH]} for torch CPU. With one decision changed: "
-                f"{own[AS_IT_IS]} with z saved as it is, {own[RECOMPUTE]} with the gates recomputed, {own[GATES]} with "
-                "the gates saved in fp32."
-            )
+        own = [number(mean(growth, key, impl=impl, **about)) for impl in columns]
+        lines.append((form, NAMES[key], *own))
     ones = (f"{4 / torch.finfo(STORAGE[form]).eps:,.0f} steps in {form}" for form in ("fp16", "bf16"))
-    lines.append(f"- Saved as it is, z is 1 in a unit that remembers for {' or '.join(ones)}, and for more.")
-    return f"With weights that remember long, at T = {last:,}:\n\n" + "\n".join(lines)
+    head = ("format", "quantity", *columns)
+    return (
+        f"With long-memory weights, at T = {last:,}:\n\n{table(head, lines)}\n\nSaved as it is, z rounds to 1 for "
+        f"units that remember for at least {' or '.join(ones)}."
+    )
 
 
 def worse(rows: Sequence[Row]) -> str:
-    """Where a rival's error is smaller than ours, of each format, weights, rival and quantity the worst length."""
+    """Cases in which a rival's error is smaller than ours; for each format, rival, weights and quantity the worst T."""
     growth = [row for row in rows if row["kind"] == "growth"]
     lines = []
     for form, impl in implementations():
@@ -159,11 +170,9 @@ def worse(rows: Sequence[Row]) -> str:
                     cell = (form, WEIGHTS[weights], NAMES[key], f"{time:,}", ours_is, impl, theirs_is, f"{ratio:.2f}")
                     lines.append(cell)
     if not lines:
-        return f"In no cell is ours worse than one of the others by more than a factor of {MARGIN}."
-    head = ("format", "weights", "quantity", "T", "ours", "the other", "its error", "ours over it")
-    return (
-        f"All cells where ours is worse by more than a factor of {MARGIN}, each at its worst T:\n\n{table(head, lines)}"
-    )
+        return f"In no case is ours worse than another by more than a factor of {MARGIN}."
+    head = ("format", "weights", "quantity", "T", "ours", "other", "its error", "ratio")
+    return f"Cases in which ours is worse by more than a factor of {MARGIN}, at the worst T:\n\n{table(head, lines)}"
 
 
 def underflow(rows: Sequence[Row]) -> str:
@@ -183,62 +192,69 @@ def underflow(rows: Sequence[Row]) -> str:
     largest = max(row["largest"] for row in scaled)
     over = max(row["overflow"] for row in scaled)
     room = torch.finfo(torch.float16).max / largest
+    length, zero, subnormal, error, scaled_zero, scaled_subnormal, scaled_error, *_ = lines[-1]
     return (
-        f"{table(head, lines)}\n\nThe largest dgh of the scaled runs is {largest:.3g}, and {percent(over)} of the "
-        f"values overflow: fp16 would hold {room:.0f} times as much."
+        f"At T = {length}, {zero} of dgh is zero in fp16, {subnormal} is subnormal, and the error of dW_hh is {error}. "
+        f"With the loss times {SCALE:,.0f} these are {scaled_zero}, {scaled_subnormal} and {scaled_error}; the largest "
+        f"dgh is then {largest:.3g}, and {percent(over)} of the values overflow: fp16 could hold {room:.0f} times as "
+        f"much.\n\n{folded('All lengths, also in bf16', table(head, lines))}"
     )
 
 
-PARTS: dict[str, Part] = {part.__name__: part for part in (formats, source, findings, errors, worse, underflow)}
+PARTS: dict[str, Part] = {
+    part.__name__: part for part in (summary, formats, source, findings, errors, worse, underflow)
+}
 
 
 # The figures
 
 
-def draw(rows: Sequence[Row], key: str) -> bytes:
+def draw(rows: Sequence[Row], key: str, title: str) -> bytes:
     """An SVG: for each kind of weights and storage dtype the error over T, means and ranges of the seeds."""
     growth = [row for row in rows if row["kind"] == "growth"]
     lengths = lengths_of(growth)
-    with canvas(11, 6) as figure:
-        grid = figure.subplots(2, 3, sharex=True, sharey=True)
-        for line, weights in zip(grid, WEIGHTS, strict=True):
-            for axes, storage in zip(line, STORAGE, strict=True):
-                for form, impl in implementations():
-                    same = key == "error_y" and impl in (GATES, AS_IT_IS, RECOMPUTE)  # what is saved does not change y
-                    if same or storage_of(form) != storage:
-                        continue
-                    label = impl if form in STORAGE else f"{impl}, {form}"
-                    own = [
-                        row for row in growth if (row["weights"], row["format"], row["impl"]) == (weights, form, impl)
-                    ]
-                    by_length = [[row[key] or math.nan for row in own if row["time"] == time] for time in lengths]
-                    means = [geomean(values) if min(values) > 0 else math.nan for values in by_length]
-                    line_style = "o--" if impl == TORCH else "o-"
-                    axes.plot(lengths, means, line_style, color=COLOURS[label], label=label, markersize=3, zorder=3)
-                    axes.fill_between(
-                        lengths,
-                        [min(values) for values in by_length],
-                        [max(values) for values in by_length],
-                        color=COLOURS[label],
-                        alpha=0.15,
-                        linewidth=0,
-                    )
-                axes.set_title(f"{storage}, {WEIGHTS[weights]}", loc="left", fontsize=9)
-                axes.set_xscale("log", base=4)
-                axes.set_yscale("log")
-                axes.set_xticks(lengths, [f"{time:,}" for time in lengths], fontsize=7)
-                axes.minorticks_off()
-                plain(axes)
-        for axes in grid[0]:
-            axes.legend(fontsize=7)
-        for axes in grid[1]:
-            axes.set_xlabel("T, steps")
-        figure.supylabel(f"relative error of {NAMES[key]} against float64", fontsize=9)
+    panels = list(product(STORAGE, WEIGHTS))
+    with canvas(WIDTH, 1.9 * len(panels) + 0.8) as figure:
+        lines = figure.subplots(len(panels), sharex=True, sharey=True)
+        drawn = [_panel(axes, growth, key, *of) for axes, of in zip(lines, panels, strict=True)]
+        lines[0].set(xscale="log", yscale="log")
+        lines[0].set_xscale("log", base=4)
+        lines[0].set_xticks(lengths, [f"{time:,}" for time in lengths])
+        lines[0].minorticks_off()
+        for axes, ends in zip(lines, drawn, strict=True):
+            named_ends(axes, ends)
+        lines[-1].set_xlabel("time steps T")
+        heading(figure, f"Relative error of {title}, compared with float64")
+        note(figure, "Lines: means over the seeds. Bands: from the smallest to the largest.")
         shown = digest(growth, ("weights", "format", "impl", "time", "seed", key))
-        return svg(figure, f"Error of {NAMES[key]} over T", shown)
+        return svg(figure, f"Error of {title} over T", shown)
+
+
+def _panel(axes: Axes, growth: Sequence[Row], key: str, storage: str, weights: str) -> dict[str, tuple[Any, Any, str]]:
+    """The lines of a storage dtype; by name the last point and the colour."""
+    lengths, ends = lengths_of(growth), {}
+    for form, impl in implementations():
+        same = key == "error_y" and impl in (GATES, AS_IT_IS, RECOMPUTE)  # what is saved does not change y
+        if same or storage_of(form) != storage:
+            continue
+        label = impl if form in STORAGE else f"{impl}, {form}"
+        own = [row for row in growth if (row["weights"], row["format"], row["impl"]) == (weights, form, impl)]
+        by_length = [[row[key] or math.nan for row in own if row["time"] == time] for time in lengths]
+        means = [geomean(values) if min(values) > 0 else math.nan for values in by_length]
+        style, width = "o--" if impl == TORCH else "o-", 3.5 if label == OURS else 1.6  # ours is seen under others
+        axes.plot(lengths, means, style, color=COLOURS[label], linewidth=width, markersize=4, zorder=3)
+        lows, highs = ([most(values) for values in by_length] for most in (min, max))
+        axes.fill_between(lengths, lows, highs, color=COLOURS[label], alpha=0.15, linewidth=0)
+        name = label.removeprefix(f"{OURS}, ").removesuffix(" at every step")
+        finite = [point for point in zip(lengths, means, strict=True) if not math.isnan(point[1])]
+        if finite:
+            ends[name] = *finite[-1], COLOURS[label]
+    axes.set_title(f"{storage}, {WEIGHTS[weights]}")
+    plain(axes)
+    return ends
 
 
 FIGURES = {
-    "numerics-state.svg": partial(draw, key="error_y"),
-    "numerics-weights.svg": partial(draw, key="error_dw_hh"),
+    "numerics-state.svg": partial(draw, key="error_y", title="the last output y"),
+    "numerics-weights.svg": partial(draw, key="error_dw_hh", title="the gradient of W_hh"),
 }

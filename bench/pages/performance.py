@@ -1,288 +1,210 @@
-"""The parts of ``docs/performance.md`` and of the README that are made of the rows of a GPU."""
+"""The parts of ``docs/performance.md``, which is a summary."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from bench.analysis.cpu.known import is_of_loop
-from bench.measure import ceilings
+from bench.analysis.ratios import ratio_text
+from bench.measure.cases import MODES as ORDER
 from bench.measure.cases import Case
-from bench.measure.pair import OURS, THEIRS
+from bench.measure.cpu.cells import Cell, counted, grid
+from bench.measure.cpu.cells import workloads as workload_cells
+from bench.measure.pair import OURS
 from bench.measure.rows import Row
-from bench.measure.workloads import PRECISIONS, WORKLOADS, workload_cases
+from bench.measure.workloads import WORKLOADS, workload_cases
 from bench.pages.cpu import page as loop
-from bench.pages.evidence import COMMAND, MODES, Machine, exponent, machines, number, times
+from bench.pages.cpu.hosts import View, chosen, default, views
+from bench.pages.evidence import MODES, Machine, listed, machines, times, title_of
 from bench.pages.marks import Part, table
-from bench.rivals import ALL_RIVALS, FLOOR, FORCED
-from bench.suites import SHORT, SUITES, SWEEPS, SWEPT, sweep
+from bench.rivals import FORCED
+from bench.suites import SUITES
+from tritongru.planning.cpu_plan import refusal_by_size
+from tritongru.planning.instruction_sets import SETS
 
 FIGURES = "figures"  # beside the page
 HEADLINE, ROOFLINE, SCALING = (f"performance-{name}.svg" for name in ("workloads", "roofline", "scaling"))
-ABOUT = 'a ratio within half the summed spreads of its two times is "about 1"'
+ABOUT = ratio_text(1.0, 1.0, 1.0)  # what stands for a ratio within the noise
+NO_CPU, NO_GPU = "No CPU measurements yet.", "No GPU measurements yet."
 ASKED = {
-    "workloads": "real workloads, each in its own precision, with every rival",
-    "scaling": "time against T, B, H and layers",
-    "precisions": "the workloads in the other precisions",
-    "grids": "the grids of the persistent and the resident kernels",
+    "workloads": "calls of real workloads, each in its own precision, with every rival",
+    "scaling": "calls that show how the time grows with T, B, H and layers",
+    "precisions": "calls of the workloads in other precisions",
+    "grids": "calls of the grids over H and B",
 }
 
 
-def none_yet(what: str) -> str:
-    return f"No row of a GPU exists yet, so nothing is said here of {what}. `{COMMAND}` on a machine with one makes it."
-
-
-def for_each(found: Sequence[Machine], text: Callable[[Machine], str], what: str) -> str:
-    parts = [part for part in map(text, found) if part]
-    return "\n\n".join(parts) or none_yet(what)
-
-
 def unknown(rows: Sequence[Row]) -> list[str]:
-    """What no row of a GPU tells, a sentence for each suite and for what else only a GPU can tell."""
+    """What is not measured on a GPU: of each suite how many cases, and what else only a GPU can tell."""
     gpus = machines(rows, gpu=True)
     lines = []
     for suite, jobs in SUITES.items():
         cases = [case for case, _ in jobs()]
         most = max((len(machine.timed(cases)) for machine in gpus), default=0)
         if most < len(cases):
-            lines.append(f"{ASKED[suite]}: {most} of {len(cases)} cases measured on a GPU (suite `{suite}`)")
+            lines.append(f"on a GPU: {len(cases) - most} of {len(cases)} {ASKED[suite]} (suite `{suite}`)")
     names = {row["case"] for machine in gpus for row in machine.rows}
     for prefix, what in (
-        ("ceiling-", "the ceilings of a GPU, and with them every floor"),
-        ("host-", "what a call costs the host on a machine with a GPU"),
-        ("first-", "what the first call costs, compilation included, on a GPU"),
+        ("ceiling-", "the rates of a copy and of products on a GPU, and with them every bound"),
+        ("host-", "the host's time of a call on a machine with a GPU"),
+        ("first-", "the first call on a GPU, compilation included"),
     ):
         if not any(name.startswith(prefix) for name in names):
-            lines.append(f"{what}: no row")
+            lines.append(what)
     return lines
 
 
-# Parts of the page
+# On a CPU
 
 
-def state(rows: Sequence[Row]) -> str:
-    gpus = machines(rows, gpu=True)
-    have = [f"- {machine.caption()}." for machine in gpus]
-    first = "Rows of these GPUs:\n\n" + "\n".join(have) if gpus else "**No row of a GPU exists yet.**"
-    lacking = unknown(rows)
-    if not lacking:
-        return first
-    return f"{first}\n\nWhat no row of a GPU tells yet:\n\n" + "\n".join(f"- {line}." for line in lacking)
+def on_cpu(rows: Sequence[Row]) -> str:
+    """A line for each CPU, instruction set and number of threads, and the figure that the README shows, too."""
+    found = [view for view in _views(rows) if view.timed(grid())]
+    first = chosen(found, grid())
+    if first is None:
+        return NO_CPU
+    lines = [(view.name, *(_span(view, mode) for mode in ORDER), _counts(view)) for view in loop.ordered(found)]
+    head = ("CPU", *(f"{MODES[mode]}: mean (lowest to highest)" for mode in ORDER), "sizes")
+    return f"{table(head, lines, right=True)}\n\n{loop.picture(first, FIGURES)}"
 
 
-def workloads(rows: Sequence[Row]) -> str:
-    return for_each(machines(rows, gpu=True), _workloads, "how fast the workloads run")
+def _views(rows: Sequence[Row]) -> list[View]:
+    return views([row for row in rows if is_of_loop(row)])
 
 
-def _workloads(machine: Machine) -> str:
-    found = machine.timed(workload_cases())
+def _sizes(mode: str) -> list[Cell]:
+    return [cell for cell in grid() if cell.case.mode == mode]
+
+
+def _span(view: View, mode: str) -> str:
+    found = sorted(view.timed(_sizes(mode)), key=lambda cell: view.over(cell) or 0.0)
+    return f"{times(view.mean(found))} ({view.text(found[0])} to {view.text(found[-1])})" if found else "-"
+
+
+def _counts(view: View) -> str:
+    counts = [(len(view.timed(_sizes(mode))), len(_sizes(mode))) for mode in ORDER]
+    return ", ".join(dict.fromkeys(f"{timed} of {every}" for timed, every in counts))
+
+
+# On a GPU
+
+
+def on_gpu(rows: Sequence[Row]) -> str:
+    """A line for each GPU: training steps of real workloads."""
+    found = [(machine, cases) for machine in machines(rows, gpu=True) if (cases := _training(machine))]
     if not found:
-        return ""
-    parts = [_comparison(machine, found)]
-    training = [case for case in found if case.mode == "train"]
-    if training:
-        parts.append(
-            f"Training steps: {times(machine.mean(training))} nn.GRU's speed in the geometric mean of {len(training)}, "
-            f"{machine.over_text(_worst(machine, training).name)} in the worst."
-        )
-        parts.append(f"![Times of a training step, ours and nn.GRU's]({FIGURES}/{HEADLINE})")
-    return "\n\n".join(parts)
+        return NO_GPU
+    lines = []
+    for machine, cases in found:
+        ends = [end(cases, key=lambda case: machine.over(case.name) or 0.0) for end in (min, max)]
+        placed = (_placed(machine, end) for end in ends)
+        lines.append((machine.name, str(len(cases)), times(machine.mean(cases)), *placed))
+    head = ("GPU", "workloads", "geometric mean", "lowest", "highest")
+    captions = "\n\n".join(f"{machine.caption(cases)}." for machine, cases in found)
+    figure = f"![Training steps of real workloads, as a multiple of nn.GRU's speed]({FIGURES}/{HEADLINE})"
+    return f"{table(head, lines, right=True)}\n\n{captions}\n\n{figure}"
+
+
+def _training(machine: Machine) -> list[Case]:
+    return [case for case in machine.timed(workload_cases()) if case.mode == "train"]
+
+
+def _placed(machine: Machine, case: Case) -> str:
+    titles = {workload.label: workload.title for workload in WORKLOADS}
+    return f"{machine.over_text(case.name)} ({titles[case.label]})"
 
 
 def _worst(machine: Machine, found: Sequence[Case]) -> Case:
     return min(found, key=lambda case: machine.over(case.name) or 0.0)
 
 
-def _comparison(machine: Machine, found: Sequence[Case]) -> str:
-    titles = {workload.label: workload.title for workload in WORKLOADS}
-    lines = []
-    for case in found:
-        row = machine.row(case.name) or {}
-        ahead = {impl: machine.over(case.name, impl) for impl in machine.rivals(case.name)}
-        known = {impl: ratio for impl, ratio in ahead.items() if ratio is not None}
-        best = min(known, key=lambda impl: known[impl], default=None)
-        lines.append(
-            (
-                f"{titles[case.label]}, {MODES[case.mode]}",
-                ceilings.kind_of(case),
-                row["family"] or "-",
-                number(machine.ms(case.name)),
-                number(machine.ms(case.name, THEIRS)),
-                machine.over_text(case.name),
-                "-" if best is None else f"{best} {machine.over_text(case.name, best)}",
-                number(machine.floors(case.name), ".1f"),
-                row["bound"] or "-",
-                times(_memory(machine, case)),
-            )
-        )
-    head = ("workload", "precision", "family", "ours, ms", "nn.GRU, ms", "nn.GRU over ours", "next rival over ours")
-    return f"{machine.caption(found)}. Medians; {ABOUT}.\n\n" + table(
-        (*head, "ours over the floor", "bound by", "memory over nn.GRU's"), lines
-    )
-
-
-def _memory(machine: Machine, case: Case) -> float | None:
-    ours, theirs = ((machine.row(case.name, impl) or {}).get("peak_mib") for impl in (OURS, THEIRS))
-    return ours / theirs if ours is not None and theirs else None
-
-
-def rivals(rows: Sequence[Row]) -> str:
-    """Of the training step of each workload: everybody's time over ours, or why there is none."""
-    return for_each(machines(rows, gpu=True), _rivals, "the rivals' times")
-
-
-def _rivals(machine: Machine) -> str:
-    found = [case for case in machine.timed(workload_cases()) if case.mode == "train"]
-    names = [name for name in ALL_RIVALS if name != FLOOR and any(machine.row(case.name, name) for case in found)]
-    if not names:
-        return ""
-    reasons: dict[str, list[str]] = {}
-    lines = []
-    for case in found:
-        cells = []
-        for name in names:
-            row = machine.row(case.name, name)
-            if row and row["ms"] is None and row["reason"]:
-                reasons.setdefault(f"{name}: {row['reason']}", []).append(case.label)
-            cells.append(machine.over_text(case.name, name))
-        lines.append((case.label, *cells))
-    hows = {row["impl"]: row["how"] for row in machine.rows if row["how"] and row["impl"] in names}
-    notes = [f"- {name}: {how}" for name, how in hows.items()]
-    notes += [f"- no time: {reason} ({', '.join(labels)})" for reason, labels in reasons.items()]
-    return (
-        f"Training steps, the others' time over ours; {machine.caption(found)}.\n\n"
-        f"{table(('workload', *names), lines, right=True)}\n\n" + "\n".join(notes)
-    )
-
-
-def precisions(rows: Sequence[Row]) -> str:
-    return for_each(machines(rows, gpu=True), _precisions, "the other precisions")
-
-
-def _precisions(machine: Machine) -> str:
-    everything = [case for precision in PRECISIONS for case in workload_cases(precision)]
-    found = machine.timed(everything)
-    if not found:
-        return ""
-    lines = []
-    for workload in WORKLOADS:
-        for mode in MODES:
-            made = [machine.over_text(workload.case(mode, precision).name) for precision in PRECISIONS]
-            lines.append((f"{workload.title}, {MODES[mode]}", *made))
-    return (
-        f"nn.GRU's time over ours in the same precision; {machine.caption(found)}.\n\n"
-        f"{table(('workload', *PRECISIONS), lines, right=True)}"
-    )
-
-
-def floor(rows: Sequence[Row]) -> str:
-    return for_each(machines(rows, gpu=True), _floor, "the floor")
-
-
-def _floor(machine: Machine) -> str:
-    measured = _ceilings(machine)
-    if not measured:
-        return ""
-    found = [case for case in machine.timed(workload_cases()) if machine.floors(case.name) is not None]
-    figure = f"\n\n![Operations a second over operations a byte]({FIGURES}/{ROOFLINE})" if found else ""
-    return f"{machine.caption()}.\n\n{measured}{figure}"
-
-
-def _ceilings(machine: Machine) -> str:
-    lines = []
-    for (case, _), row in machine.found.items():
-        name = case.removeprefix("ceiling-")
-        if name == case or row["rate"] is None:
-            continue
-        copied = name == ceilings.COPY
-        unit = "10^9 bytes a second, read and written" if copied else "10^12 operations a second"
-        lines.append((name, number(row["rate"] / (1e9 if copied else 1e12), ".4g"), unit))
-    return table(("ceiling", "measured", "unit"), lines) if lines else ""
-
-
-def scaling(rows: Sequence[Row]) -> str:
-    return for_each(machines(rows, gpu=True), _scaling, "how the time grows")
-
-
-def _scaling(machine: Machine) -> str:
-    lines = []
-    for name in SWEEPS:
-        for mode in MODES:
-            swept = [case for case in sweep(name) if case.mode == mode]
-            own, theirs = (
-                [(_size(case, name), machine.ms(case.name, impl)) for case in swept] for impl in (OURS, THEIRS)
-            )
-            known = [[(x, y) for x, y in points if y is not None] for points in (own, theirs)]
-            if any(known):
-                grows = [number(exponent(points), ".2f") for points in known]
-                largest = max((x for points in known for x, _ in points), default=0)
-                lines.append((f"{name}, {MODES[mode]}", f"{largest:,}", *grows))
-    if not lines:
-        return ""
-    head = ("swept", "up to", "ours grows as its power", "nn.GRU")
-    return (
-        f"One layer of H = {SWEPT.hidden}, B = {SWEPT.batch}, T = {SWEPT.time}, {SWEPT.dtype}, of which one size is "
-        f"swept (over B with T = {SHORT}); powers between the last two points. {machine.caption()}.\n\n"
-        f"{table(head, lines, right=True)}\n\n![Times over T, B, H and layers]({FIGURES}/{SCALING})"
-    )
-
-
-def _size(case: Case, name: str) -> int:
-    size: int = getattr(case, name)
-    return size
+# Where it is slower
 
 
 def slower(rows: Sequence[Row]) -> str:
-    """Every case in which our kernels, asked for or not, took longer than nn.GRU."""
-    return for_each(machines(rows, gpu=True), _slower, "where the kernels are slower than nn.GRU")
+    """Every call of many in which our kernels took longer than torch's GRU, and what ``auto`` does there."""
+    cpus = [_slower_on_cpu(view) for view in default(_views(rows)) if view.timed([*grid(), *workload_cells()])]
+    gpus = [_slower_on_gpu(machine) for machine in machines(rows, gpu=True)]
+    return "\n\n".join([*(cpus or [NO_CPU]), *(gpus or [NO_GPU])])
 
 
-def _slower(machine: Machine) -> str:
+def _slower_on_cpu(view: View) -> str:
+    every = view.timed([*grid(), *workload_cells()])
+    below = sorted((cell for cell in every if (view.over(cell) or 1.0) < 1.0), key=lambda cell: view.over(cell) or 1.0)
     lines = []
-    forced = f"{OURS}[triton]"
-    for case in dict.fromkeys(case for case, _ in machine.found):
+    for cell in below:
+        case = cell.case
+        sizes = case.hidden, case.mode == "train", case.time, case.batch
+        does = "torch's GRU" if refusal_by_size(view.isa, *sizes, view.threads) else "tritongru's loop"
+        lines.append((loop.title_of(cell), view.text(cell), does))
+    return _slower_table(view.name, len(every), lines)
+
+
+def _slower_on_gpu(machine: Machine) -> str:
+    lines = []
+    kernels = [FORCED, f"{OURS}[triton]"]
+    cases = list(dict.fromkeys(case for (case, _), row in machine.found.items() if row["hidden"] is not None))
+    for case in cases:
         auto = machine.row(case)
-        kernels = [FORCED, forced]
-        if auto and auto["family"] not in (None, "torch"):
-            kernels.append(OURS)
-        ratios = {impl: machine.over(case, ours=impl) for impl in kernels}
+        asked = [*kernels, OURS] if auto and auto["family"] not in (None, "torch") else kernels
+        ratios = {impl: machine.over(case, ours=impl) for impl in asked}
         below = {impl: ratio for impl, ratio in ratios.items() if ratio is not None and ratio < 1.0}
         if below:
             worst = min(below, key=lambda impl: below[impl])
-            does = "was not measured" if auto is None else f"runs {auto['family']}"
-            lines.append((case, machine.over_text(case, ours=worst), does))
-    if not lines:
-        return f"{machine.name}: in none of {len(machine.found)} rows."
-    return f"{machine.caption()}.\n\n{table(('case', 'nn.GRU over ours', 'auto'), lines)}"
+            row = machine.row(case, worst) or {}
+            lines.append((title_of(case, row), machine.over_text(case, ours=worst), _runs(auto)))
+    return _slower_table(machine.name, len(cases), lines)
 
 
-PARTS: dict[str, Part] = {
-    part.__name__: part for part in (state, workloads, rivals, precisions, floor, scaling, slower)
-}
+def _runs(auto: Row | None) -> str:
+    if auto is None:
+        return "not measured"
+    return "torch's GRU" if auto["family"] == "torch" else f"tritongru's {auto['family']} kernels"
 
 
-def headline(rows: Sequence[Row]) -> str:
-    """Of the README: what the rows of CPUs and of GPUs allow to say."""
-    return f"{loop.headline([row for row in rows if is_of_loop(row)])}\n\n{_on_gpus(rows)}"
+def _slower_table(name: str, every: int, lines: Sequence[tuple[str, str, str]]) -> str:
+    """Those within the noise are counted alone."""
+    sure = [line for line in lines if line[1] != ABOUT]
+    unsure = len(lines) - len(sure)
+    more = f', and {unsure} more within the noise ("{ABOUT}")' if unsure else ""
+    text = f"**{name}**: {len(sure) or 'none'} of {every} calls{more}."
+    return f"{text}\n\n{table(('call', 'nn.GRU over ours', '`auto` runs'), sure)}" if sure else text
 
 
-def _on_gpus(rows: Sequence[Row]) -> str:
-    gpus = [machine for machine in machines(rows, gpu=True) if _workloads(machine)]
-    if not gpus:
-        return (
-            "**On a GPU**: no row has been measured yet, so no speed-up is claimed: `python3 -m bench run` measures "
-            "real workloads on yours, correctness first, and `python3 -m bench plot` makes "
-            "[the page of results](docs/performance.md#real-workloads)."
-        )
-    sentences = []
-    for machine in gpus:
-        found = [case for case in machine.timed(workload_cases()) if case.mode == "train"]
-        worst = _worst(machine, found)
-        sentences.append(
-            f"**On a GPU**, a training step takes nn.GRU {times(machine.mean(found))} as long as ours in the geometric "
-            f"mean of {len(found)} real workloads, in the worst {machine.over_text(worst.name)} ({worst.label}): "
-            f"{machine.caption(found)}, each in its own precision. [All results](docs/performance.md#real-workloads)."
-        )
-    return "\n\n".join(sentences)
+# Not measured yet
 
 
-HEADLINE_PARTS: dict[str, Part] = {"headline": headline}
+def missing(rows: Sequence[Row]) -> str:
+    lines = []
+    found = _views(rows)
+    for cpu in dict.fromkeys(view.cpu for view in found):
+        groups: dict[str, list[View]] = {}
+        for view in found:
+            if view.cpu == cpu and (lacks := _lacks(view)):
+                groups.setdefault(lacks, []).append(view)
+        for lacks, own in groups.items():
+            sets = " and ".join(dict.fromkeys(SETS[view.isa].title for view in own))
+            *fewer, most = sorted({view.threads for view in own})
+            threads = " and ".join([*map(str, fewer), counted(most)])
+            lines.append(f"{cpu}, {sets}, {threads}: {lacks}")
+    absent = [SETS[isa].title for isa in SETS if isa not in {view.isa for view in found}]
+    lines += [f"CPUs with {' or '.join(absent)}"] if absent else []
+    gpus = machines(rows, gpu=True)
+    others = f"GPUs other than {listed(machine.name for machine in gpus)}" if gpus else "any GPU"
+    return "\n".join(f"- {line[0].upper()}{line[1:]}." for line in [*lines, others, *unknown(rows)])
+
+
+def _lacks(view: View) -> str:
+    parts = []
+    for what, cells in (("calls of the grid", grid()), ("calls of real workloads", workload_cells())):
+        lacking = len(cells) - len(view.rows(cells))
+        if lacking:
+            parts.append(f"{lacking} of {len(cells)} {what}")
+    return " and ".join(parts)
+
+
+def five(rows: Sequence[Row]) -> str:
+    return loop.five_table([row for row in rows if is_of_loop(row)])
+
+
+PARTS: dict[str, Part] = {part.__name__: part for part in (on_cpu, five, on_gpu, slower, missing)}

@@ -1,9 +1,9 @@
-"""What a GRU is held against besides nn.GRU: torch's own alternatives, other people's kernels, and a bound."""
+"""What is timed beside nn.GRU: torch's own alternatives, the kernels of other packages, and a lower bound."""
 
 from bench.rivals.availability import ALL_RIVALS, ALLOWANCES_S, BOUNDS, GATE_RIVALS, GRID_RIVALS, REGISTRY, rivals_for
 from bench.rivals.builtin import COMPILED, CUDNN_LSTM, GRAPH, graph_of, lstm_of
 from bench.rivals.own_variants import FLOOR, FORCED, OURS_GRAPH, exchanges, floor_of
-from bench.rivals.packages import FLASHRNN, GRU_QAT, HASTE, TORCHRL
+from bench.rivals.packages import FLASHRNN, FLASHRNN2, GRU_QAT, HASTE, TORCHRL
 from bench.rivals.rival import Rival, Unavailable
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "COMPILED",
     "CUDNN_LSTM",
     "FLASHRNN",
+    "FLASHRNN2",
     "FLOOR",
     "FORCED",
     "GATE_RIVALS",

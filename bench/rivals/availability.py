@@ -13,18 +13,18 @@ from bench.measure.pair import THEIRS, Call, Found, Pair, random
 from bench.measure.parity import Data, Tensors, compare, quantities, truth
 from bench.rivals.builtin import COMPILED, COMPILED_LOOP, CUDNN_LSTM, CUDNNS_LSTM, GRAPH, GRAPHED
 from bench.rivals.own_variants import BOUND, FLOOR, FORCED, FORCED_OURS, GRAPHED_OURS, OURS_GRAPH
-from bench.rivals.packages import FLASHRNN, GRU_QAT, HASTE, PACKAGES, TORCHRL
+from bench.rivals.packages import FLASHRNN, FLASHRNN2, GRU_QAT, HASTE, PACKAGES, TORCHRL
 from bench.rivals.rival import Rival, Steps, Unavailable
 
-# Graphs are made last, for what a failed capture may leave behind.
+# Graphs come last, because a failed capture may leave state behind.
 REGISTRY = {rival.name: rival for rival in (CUDNNS_LSTM, COMPILED_LOOP, *PACKAGES, FORCED_OURS, GRAPHED, GRAPHED_OURS)}
 BOUNDS = {BOUND.name: BOUND}
-# Seconds on top of a case's for what others compile or build before their first call: also the names of those whose
-# code may hang or crash.
-ALLOWANCES_S = {COMPILED: 120.0, GRU_QAT: 20.0, TORCHRL: 240.0, FLASHRNN: 240.0, HASTE: 20.0}
+# Extra seconds per case, for what a rival compiles or builds before its first call. The code of these may hang or
+# crash.
+ALLOWANCES_S = {COMPILED: 120.0, GRU_QAT: 20.0, TORCHRL: 240.0, FLASHRNN: 240.0, FLASHRNN2: 20.0, HASTE: 20.0}
 GRID_RIVALS = (GRAPH, CUDNN_LSTM, FLOOR)  # of every wide case
-GATE_RIVALS = (GRAPH, OURS_GRAPH, FORCED, GRU_QAT, CUDNN_LSTM, FLOOR)  # of a workload: what compiles in seconds
-ALL_RIVALS = (GRAPH, OURS_GRAPH, FORCED, COMPILED, GRU_QAT, TORCHRL, FLASHRNN, HASTE, CUDNN_LSTM, FLOOR)
+GATE_RIVALS = (GRAPH, OURS_GRAPH, FORCED, GRU_QAT, CUDNN_LSTM, FLOOR)  # of every workload; these compile in seconds
+ALL_RIVALS = (GRAPH, OURS_GRAPH, FORCED, COMPILED, GRU_QAT, TORCHRL, FLASHRNN, FLASHRNN2, HASTE, CUDNN_LSTM, FLOOR)
 SLOWEST_S = 3.0
 CHECKED_STEPS = 128  # a wrong formula shows in the first few; torch's own loop in float64 is slow
 
@@ -32,11 +32,11 @@ CHECKED_STEPS = 128  # a wrong formula shows in the first few; torch's own loop 
 def rivals_for(
     case: Case, pair: Pair, steps: Steps, names: Sequence[str] = ALL_RIVALS, slowest_s: float = SLOWEST_S
 ) -> Found:
-    """Every call has run twice; an error of one rival says that it is missing, and no more."""
+    """Each call found has run twice. A rival that raises is reported as missing, and the others go on."""
     known = BOUNDS | REGISTRY
     unknown = sorted(set(names) - set(known))
     if unknown:
-        raise ValueError(f"no rival is called {', '.join(unknown)}; there are {', '.join(known)}")
+        raise ValueError(f"unknown rival {', '.join(unknown)}; use one of {', '.join(known)}")
     device, found = steps[THEIRS].h0.device, Found()
     check = checker(case, pair, device)
     for name, rival in known.items():
@@ -46,7 +46,7 @@ def rivals_for(
         try:
             call = rival.make(case, pair, steps)
             seconds_of(call, device)  # compiles
-            seconds = seconds_of(call, device)  # and of a floor, tells whether the first gave up
+            seconds = seconds_of(call, device)  # a floor raises here if a wait in the first call timed out
             if seconds > slowest_s:
                 raise Unavailable(f"one call takes {seconds:.1f} s, and no more than {slowest_s:g} s are spent on one")
             parity = check(rival, call)
@@ -70,10 +70,10 @@ def seconds_of(call: Call, device: torch.device) -> float:
 
 
 def checker(case: Case, pair: Pair, device: torch.device) -> Callable[[Rival, Call], float | None]:
-    """The parity of a rival, by the rule that ours is held to, on the first steps of the case."""
+    """A function that gives a rival's parity over the first steps of the case, by the same rule as for ours."""
     short = dataclasses.replace(case, time=min(case.time, CHECKED_STEPS))
 
-    @cache  # for those that are checked, once
+    @cache  # computed once, and only if a rival is checked
     def wanted() -> tuple[Data, Tensors, Tensors]:
         data = random(short, device)
         return data, truth(pair.theirs, case.mode, data), quantities(pair.theirs, case.mode, data)

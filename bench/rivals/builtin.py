@@ -1,4 +1,4 @@
-"""What torch itself offers besides nn.GRU as it is called by everyone."""
+"""Torch's own alternatives to a plain call of nn.GRU."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,8 +12,8 @@ from bench.rivals.rival import Rival, Steps, Unavailable
 from bench.rivals.stack import Recurrence, Tensor, stacked
 
 GRAPH, CUDNN_LSTM, COMPILED = f"{THEIRS}[graph]", "nn.LSTM", "torch.compile"
-MOST_LAUNCHES = 100_000  # of a graph: each is a node that is captured, kept and instantiated
-CHUNK = 8  # time steps that are compiled as one: the loop's launches cost less, and it compiles in seconds
+MOST_LAUNCHES = 100_000  # in one graph; each is a node to capture, keep and instantiate
+CHUNK = 8  # time steps compiled together: fewer launches, and it still compiles in seconds
 
 
 def graph_of(call: Call, device: torch.device) -> Call:
@@ -33,7 +33,7 @@ def graph_of(call: Call, device: torch.device) -> Call:
 
 
 class LSTM(torch.nn.LSTM):
-    """Called as a GRU is. The state stands for the cell as well: its values do not change the time."""
+    """Called like a GRU. h0 also serves as the cell state, because its values do not affect the time."""
 
     def forward(self, x: torch.Tensor, h0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
         y, (hn, _) = super().forward(x, (h0, h0))
@@ -54,7 +54,7 @@ def lstm_of(case: Case, step: Step) -> Call:
 
 
 def steps(gx: Tensor | Sequence[Tensor], h: Tensor, w_hh: Tensor, b_hh: Tensor) -> tuple[Tensor, Tensor]:
-    """nn.GRU's formula for the few steps of gx (C, B, 3H), or of C tensors (B, 3H)."""
+    """nn.GRU's formula for the few steps of gx (C, B, 3H), or C tensors (B, 3H)."""
     outputs = []
     for g in gx:
         (x_r, x_z, x_n), (h_r, h_z, h_n) = g.chunk(3, -1), linear(h, w_hh, b_hh).chunk(3, -1)
@@ -66,13 +66,13 @@ def steps(gx: Tensor | Sequence[Tensor], h: Tensor, w_hh: Tensor, b_hh: Tensor) 
 
 
 def compiled_of(case: Case, device: torch.device, backend: str = "inductor") -> Recurrence:
-    torch.compiler.reset()  # past a few shapes in one process, torch would go on uncompiled
+    torch.compiler.reset()  # after a few shapes in one process, torch would stop compiling
     chunk: Callable[..., tuple[Tensor, Tensor]] = torch.compile(steps, backend=backend, dynamic=False, fullgraph=True)
 
     def run(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
         outputs = []
         for gx in torch.split(linear(x, w_ih, b_ih), CHUNK):
-            # Steps in tensors of their own have kernels of equal text, which a CPU compiles once: in 6 s instead of 21.
+            # One tensor per step gives identical kernels, which a CPU compiles once: 6 s instead of 21 s.
             y, h = chunk(gx.unbind() if device.type == "cpu" else gx, h, w_hh, b_hh)
             outputs.append(y)
         return torch.cat(outputs)

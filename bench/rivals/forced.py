@@ -1,4 +1,4 @@
-"""A GRU that runs given launches, whatever the plan would take: the products around the time loops, and the loops."""
+"""A GRU that runs the given launches instead of the planned ones, and the matrix products around the time loop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tritongru.planning.plan import Pass, Plan, plan
 
 
 class Step(torch.autograd.Function):
-    """One layer with its gates saved, forward and backward by the launches."""
+    """One layer with saved gates, forward and backward by the given launches."""
 
     @staticmethod
     def forward(ctx: Any, passes: tuple[AnyLaunch, AnyLaunch], *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +45,7 @@ class Step(torch.autograd.Function):
 
 
 class Forced(torch.nn.Module):
-    """One layer. The weights have the names and values of another module's, and gradients of their own."""
+    """One layer with the names and values of another module's weights, and separate gradients."""
 
     def __init__(self, like: torch.nn.Module, forward: AnyLaunch, backward: AnyLaunch | None) -> None:
         super().__init__()
@@ -64,11 +64,11 @@ class Forced(torch.nn.Module):
 
 
 def plans(case: Case, device: Device) -> list[Plan]:
-    """A plan for every launch of the table that can run the case (forward or, to train, backward behind the forward
-    that the plan takes), the cheapest by the model first. Where none keeps W_hh on chip, the one that the plan takes of
-    those that read it at every step.
+    """A plan for every launch in the table that can run the case, the cheapest by the model first: forward launches or,
+    for training, backward launches after the planned forward pass. If none keeps W_hh on chip, the planned stepwise
+    launch.
 
-    Of launches that share a name the plan can be told to take the first alone, so the others are left out."""
+    Launches are selected by name, which finds the first of those that share one; the others are left out."""
     dtype, precision = str(DTYPES[case.dtype]).removeprefix("torch."), "tf32" if case.tf32 else "ieee"
     kernel = "backward" if case.mode == "train" else "forward"
     where = (device, kernel, kind_of(dtype, precision), case.hidden, case.batch, case.directions)
@@ -79,7 +79,7 @@ def plans(case: Case, device: Device) -> list[Plan]:
     for option in options:
         own = pass_of(case, option)
         name = launch_name(own.launch)
-        answer = Plan(own.family, f"{name} was asked for", device.name, dtype, forward=own)
+        answer = Plan(own.family, f"{name} was requested", device.name, dtype, forward=own)
         if kernel == "backward":
             if first is None:
                 continue

@@ -1,4 +1,4 @@
-"""The loop for CPUs, compiled for an instruction set that is given, whatever is the host's best."""
+"""Compiles the CPU loop for a given instruction set instead of the host's best."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from tritongru import ops
 from tritongru.interop import inference_ops
 from tritongru.planning.instruction_sets import host_sets
 
-NATIVE, BESIDE = "native", {"avx512": ("avx2",)}  # sets that are measured by default besides the host's best
-CHOOSERS = (ops, inference_ops)  # who asks for the host's sets and takes the best
+NATIVE, BESIDE = "native", {"avx512": ("avx2",)}  # measured by default beside the host's best
+CHOOSERS = (ops, inference_ops)  # modules that select the host's best set
 
 
 @contextmanager
 def compiled_for(isa: str) -> Iterator[None]:
-    """Inside, layers and cells with ``impl="llvm"`` run the loop for this set."""
+    """Within this context, layers and cells with ``impl="llvm"`` run the loop compiled for this set."""
 
-    def chosen() -> tuple[str, ...]:  # as fast as what it replaces: a call of a Mock takes longer than a step
+    def chosen() -> tuple[str, ...]:  # as fast as the original; calling a Mock takes longer than a step
         return (isa,)
 
     with ExitStack() as stack:
@@ -29,10 +29,10 @@ def compiled_for(isa: str) -> Iterator[None]:
 
 
 def sets_of(asked: Sequence[str]) -> tuple[str, ...]:
-    """Those that are asked for, the best first; by default the host's best, and what many users have.
+    """The requested sets, best first; by default the host's best and the one that many users have.
 
     Raises:
-        ValueError: if this CPU lacks one of them.
+        ValueError: if this CPU lacks a requested set.
     """
     known = host_sets()
     wanted = {known[0] if name == NATIVE else name for name in asked or (NATIVE, *BESIDE.get(known[0], ()))}

@@ -1,4 +1,4 @@
-"""What real workloads on a CPU are held against besides nn.GRU and nn.LSTM: layers that are called as nn.GRU is."""
+"""Rivals for real workloads on a CPU, besides nn.GRU and nn.LSTM: layers that are called like nn.GRU."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from bench.rivals.stack import Recurrence, Stack
 
 COMPILED_GRU, ONNX = f"{THEIRS}[compile]", "onnxruntime"
 CPU = torch.device("cpu")
-PREFIX = "_orig_mod."  # of the parameters of a module that torch.compile has wrapped
+PREFIX = "_orig_mod."  # of parameter names in a module wrapped by torch.compile
 
 
 @dataclass(frozen=True)
 class OnCpu:
-    """A rival that computes nn.GRU's function."""
+    """A rival that computes the same function as nn.GRU."""
 
     name: str  # in rows
     package: str | None  # as in ``Rival``
     how: str  # one sentence: how it is called
-    layer_of: Callable[[Case, nn.GRU, int], nn.Module]  # of the same weights, for so many threads
+    layer_of: Callable[[Case, nn.GRU, int], nn.Module]  # with the same weights, for this number of threads
     trains: bool = True
-    grows: bool = False  # compiles for long: it is asked by itself
+    grows: bool = False  # compiles for a long time, so it is measured separately
 
     def said(self) -> str:
         found = torch.__version__ if self.package is None else installed(self.package)
@@ -47,7 +47,7 @@ def compiled_loop_of(case: Case, gru: nn.GRU, threads: int) -> nn.Module:
     loop = compiled_of(case, CPU)
 
     def run(x: Tensor, h: Tensor, *weights: Tensor) -> Tensor:
-        # The states of later chunks have gradients: a first one that has none would be compiled for once more.
+        # States of later chunks require gradients; a first state that does not would trigger another compilation.
         asks = torch.is_grad_enabled() and not h.requires_grad
         return loop.run(x, h.detach().requires_grad_() if asks else h, *weights)
 
@@ -84,11 +84,11 @@ REGISTRY = {
 }
 
 
-SIZES = "zone-"  # workloads that are sizes alone: what compiles for long is not compiled for them
+SIZES = "zone-"  # workloads defined by size alone; slow compilations are skipped for them
 
 
 def groups(cell: Cell) -> list[tuple[str, ...]]:
-    """Those that a call is held against, by the questions in which they are asked."""
+    """The rivals of a call, grouped as they are measured together."""
     if cell.part != WORKLOAD:
         return []
     able = [rival for rival in REGISTRY.values() if rival.trains or cell.case.mode == "forward"]

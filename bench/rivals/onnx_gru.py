@@ -1,4 +1,4 @@
-"""nn.GRU as a graph of ONNX, run by onnxruntime on a CPU."""
+"""nn.GRU as an ONNX graph, run by onnxruntime on a CPU."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ NEEDED = ("onnx", "onnxruntime")
 
 
 def gates_zrh(weight: Tensor) -> Tensor:
-    """From torch's order of the gates, r z n, to that of ONNX."""
+    """Reorders the gates from torch's r, z, n to ONNX's z, r, n."""
     r, z, n = weight.detach().chunk(3)
     return torch.cat((z, r, n))
 
 
 def layer_weights(gru: nn.GRU, layer: int) -> dict[str, Tensor]:
-    """W (D, 3H, I), R (D, 3H, H) and B (D, 6H) of a layer."""
+    """W (D, 3H, I), R (D, 3H, H) and B (D, 6H) of one layer."""
     found: dict[str, list[Tensor]] = {"W": [], "R": [], "B": []}
     for back in ("", "_reverse")[: 2 if gru.bidirectional else 1]:
         w_ih, w_hh, b_ih, b_hh = (gates_zrh(getattr(gru, f"{kind}_l{layer}{back}")) for kind in NATIVE)
@@ -32,8 +32,8 @@ def layer_weights(gru: nn.GRU, layer: int) -> dict[str, Tensor]:
 
 
 def model_of(gru: nn.GRU) -> Any:
-    """All layers and directions: x (T, B, I) and h0 (layers * D, B, H) make y (T, B, D * H) and hn as h0. The reset
-    gate comes after the product (``linear_before_reset``), as in nn.GRU."""
+    """All layers and directions, from x (T, B, I) and h0 (layers * D, B, H) to y (T, B, D * H) and hn, shaped like h0.
+    The reset gate is applied after the product (``linear_before_reset``), as in nn.GRU."""
     onnx: Any = importlib.import_module("onnx")
     numpy_helper: Any = importlib.import_module("onnx.numpy_helper")
     node, directions = onnx.helper.make_node, 2 if gru.bidirectional else 1
@@ -75,7 +75,7 @@ def model_of(gru: nn.GRU) -> Any:
 
 
 class OnnxGRU(nn.Module):
-    """Called as nn.GRU is, without gradients: inputs are seen as arrays, not copied."""
+    """Called like nn.GRU, without gradients. Inputs are viewed as arrays, not copied."""
 
     def __init__(self, gru: nn.GRU, threads: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class OnnxGRU(nn.Module):
         runtime: Any = importlib.import_module("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        # Between its calls its threads would go on spinning, in the others' turns.
+        # Otherwise its threads keep spinning while the other implementations are timed.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         model = model_of(gru).SerializeToString()
         self.session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

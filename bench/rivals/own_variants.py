@@ -1,4 +1,4 @@
-"""Ours in other ways than as shipped, and a bound: what our launches would take if their math were free."""
+"""Other ways to run tritongru, and a lower bound: its launches without the math."""
 
 import math
 
@@ -17,7 +17,7 @@ FLOOR, OURS_GRAPH, FORCED = "floor", f"{OURS}[graph]", f"{OURS}[triton]"
 
 
 def exchanges(plan: Plan) -> list[PersistentLaunch]:
-    """The launches of all passes, if all of them exchange: else there is no floor."""
+    """The launches of all passes if each of them exchanges states, else none: then there is no floor."""
     launches = [found.launch for found in (plan.forward, plan.backward) if found is not None]
     persistent = [launch for launch in launches if isinstance(launch, PersistentLaunch)]
     return persistent if len(persistent) == len(launches) else []

@@ -1,4 +1,4 @@
-"""Other people's GRU kernels. docs/rivals.md names the source of every fact here."""
+"""GRU kernels of other packages. docs/rivals.md cites the source of every fact here."""
 
 import importlib
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from bench.measure.cases import Case
 from bench.rivals.rival import Unavailable, need, one_of
 from bench.rivals.stack import Recurrence, Tensor, Weights, stacked
 
-GRU_QAT, TORCHRL, FLASHRNN, HASTE = "gru-qat", "TorchRL", "FlashRNN", "haste"
+GRU_QAT, TORCHRL, FLASHRNN, FLASHRNN2, HASTE = "gru-qat", "TorchRL", "FlashRNN", "FlashRNN2", "haste"
 EACH = "layers and directions stacked here"
 
 
@@ -22,7 +22,7 @@ def gru_qat_of(case: Case, device: torch.device) -> Recurrence:
     need("gru-qat", device)
     one_of("its dense kernel", case.dtype, ("fp32",))
     if not case.tf32:
-        raise Unavailable("its dense kernel multiplies in TF32 alone")
+        raise Unavailable("its dense kernel multiplies only in TF32")
     if case.hidden < 128 and case.hidden & (case.hidden - 1):  # its hidden block is then the hidden size itself
         raise Unavailable(f"below 128 hidden units its kernel needs a power of two, not {case.hidden}")
     scan: Any = importlib.import_module("gru_qat.triton_kernels.scan")
@@ -30,7 +30,7 @@ def gru_qat_of(case: Case, device: torch.device) -> Recurrence:
 
 
 def scanning(scan: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A scan over the input's product, which is one product for all steps."""
+    """The scan, after one input projection for all steps."""
 
     def run(x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
         return scan(linear(x, w_ih, b_ih), h0, w_hh, b_hh)
@@ -41,9 +41,7 @@ def scanning(scan: Callable[..., Tensor]) -> Callable[..., Tensor]:
 # TorchRL
 
 
-TORCHRL_TRAINED = (
-    256  # one of six forms of its backward at 512 kept ptxas busy for two minutes; each size tries all six
-)
+TORCHRL_TRAINED = 256  # at 512, ptxas took two minutes for one of its six backward variants; each size compiles all six
 
 
 def torchrl_of(case: Case, device: torch.device) -> Recurrence:
@@ -60,7 +58,7 @@ def torchrl_of(case: Case, device: torch.device) -> Recurrence:
 def resetting(
     gru: Callable[..., tuple[Tensor, Tensor]], products: torch.dtype, precision: str
 ) -> Callable[..., Tensor]:
-    """Its kernel takes a state for each step, to which it goes where a new episode begins. Here none begins."""
+    """Its kernel takes a reset state for each step, used where a new episode starts. Here none starts."""
 
     def run(x: Tensor, h0: Tensor, *weights: Tensor) -> Tensor:  # x (B, T, I)
         states = h0.unsqueeze(1).expand(-1, x.shape[1], -1).contiguous()
@@ -81,12 +79,12 @@ def flashrnn_of(case: Case, device: torch.device) -> Recurrence:
     from torch.utils.cpp_extension import CUDA_HOME
 
     if CUDA_HOME is None:
-        raise Unavailable("flashrnn compiles its kernels at the first call, and there is no nvcc here")
+        raise Unavailable("flashrnn compiles its kernels with nvcc at the first call, and no nvcc was found")
     return Recurrence(flashing("cuda", FLASHRNN_DTYPES[case.dtype]), flashrnn_weights)
 
 
 def flashrnn_weights(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Weights:
-    """Its gates are the candidate's recurrent half, r, z and the candidate's input half, with one bias each."""
+    """Its gates: recurrent part of the candidate, r, z, input part of the candidate, each with one bias."""
     hidden = w_hh.shape[1]
     (w_r, w_z, w_n), (i_r, i_z, i_n), (h_r, h_z, h_n) = (weight.chunk(3) for weight in (w_hh, b_ih, b_hh))
     recurrent = torch.stack((w_n, w_r, w_z)).view(3, 1, hidden, hidden)
@@ -97,12 +95,48 @@ def flashing(backend: str, dtype: str) -> Callable[..., Tensor]:
     flashrnn: Any = importlib.import_module("flashrnn").flashrnn
 
     def run(x: Tensor, h0: Tensor, w_ih: Tensor, recurrent: Tensor, bias: Tensor) -> Tensor:
-        time, batch = x.shape[:2]
-        gx = linear(x, w_ih).view(time, batch, 3, 1, -1).transpose(0, 1)  # (B, T, gates, heads, H)
-        states = h0.view(1, batch, 1, 1, -1)
+        gx, states = flashrnn_inputs(x, h0, w_ih)
         found, _ = flashrnn(gx, recurrent, bias, states=states, function="gru", backend=backend, dtype=dtype)
-        y: Tensor = found[0].transpose(0, 1).reshape(time, batch, -1)
-        return y
+        return flashrnn_output(found)
+
+    return run
+
+
+def flashrnn_inputs(x: Tensor, h0: Tensor, w_ih: Tensor) -> tuple[Tensor, Tensor]:
+    """The input's product (B, T, gates, heads, H) and the state (1, B, 1, heads, H)."""
+    time, batch = x.shape[:2]
+    return linear(x, w_ih).view(time, batch, 3, 1, -1).transpose(0, 1), h0.view(1, batch, 1, 1, -1)
+
+
+def flashrnn_output(states: Tensor) -> Tensor:
+    """All states (1, B, T, heads, H) as y (T, B, H)."""
+    return states[0].transpose(0, 1).flatten(2)
+
+
+# FlashRNN2, a fork of FlashRNN with the same distribution name and tensor layout
+
+
+FLASHRNN2_MODULE = "flashrnn.flashrnn2.triton_basic"
+
+
+def flashrnn2_of(case: Case, device: torch.device) -> Recurrence:
+    need("flashrnn", device, "install the fork as docs/rivals.md says")
+    one_of("its kernel", case.dtype, ("fp16", "bf16"))
+    if case.mode == "train":
+        raise Unavailable("its GRU kernel has no backward pass")
+    if not 16 <= case.hidden <= 128:
+        raise Unavailable(f"its GRU kernel takes 16 to 128 hidden units, not {case.hidden}")
+    try:
+        kernel: Any = importlib.import_module(FLASHRNN2_MODULE)
+    except ModuleNotFoundError as error:
+        raise Unavailable(f"{error}; install the fork as docs/rivals.md says") from error
+    return Recurrence(flashing2(kernel.recurrence), flashrnn_weights)
+
+
+def flashing2(recurrence: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+    def run(x: Tensor, h0: Tensor, w_ih: Tensor, recurrent: Tensor, bias: Tensor) -> Tensor:
+        gx, initial = flashrnn_inputs(x, h0, w_ih)
+        return flashrnn_output(recurrence(gx, recurrent, bias, initial, "gru")[0])
 
     return run
 
@@ -118,11 +152,11 @@ def haste_of(case: Case, device: torch.device) -> Recurrence:
 
 
 def haste_weights(*weights: Tensor) -> Weights:
-    """Transposed, and the gates as z, r, n."""
+    """Transposed, with the gates in the order z, r, n."""
 
     def own(weight: Tensor) -> Tensor:
         r, z, n = weight.chunk(3)
-        return torch.cat((z, r, n)).t().contiguous()  # a bias stays what it is
+        return torch.cat((z, r, n)).t().contiguous()  # t() leaves a bias as it is
 
     return tuple(own(weight) for weight in weights)
 
@@ -155,6 +189,13 @@ PACKAGES = (
         "flashrnn(function='gru', backend='cuda') with one head, its alternating kernels, after one product for the "
         f"input; {EACH}",
         flashrnn_of,
+    ),
+    stacked(
+        FLASHRNN2,
+        "flashrnn",
+        "recurrence(cell='gru') of the fork 0z5a/flashrnn, its Triton kernel for inference, with one head, after one "
+        f"product for the input; {EACH}",
+        flashrnn2_of,
     ),
     stacked(
         HASTE,

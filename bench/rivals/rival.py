@@ -1,4 +1,4 @@
-"""What a rival is, and how one says that it cannot run a case."""
+"""What a rival is, and how it reports that it cannot run a case."""
 
 import importlib.metadata
 from collections.abc import Callable, Mapping
@@ -10,23 +10,23 @@ import tritongru
 from bench.measure.cases import Case
 from bench.measure.pair import Call, Pair, Step
 
-Steps = Mapping[str, Step]  # of ours and of nn.GRU
+Steps = Mapping[str, Step]  # of tritongru and nn.GRU
 
 
 class Unavailable(LookupError):
-    """A rival cannot run this case; the text is one sentence that says why."""
+    """A rival cannot run this case; the message is the reason, in one sentence."""
 
 
 @dataclass(frozen=True)
 class Rival:
-    """Something that nn.GRU's work is timed against."""
+    """An implementation that is timed beside nn.GRU."""
 
     name: str  # in rows
-    package: str | None  # the distribution whose version is named; None stands for torch itself
+    package: str | None  # the distribution whose version is reported; None: torch itself
     how: str  # one sentence: how it is called
-    same: bool  # nn.GRU's function of the same weights
-    make: Callable[[Case, Pair, Steps], Call]  # one call as a step makes it; raises Unavailable
-    # A module with nn.GRU's parameters, names included, that runs what the call runs; None if that is not checked.
+    same: bool  # computes nn.GRU's function with the same weights
+    make: Callable[[Case, Pair, Steps], Call]  # a call like a step's; raises Unavailable
+    # A module with nn.GRU's parameters under the same names that computes what the call computes; None: not checked.
     twin: Callable[[Call, torch.nn.Module], torch.nn.Module] | None = None
 
     def version(self) -> str:
@@ -39,7 +39,7 @@ class Rival:
 
 def installed(package: str) -> str | None:
     if package == tritongru.__name__:
-        return tritongru.__version__  # run from a checkout, too
+        return tritongru.__version__  # also when run from a checkout
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -47,7 +47,7 @@ def installed(package: str) -> str | None:
 
 
 def need(package: str, device: torch.device, remedy: str | None = None) -> None:
-    """The package, and a GPU."""
+    """Raises Unavailable unless the package is installed and the device is a GPU."""
     if installed(package) is None:
         raise Unavailable(f"{package} is not installed; {remedy or f'pip install {package}'}")
     if device.type != "cuda":

@@ -1,4 +1,4 @@
-"""One layer and direction at a time, made into nn.GRU's stack: what a user of such a kernel would write."""
+"""Builds nn.GRU's layers and directions from a kernel for one, as a user of that kernel would."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -23,17 +23,17 @@ def unchanged(*weights: Tensor) -> Weights:
 
 @dataclass(frozen=True)
 class Recurrence:
-    """One layer in one direction."""
+    """A kernel for one layer in one direction."""
 
-    run: Callable[..., Tensor]  # x (T, B, I), h0 (B, H), *weights of its own layout -> y (T, B, H)
+    run: Callable[..., Tensor]  # x (T, B, I), h0 (B, H), *weights in its own layout -> y (T, B, H)
     fold: Callable[..., Weights] = unchanged  # nn.GRU's w_ih, w_hh, b_ih, b_hh -> its own layout
     batch_first: bool = False  # x and y are (B, T, .)
-    dtype: torch.dtype | None = None  # of its tensors, where that is not the case's
+    dtype: torch.dtype | None = None  # of its tensors, if it differs from the case's
 
 
 class Stack(torch.nn.Module):
-    """All layers and directions of a GRU. Folded, it holds its weights in its own layout and takes inputs of that
-    layout and dtype, as a user of the package would; else it is called as nn.GRU is and has nn.GRU's parameters."""
+    """All layers and directions of a GRU. Folded, its weights and inputs have the kernel's own layout and dtype, as for
+    a user of the package; otherwise it has nn.GRU's parameters and is called like nn.GRU."""
 
     def __init__(self, gru: torch.nn.Module, recurrence: Recurrence, folded: bool) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Stack(torch.nn.Module):
             self.own.append(torch.nn.ParameterList(weight.clone() for weight in folded_weights))
 
     def native(self, module: torch.nn.Module) -> Iterator[list[Tensor]]:
-        """Of each layer and direction, in nn.GRU's order."""
+        """nn.GRU's weights for each layer and direction, in its order."""
         for layer, back in itertools.product(range(self.num_layers), ("", "_reverse")[: self.directions]):
             yield [getattr(module, f"{kind}_l{layer}{back}") for kind in NATIVE]
 
@@ -83,7 +83,7 @@ class Stack(torch.nn.Module):
 def stacked(
     name: str, package: str | None, how: str, recurrence_of: Callable[[Case, torch.device], Recurrence]
 ) -> Rival:
-    """A rival that is known by one layer and direction, with inputs prepared in its own layout."""
+    """A rival made of a kernel for one layer and direction, with inputs prepared in that kernel's layout."""
 
     def make(case: Case, pair: Pair, steps: Steps) -> Call:
         step = steps[THEIRS]

@@ -26,9 +26,9 @@ from tritongru.planning.plan import Plan
 
 COMPILE_LIMIT_S = 120.0
 CASE_LIMIT_S = 30.0
-STEPS_A_SECOND = 500  # that a limit allows for on top: of float64 forward and backward in torch's own loop
-RESERVE_S = 8.0  # with less than this left, no case is begun
-AGAIN_S = 20.0  # is left for ours where other people's code hangs: another process starts, and is asked without them
+STEPS_A_SECOND = 500  # added to a limit: float64 forward and backward in torch's own loop
+RESERVE_S = 8.0  # with less than this left, no case is started
+AGAIN_S = 20.0  # kept for ours if a rival hangs: a new process starts and is asked without rivals
 
 
 class Budget:
@@ -42,7 +42,7 @@ class Budget:
 
     @contextmanager
     def at_most(self, seconds: float) -> Iterator[None]:
-        """Inside, no more is left than this, whatever is left of the whole."""
+        """Inside, no more than this is left, however much is left in all."""
         before, self.end = self.end, min(self.end, time.monotonic() + seconds)
         try:
             yield
@@ -56,8 +56,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class Question:
-    """What a child process is asked about a case: "parity" or "speed"; or "ceilings", which are of none. With a plan,
-    ours is its launch. ``seed``: of all data."""
+    """A question to a child process about a case, "parity" or "speed"; or "ceilings", which concern no case. With a
+    plan, ours runs its launch. ``seed``: for all data."""
 
     what: str
     case: Case
@@ -76,7 +76,7 @@ def answer(question: Question) -> Any:
     device, case = here(), question.case
     torch.manual_seed(question.seed)
     if device.type == "cpu":
-        torch.set_num_threads(1)  # threads that wait for each other make more noise than there is to be seen
+        torch.set_num_threads(1)  # several threads make more noise than there is to measure
     make = builder(question.plan) if question.plan else build
     try:
         if question.what == "ceilings":
@@ -91,7 +91,7 @@ def answer(question: Question) -> Any:
 
 
 Say = Callable[[str], None]
-Ask = Callable[[str, Result, float], Any]  # asks what `answer` answers, with a limit in seconds
+Ask = Callable[[str, Result, float], Any]  # asks a question that `answer` answers, with a limit in seconds
 
 
 def say(line: str) -> None:
@@ -99,7 +99,7 @@ def say(line: str) -> None:
 
 
 def introduced(commit: str | None) -> tuple[Row, Device]:
-    """Where the rows of this run are made, said and returned, and the facts of the device."""
+    """The machine of this run, printed and returned, and the facts of the device."""
     device = device_facts(here())
     seed = secrets.randbits(48)
     if here().type == "cuda":
@@ -107,12 +107,12 @@ def introduced(commit: str | None) -> tuple[Row, Device]:
         say(f"{where['gpu']}, driver {where['driver']}, torch {where['torch']}, triton {where['triton']}.")
     else:
         where = facts(None, commit, None, seed)
-        say(f"There is no GPU here; one thread of {where['cpu']}, torch {where['torch']}.")
+        say(f"There is no GPU here; using one thread of {where['cpu']}, torch {where['torch']}.")
     return where, device
 
 
 def compile_all(jobs: Sequence[warm.Job], impl: str, budget: Budget, most_s: float = COMPILE_LIMIT_S) -> None:
-    """Compile at once for all jobs, and say what does not compile."""
+    """Compile for all jobs at once, and report what does not compile."""
     started = time.monotonic()
     failures = warm.warm(jobs, impl, min(most_s, budget.left() / 2))
     say(f"Compiled for {len(jobs)} cases in {time.monotonic() - started:.0f} s.")
@@ -121,9 +121,9 @@ def compile_all(jobs: Sequence[warm.Job], impl: str, budget: Budget, most_s: flo
 
 
 def asking(child: Child, impl: str, rivals: Callable[[Case], tuple[str, ...]], where: Row, budget: Budget) -> Ask:
-    """Asks a child process. Where other people's code spoils an answer, by a crash that takes the process along or by
-    the time that it takes, it is asked for without them, then for each of them alone; who fails alone is left out of
-    the rest of the run."""
+    """Asks a child process. If a rival spoils an answer, by a crash that ends the process or by taking too long, the
+    question is repeated without rivals and then for each of them alone; a rival that fails alone is left out of the
+    rest of the run."""
     broken: dict[str, str] = {}
 
     def put(question: Question, limit_s: float, spare_s: float = 0.0) -> Any:
@@ -181,9 +181,8 @@ def limit_of(case: Case) -> float:
 
 
 def examine(result: Result, ask: Ask, budget: Budget, most_s: float = math.inf) -> None:
-    """Parity, and speed if it is green. A case that fails is red, whatever was known of it before; one that its limit
-    stopped, that of a question or ``most_s`` for all of it, is cut off; one that the end of the budget stopped is left
-    out."""
+    """Parity, and speed if it is green. A case that fails is red, whatever its earlier result; one stopped by a limit,
+    of a question or ``most_s`` for the case, is cut off; one stopped by the end of the budget is left out."""
     with budget.at_most(most_s):
         late = _examine(result, ask, budget)
     if result.left_out and budget.left() >= RESERVE_S:
@@ -192,7 +191,7 @@ def examine(result: Result, ask: Ask, budget: Budget, most_s: float = math.inf) 
 
 
 def _examine(result: Result, ask: Ask, budget: Budget) -> str | None:
-    """Why it stopped early, if a question had no answer in time."""
+    """Returns why it stopped early, if a question had no answer in time."""
     for what in ("parity", "speed"):
         result.left_out = what
         if budget.left() < RESERVE_S:
@@ -218,7 +217,7 @@ def _examine(result: Result, ask: Ask, budget: Budget) -> str | None:
 
 
 def expected_floor(plan: Plan) -> float | None:
-    """Of the passes together; a program that serves several tiles hides what the exchange costs."""
+    """For both passes together; None if a program serves several tiles, which hides the cost of the exchange."""
     costs = [found.cost for found in (plan.forward, plan.backward) if found]
     if not exchanges(plan) or any(cost is None or cost.turns > 1 for cost in costs):
         return None
@@ -226,7 +225,7 @@ def expected_floor(plan: Plan) -> float | None:
 
 
 def rows_of(result: Result, impl: str, where: Row, ceilings: Ceilings | None = None) -> list[Row]:
-    """One for each implementation, for each rival that was timed or tried in vain, and for a peak without a time."""
+    """One for each implementation, for each rival that was timed or failed, and for a peak without a time."""
     case, plan, timed = result.case, result.plan, result.timed
     about: dict[str, dict[str, Any]] = {
         OURS: {"family": result.family, "plan": result.launch, "memory": result.memory, "parity": result.parity},

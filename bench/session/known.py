@@ -1,4 +1,4 @@
-"""What rows of the same machine and commit know, so that the same command goes on where the last one stopped."""
+"""Results from rows of the same machine and commit, so that the same command can resume a stopped one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.measure.rows import MACHINE_KEYS, Row, RowFile
 from bench.session.examine import RESERVE_S, Budget
 from bench.suites import Job
 
-SAME = (*MACHINE_KEYS, "commit")  # of a row that answers what this run would ask
+SAME = (*MACHINE_KEYS, "commit")  # equal in rows that this run need not measure again
 TIMES = ("ms", "spread", "rounds", "peak_mib")
 
 
@@ -25,12 +25,12 @@ def known_in(folder: Path, where: Row) -> list[Row]:
 
 
 def results_of(rows: Sequence[Row], jobs: Sequence[Job], impl: str) -> dict[str, Result]:
-    """Results by the names of cases, of those that need not be asked again: green and timed the last time that they
-    were asked, with a row of everybody that the job holds them against."""
+    """Results by case name, for cases that need not be measured again: green and timed in their last run, with a row of
+    every rival of the job."""
     found = {}
     for case, rivals in jobs:
         own = [row for row in rows if row["case"] == case.name]
-        # All that one run says of a case has one seed. Only of a forced path are there no rows of ours as shipped.
+        # The rows of a case from one run share a seed. Only a forced path has no rows of ours as shipped.
         runs = {seed: {row["impl"]: row for row in own if row["seed"] == seed} for seed in (row["seed"] for row in own)}
         runs = {seed: by for seed, by in runs.items() if (OURS in by) is (impl == "auto")}
         last = next(reversed(runs.values()), {})
@@ -58,7 +58,7 @@ def _result(case: Case, ours: Row, others: dict[str, Row]) -> Result:
 
 
 def calls_on_gpu(file: RowFile, where: Row, known: Sequence[Row], budget: Budget) -> Calls:
-    """What a call costs besides the device's work: from rows, and measured where there is none."""
+    """The costs of a call besides the device's work: from rows, otherwise measured."""
     ms = {row["case"]: row["ms"] for row in known if row["impl"] == OURS and row["ms"] is not None}
     calls = Calls(
         {name: 1000 * ms[name] for family in host.HIDDEN for name in host.names_of(family) if name in ms},

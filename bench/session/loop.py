@@ -1,4 +1,4 @@
-"""The loop for CPUs, call by call: what a child process answers, and the rows of it, on disk before the next begins."""
+"""The CPU loop, call by call: a child process's answers, and their rows, on disk before the next call begins."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from bench.rivals.on_cpu import groups
 from bench.session.examine import RESERVE_S, Budget, Say, say
 
 FLOORS_S = 60.0
-CELL_S = 150.0  # for all of a call, of which the largest takes some ten seconds on a quiet machine
-WORKLOAD_S = 400.0  # likewise of a workload: two minutes
-RIVALS_S = 240.0  # for rivals that are asked together, what they compile included
-RIVALS_ROUNDS_S = 0.8  # for their rounds beside ours, of which there are as few as three where a call is long
+CELL_S = 150.0  # for a call; the largest takes about ten seconds on a quiet machine
+WORKLOAD_S = 400.0  # for a workload; the largest takes two minutes
+RIVALS_S = 240.0  # for rivals that are asked together, compilation included
+RIVALS_ROUNDS_S = 0.8  # for their rounds beside ours; as few as three for long calls
 PEAK = "fma"  # as in bench/measure/cpu/floors.py, which needs llvmlite
-Peaks = dict[tuple[str, int], float]  # operations a second, by instruction set and threads
+Peaks = dict[tuple[str, int], float]  # operations per second, by instruction set and threads
 
 
 @dataclass
 class Session:
-    """``asked.sets`` are compared at once, side by side with torch's; ``threads``: of them one after another."""
+    """``asked.sets`` are measured together, interleaved with torch's; ``threads`` one after another."""
 
     asked: Asked
     threads: tuple[int, ...]
     file: RowFile
     where: Row
     budget: Budget
-    rows: list[Row] = field(default_factory=list)  # known from earlier commands, then those of this one
+    rows: list[Row] = field(default_factory=list)  # from earlier commands, then of this one
     red: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
-    broken: dict[str, str] = field(default_factory=dict)  # rivals that hung, and where: they are not asked again
+    broken: dict[str, str] = field(default_factory=dict)  # rivals that hung, and where: they are not run again
     peaks: Peaks | None = None
     say: Say = say
 
@@ -56,7 +56,7 @@ class Session:
         self.rows.append(row)
 
     def open_questions(self, cells: Sequence[Cell]) -> list[Question]:
-        """Of each call what rows do not know yet."""
+        """For each call what has no rows yet."""
         known, questions = self.known, []
         for cell in cells:
             open_ = [
@@ -95,8 +95,8 @@ class Session:
                 self.rivals(question, found, child)
 
     def rivals(self, question: Question, found: Sequence[Found], child: Child) -> None:
-        """What others take beside ours, in questions of their own: whatever becomes of them, the rows of ours are
-        there. Against what is red nobody is held."""
+        """The rivals' times beside ours, in separate questions: if they fail, our rows exist already. Nothing is
+        compared with a red result."""
         cell, threads = question.cell, tuple(one.threads for one in found)
         sets = tuple(isa for isa in question.sets if all(isa in one.times for one in found))
         for names in groups(cell) if sets else []:
@@ -124,12 +124,12 @@ class Session:
                     self.stood_beside(cell, one)
 
     def without(self, cell: Cell, names: Iterable[str], threads: Iterable[int], why: str) -> None:
-        """Of rivals that gave no answer."""
+        """Rows of rivals that gave no answer."""
         for one in threads:
             self.stood_beside(cell, Beside(one, load_now(), missing=dict.fromkeys(names, why)))
 
     def stood_beside(self, cell: Cell, found: Beside) -> None:
-        """Rows of the rivals, and that of ours once more, which has its ratio to each of them."""
+        """Rows of the rivals, and our row again, with the ratio to each of them."""
         rows = []
         for name in (*found.times, *found.missing):
             about = {"family": "torch", "parity": found.parities.get(name), "how": found.hows.get(name)}
@@ -144,13 +144,13 @@ class Session:
         self.say(rivals_line(rows))
 
     def floors(self, child: Child) -> Peaks:
-        """Measured by the child, and on disk; empty if that failed, which leaves the rows without a share of it."""
+        """Measured by the child and written to disk; empty if that failed: the rows then have no share of the peak."""
         load = load_now()
         try:
             limit_s = min(FLOORS_S, self.budget.left())
             found = child.ask("floors", self.asked.sets, self.threads, limit_s=limit_s, start_s=self.budget.to_start())
         except Failed as failed:
-            self.say(f"What the CPU can do was not measured: {failed}")
+            self.say(f"The CPU's peak rates were not measured: {failed}")
             return {}
         for one in found:
             self.append(floor_row(one, load, self.where))
@@ -167,7 +167,7 @@ class Session:
         self.say(line(rows))
 
     def failed(self, question: Question, why: str) -> None:
-        """No answer, for whatever reason: a row says which."""
+        """No answer: a row gives the reason."""
         cell = question.cell
         for threads in question.threads:
             for isa in question.sets:
@@ -188,7 +188,7 @@ def answer(what: str, *given: Any) -> Any:
 
 
 def rows_of(cell: Cell, found: Found, peaks: Peaks, where: Row) -> list[Row]:
-    """One for each instruction set of ours, timed or not, and for each of torch's."""
+    """One for each instruction set of ours, timed or not, and for each of torch's layers."""
     rows = []
 
     def make(impl: str, times: Times | None, **about: Any) -> Row:

@@ -1,4 +1,4 @@
-"""Kernels are compiled by many processes at once before anything is timed; Triton's disk cache carries them over."""
+"""Compile kernels in many processes at once before anything is timed; Triton's disk cache keeps them."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Job = tuple[Case, Build]
 
 
 def compile_cases(jobs: Sequence[Job], impl: str) -> None:
-    """One call of each case with its real sizes, so that whatever a plan derives from them is what gets compiled."""
+    """One call of each case with its real sizes, so that what a plan derives from them is compiled."""
     device = torch.device("cuda")
     failures = []
     for case, make in jobs:
@@ -37,7 +37,7 @@ def compile_cases(jobs: Sequence[Job], impl: str) -> None:
 
 
 def warm(jobs: Sequence[Job], impl: str, limit_s: float) -> dict[str, str]:
-    """Compile for all cases, one process per (hidden, dtype, mode); returns what failed, and why."""
+    """Compile for all cases, one process per (hidden, dtype, mode); returns failures, name -> reason."""
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         case = job[0]

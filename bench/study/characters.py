@@ -1,20 +1,19 @@
 """Training, end to end: a character model over real text, once with ``impl="torch"`` and once with ``impl="triton"``.
 
-The text is the language reference that Python's own help() shows, ``pydoc_data.topics`` of the standard library, so
+The text is the language reference shown by Python's own help(), ``pydoc_data.topics`` of the standard library, so
 nothing is downloaded. Both start from the same weights and see the same batches in the same order, for several seeds.
-All seeds see the same batches too: what varies over seeds is the initial weights alone, which makes their spread the
-smallest honest noise to hold a difference against.
+All seeds see the same batches too: only the initial weights vary, so the spread over seeds is the smallest noise that a
+difference can fairly be compared with.
 
-The verdict: over the second half of the curve, the mean absolute difference of the two at the same seed has to stay
-below the standard deviation over seeds of torch's curve (its mean over the same steps), for every seed. That is what
-"trains the same" means to a user, and it is blunt: tests/bench/test_characters.py compares step by step. No curve shows
-what Adam evens out (a gradient times a constant) or is never asked for (that of the initial state: the state is carried
-detached); these are for the parity tests.
+The verdict: over the second half of the curve, the mean absolute difference at the same seed must stay below the
+standard deviation of torch's curve over seeds (averaged over the same steps), for every seed. That is what "trains the
+same" means to a user, but it is coarse: tests/bench/test_characters.py compares step by step. No curve shows what Adam
+evens out (a gradient times a constant) or never sees (the gradient of the initial state, which is carried detached);
+the parity tests cover these.
 """
 
 import hashlib
 import importlib.util
-import json
 import math
 import os
 import platform
@@ -31,24 +30,24 @@ import torch
 from torch import Tensor, nn
 
 import tritongru
-from bench.measure.rows import Row, facts, file_name, number
+from bench.measure.rows import Row, append, facts, file_name, number
 from tritongru.planning.devices import device_facts
 from tritongru.planning.plan import Plan, fp32_precision, plan_on
 
 IMPLS = ("torch", "triton")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 HELD_OUT = 0.1  # of the text: its end
-POINTS = 6  # of the curve, in the table
+POINTS = 6  # of the curve that the table shows
 
 
 @dataclass(frozen=True)
 class Setup:
     hidden: int
     batch: int
-    time: int  # characters of a segment, over which gradients flow; the state is carried on without them
+    time: int  # characters of a segment, over which gradients flow; the state is carried on detached
     steps: int
     rate: float
-    unseen: int = 8  # segments of held-out text to look at in the end, at most
+    unseen: int = 8  # most segments of held-out text to evaluate at the end
     seeds: int = 3
     dtype: str = "fp32"  # a key of DTYPES; bf16 is autocast over fp32 weights
     memory: str = "save"
@@ -56,25 +55,25 @@ class Setup:
 
 ON_GPU = Setup(512, 32, 128, steps=300, rate=2e-3)
 ON_CPU = Setup(32, 16, 12, steps=40, rate=2e-2, unseen=2)  # Triton's interpreter takes about 0.3 s a step
-NARROWER = (176, 128, 64)  # where the plan has no kernel that trains 512
+NARROWER = (176, 128, 64)  # if no kernel trains 512
 
 
 @dataclass(frozen=True)
 class Text:
     name: str
-    characters: str  # each that occurs, in order: the vocabulary
-    training: Tensor  # (L,) int64, places in the vocabulary
+    characters: str  # the vocabulary, sorted
+    training: Tensor  # (L,) int64, indices into the vocabulary
     held_out: Tensor  # the same
 
     def entropy(self) -> float:
-        """Nats per character of who knows how often each occurs and nothing else."""
+        """Nats per character of a model that knows only how often each occurs."""
         counts = Counter(self.training.tolist())
         return -sum(n / len(self.training) * math.log(n / len(self.training)) for n in counts.values())
 
 
 def read_text() -> Text:
-    """The topics in alphabetical order. Several quote each other, and a paragraph counts only where it is met first:
-    none that is held out has been trained on."""
+    """The topics in alphabetical order. Several quote each other, so only the first copy of a paragraph is kept: none
+    that is held out has been trained on."""
     from pydoc_data.topics import topics
 
     paragraphs = dict.fromkeys(part.strip("\n") for name in sorted(topics) for part in topics[name].split("\n\n"))
@@ -103,7 +102,7 @@ class CharacterModel(nn.Module):
 
 
 def segments(ids: Tensor, batch: int, time: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass over a text as ``batch`` streams side by side: characters and the ones after them, each (T, B)."""
+    """One pass over a text as ``batch`` parallel streams: characters and the ones that follow them, each (T, B)."""
     length = len(ids) // batch
     streams = ids[: batch * length].view(batch, length).t().contiguous()
     for start in range(0, length - time, time):
@@ -152,8 +151,8 @@ def train(text: Text, setup: Setup, impl: str, seed: int, device: torch.device) 
 
 @dataclass(frozen=True)
 class Verdict:
-    difference: float  # mean over the curve's second half, of the seed where it is largest
-    noise: float  # standard deviation over seeds of torch's curve, mean over the same steps
+    difference: float  # mean over the curve's second half, for the worst seed
+    noise: float  # standard deviation of torch's curve over seeds, mean over the same steps
     largest: float  # difference at any step and seed
 
     @property
@@ -162,10 +161,10 @@ class Verdict:
 
 
 def judge(theirs: Sequence[Sequence[float]], ours: Sequence[Sequence[float]]) -> Verdict:
-    """Of curves, one for each seed, in the same order. What is not finite is no agreement."""
+    """Compare curves, one per seed, in the same order. A value that is not finite counts as a difference."""
     a, b = (torch.tensor(curves, dtype=torch.float64) for curves in (theirs, ours))
     if a.shape != b.shape or len(a) < 2:
-        raise ValueError(f"the same two seeds at least, and steps, are needed; got {list(a.shape)} and {list(b.shape)}")
+        raise ValueError(f"both need the same steps and seeds, at least two seeds; got {[*a.shape]}, {[*b.shape]}")
     second = slice(a.shape[1] // 2, None)
     apart = (a - b).abs()
     difference = apart[:, second].mean(dim=1).max()
@@ -178,7 +177,7 @@ def plan_of(setup: Setup, device: torch.device) -> Plan:
 
 
 def setup_for(device: torch.device, asked: dict[str, Any]) -> Setup:
-    """The device's sizes with what was asked for in their place; 512 units become the most that can be trained."""
+    """The device's default sizes, with those given in their place; 512 units are reduced to what a kernel can train."""
     wanted = {name: value for name, value in asked.items() if value is not None}
     setup = replace(ON_GPU if device.type == "cuda" else ON_CPU, **wanted)
     if device.type == "cuda" and "hidden" not in wanted:
@@ -188,7 +187,7 @@ def setup_for(device: torch.device, asked: dict[str, Any]) -> Setup:
 
 
 def refusal(text: Text, setup: Setup, device: torch.device) -> str:
-    """Why this cannot run, or an empty string."""
+    """Why this cannot run; empty if it can."""
     if importlib.util.find_spec("triton") is None:
         return "The package triton is not installed; install it with: pip install triton."
     if plan_of(setup, device).family == "torch":
@@ -196,27 +195,19 @@ def refusal(text: Text, setup: Setup, device: torch.device) -> str:
     longest = len(text.held_out) // setup.batch - 1
     if setup.time > longest:
         return (
-            f"{setup.batch} streams of the held-out text allow segments of {max(0, longest)} characters, not of "
-            f"{setup.time}; give a smaller --batch or --time."
+            f"{setup.batch} streams of the held-out text allow segments of {max(0, longest)} characters, not "
+            f"{setup.time}; pass a smaller --batch or --time."
         )
     return ""
 
 
 def curve_row(text: Text, setup: Setup, impl: str, seed: int, curve: Curve, family: str, where: Row) -> Row:
-    """One curve, with keys of its own beside the WHERE_KEYS of bench/measure/rows.py: it is no time of a case."""
+    """One curve, with its own keys beside the WHERE_KEYS of bench/measure/rows.py: it is not a time of a case."""
     shape = {"hidden": setup.hidden, "batch": setup.batch, "time": setup.time, "dtype": setup.dtype}
     precision = fp32_precision() if setup.dtype == "fp32" else None
     how = {"precision": precision, "memory": setup.memory, "rate": setup.rate, "text": text.name}
     found = {"losses": [number(loss) for loss in curve.losses], "held_out": number(curve.held_out)}
     return {"case": "characters", **shape, **how, "impl": impl, "family": family, **found, **where, "seed": seed}
-
-
-def append(path: Path, row: Row) -> None:
-    """On disk when it returns, as with bench.measure.rows.RowFile, which takes rows of cases alone."""
-    with path.open("ab") as file:
-        file.write((json.dumps(row, allow_nan=False) + "\n").encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def table(curves: dict[str, list[Curve]], verdict: Verdict) -> Iterator[str]:
@@ -234,10 +225,10 @@ def table(curves: dict[str, list[Curve]], verdict: Verdict) -> Iterator[str]:
         means = "".join(f"{statistics.fmean(values):>9.4f}" for values in (theirs, ours))
         yield f"{heading:<10}{means}{largest:>21.1e}{statistics.stdev(theirs):>17.1e}"
     yield f"Largest difference at the same seed and step: {verdict.largest:.1e} nats."
-    told, colour = ("below", "GREEN") if verdict.same else ("NOT below", "RED")
+    word, colour = ("below", "GREEN") if verdict.same else ("NOT below", "RED")
     yield (
-        f"Second half, worst seed: mean difference {verdict.difference:.1e}, {told} the {verdict.noise:.1e} of torch's "
-        f"standard deviation over seeds: {colour}."
+        f"Second half, worst seed: mean difference {verdict.difference:.1e}, {word} torch's standard "
+        f"deviation over seeds, {verdict.noise:.1e}: {colour}."
     )
 
 
@@ -250,15 +241,15 @@ def say(line: str) -> None:
 
 
 def characters(out: Path, commit: str | None, **asked: Any) -> int:
-    """Train, print the table, write the rows. ``asked``: fields of Setup, None where the device decides."""
+    """Train, print the table, write the rows. ``asked``: fields of Setup; None for the device's default."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         os.environ.setdefault("TRITON_INTERPRET", "1")  # before the kernels import Triton
-        torch.set_num_threads(1)  # two wait for each other more than they help at these sizes
+        torch.set_num_threads(1)  # a second one costs more in waiting than it gains at these sizes
     try:
         text = read_text()
     except ImportError:
-        say("This Python comes without pydoc_data, the text to train on; use one with its whole standard library.")
+        say("This Python has no pydoc_data, the text to train on; use one with the full standard library.")
         return 2
     setup = setup_for(device, asked)
     reason = refusal(text, setup, device)
@@ -270,7 +261,7 @@ def characters(out: Path, commit: str | None, **asked: Any) -> int:
         where = facts(torch.cuda.get_device_name(device), commit, device_facts(device).arch)
     families = {"torch": "torch", "triton": plan_of(setup, device).family}
     path = out / file_name("characters", where["gpu"], where["date"])
-    say(f"Text: {text.name}; {len(text.characters)} different ones, alone {text.entropy():.3f} nats each.")
+    say(f"Text: {text.name}; vocabulary {len(text.characters)}; {text.entropy():.3f} nats each by frequency alone.")
     place = where["gpu"] or "Triton's interpreter on the CPU"
     say(
         f"{place}, {setup.dtype}: hidden {setup.hidden}, batch {setup.batch}, "

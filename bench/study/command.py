@@ -1,4 +1,4 @@
-"""``python3 -m bench study``: choose a rate for each model, train all on all tasks, one JSON row per measurement."""
+"""``python -m bench study``: choose a learning rate for each model, then train all models on all tasks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import torch
 
 import tritongru
 from bench.measure.cpu.cells import counted
-from bench.measure.rows import Row, facts, file_name, lines_of, number
+from bench.measure.rows import Row, append, facts, file_name, lines_of, number
 from bench.measure.timing import CudaTimer, interleaved
-from bench.study.characters import append
 from bench.study.tasks import TASKS, Task
 from bench.study.training import (
     MODELS,
@@ -36,11 +35,11 @@ from tritongru.commands.training import CLIP, one_thread
 from tritongru.planning.devices import device_facts
 from tritongru.planning.plan import fp32_precision
 
-CHOOSING_SEED = 1000  # the first of those that choose: none of those that count
-FOLDER = "study"  # of its rows, beside those of cases
-UNENDING = 10**6  # steps of a schedule that a timing does not reach the end of
+CHOOSING_SEED = 1000  # the first seed for choosing; not among those that count
+FOLDER = "study"  # for its rows, beside those of cases
+UNENDING = 10**6  # steps of a schedule that no timing reaches the end of
 TIMED_S = 60.0
-# What makes two rows measurements of the same; the commit is left out.
+# Two rows with these keys alike measure the same thing; the commit is left out.
 SAME = (
     *("kind", "task", "model", "hidden", "batch", "time", "steps", "seed", "rate", "clip", "family", "threads"),
     *("gpu", "cpu", "torch"),
@@ -48,7 +47,7 @@ SAME = (
 
 
 def read(folder: Path) -> list[Row]:
-    """The rows of a folder; of two measurements of the same the later, in the order of writing."""
+    """The rows of a folder in the order of writing; of two measurements of the same thing, the later one."""
     found: dict[str, Row] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for row in lines_of(path):
@@ -62,7 +61,7 @@ def sameness(row: Row) -> str:
 
 
 class Study:
-    """Rows of one machine, of which those that a folder has already are not made again."""
+    """Rows of one machine; those that the folder already has are not measured again."""
 
     def __init__(self, out: Path, where: Row, device: torch.device) -> None:
         self.where, self.device = where, device
@@ -70,7 +69,7 @@ class Study:
         self.found = {sameness(row): row for row in read(out)}
 
     def about(self, task: Task, name: str, kind: str, seed: int | None, rate: float | None) -> Row:
-        """A row without what is measured."""
+        """A row without measured values."""
         setup = task.setup
         hidden = width(task, name)
         gpu = self.device.type == "cuda"
@@ -104,7 +103,7 @@ class Study:
         }
 
     def family(self, task: Task, name: str) -> str:
-        """What ran a GRU of ours; the others are torch's own."""
+        """The family that ran tritongru's GRU; the other models are torch's own."""
         if name != "GRU":
             return "torch"
         layer: Any = task.model(MODELS[name], task.setup.hidden)
@@ -130,7 +129,7 @@ class Study:
         return row
 
     def choose(self, task: Task, name: str) -> float:
-        """Of the rates the one with the smallest mean error on the validation part."""
+        """The rate with the smallest mean error on the validation part."""
         found: dict[float, float] = {}
         for rate in task.setup.rates:
             seeds = range(CHOOSING_SEED, CHOOSING_SEED + task.setup.choices)
@@ -139,7 +138,7 @@ class Study:
         return min(found, key=lambda rate: found[rate])
 
     def time_steps(self, task: Task, rates: dict[str, float]) -> None:
-        """A training step of each model in turn, so that a drift meets all alike, with torch's threads."""
+        """A training step of each model in turn, so that drift affects all alike, with torch's threads."""
         rows = {name: self.about(task, name, "step", None, None) for name in TIMED}
         if all(sameness(row) in self.found for row in rows.values()):
             return
@@ -148,11 +147,11 @@ class Study:
         timer = CudaTimer(self.device) if self.device.type == "cuda" else ClockTimer(self.device)
         for name, samples in interleaved(timer, calls, limit_s=TIMED_S).items():
             self.add(rows[name] | {"samples_ms": [number(sample) for sample in samples]})
-            say(f"  {name}, {counted(torch.get_num_threads())}: {statistics.median(samples):.2f} ms a training step")
+            say(f"  {name}, {counted(torch.get_num_threads())}: {statistics.median(samples):.2f} ms per training step")
 
 
 def mean_error(rows: Sequence[Row], key: str) -> float:
-    """Infinity if one of them is no number."""
+    """Infinity if one of them is missing."""
     errors = [row["errors"][key] for row in rows]
     return math.inf if None in errors else statistics.fmean(errors)
 
@@ -172,7 +171,7 @@ def say(line: str) -> None:
 def study(out: Path, commit: str | None, only: str, seeds: int | None, steps: int | None) -> int:
     names = [name for name in TASKS if only in name]
     if not names:
-        print(f"No task has {only!r} in its name; they are {', '.join(TASKS)}.", file=sys.stderr)
+        print(f"No task name contains {only!r}; the tasks are {', '.join(TASKS)}.", file=sys.stderr)
         return 2
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = facts(None, commit)
@@ -189,7 +188,6 @@ def study(out: Path, commit: str | None, only: str, seeds: int | None, steps: in
 
 def beside(out: Path, commit: str | None) -> int:
     """All tasks, with their rows in a folder beside those of cases."""
-    (out / FOLDER).mkdir(parents=True, exist_ok=True)
     return study(out / FOLDER, commit, "", None, None)
 
 
@@ -202,9 +200,9 @@ def run(own: Study, name: str, seeds: int | None, steps: int | None) -> int:
         print(f"The task {name} needs the package {error.name}, which is not installed.", file=sys.stderr)
         return 2
     errors = [f"{rule} {value:.4g}" for rule, found in task.baselines.items() for value in list(found.values())[:1]]
-    say(f"{name}: {setup.steps} steps, {setup.seeds} seeds; without learning: {', '.join(errors)}")
+    say(f"{name}: {setup.steps} steps, {setup.seeds} seeds; baselines: {', '.join(errors)}")
     with one_thread():
-        for model in MODELS:  # what is compiled or loaded at first use is no training
+        for model in MODELS:  # compiling and loading at first use are not training
             train(task, model, setup.rates[0], 0, own.device, steps=2, points=1)
         rates = {model: own.choose(task, model) for model in MODELS}
         for seed in range(setup.seeds):

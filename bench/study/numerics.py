@@ -1,13 +1,12 @@
 """How rounding errors grow with the length of a sequence: the kernels' rounding, emulated on a CPU by a plain loop.
 
-One layer, from the first step to the last. An implementation is a set of places where it rounds, and float64 with no
-rounding is the truth. What a GPU adds is left out: the order of its sums, and how its tensor cores accumulate.
-The loops are those of ``tritongru/reference.py`` with the roundings put in; shapes as there.
+One layer, from the first step to the last. An implementation is defined by where it rounds; float64 without rounding is
+the truth. Two things a GPU adds are left out: the order of its sums, and how its tensor cores accumulate.
+The loops and shapes are those of ``tritongru/reference.py``, with the roundings added.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,12 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.measure.rows import Row, facts, file_name, lines_of, number
+from bench.measure.rows import Row, append, facts, file_name, lines_of, number
 from tritongru.reference import Gates, Gradients
 
 HIDDEN, BATCH = 64, 8
 LENGTHS = tuple(4**power for power in range(8))  # 1 to 16,384
-MEMORY = 4096  # longest time constant of the weights that remember long, in steps
+MEMORY = 4096  # longest time constant of the `long` weights, in steps
 SCALE = 2.0**16  # the scale of the loss that torch.amp.GradScaler starts with
 ERRORS = ("error_y", "error_dx", "error_dh0", "error_dw_hh")
 SHARES = ("zero", "subnormal", "overflow", "largest")
@@ -40,7 +39,7 @@ def keep(x: Tensor) -> Tensor:
 
 
 def to_tf32(x: Tensor) -> Tensor:
-    """fp32 values with 10 explicit bits of mantissa, to nearest, ties to even; what is not finite stays."""
+    """fp32 values with 10 explicit bits of mantissa, to nearest, ties to even; values that are not finite stay."""
     bits, last = x.view(torch.int32), 1 << DROPPED
     nearest = (bits + (last // 2 - 1) + (bits >> DROPPED & 1)) & -last
     return torch.where(x.isfinite(), nearest.view(torch.float32), x)
@@ -55,19 +54,19 @@ def to_bf16(x: Tensor) -> Tensor:
 
 
 def short_sigmoid(x: Tensor) -> Tensor:
-    """The kernels' for 16-bit storage (``tritongru/kernels/gates.py``). A z next to 1 is so close to fp32's last bits
-    that those of another sigmoid round to other 16-bit values of z - 1."""
+    """The kernels' sigmoid for 16-bit storage (``tritongru/kernels/gates.py``). Near 1, the last bits of fp32 matter:
+    another sigmoid would round to other 16-bit values of z - 1."""
     return torch.rsqrt(1 + torch.exp2(x * -1.4426950408889634)).square()
 
 
 def short_tanh(x: Tensor) -> Tensor:
-    """The kernels' for 16-bit storage: x itself next to 0."""
+    """The kernels' tanh for 16-bit storage: x itself near 0."""
     return torch.where(x.abs() < 0.015625, x, 2 * short_sigmoid(2 * x) - 1)
 
 
 def kept(store: Round) -> Round:
-    """z as the backward rebuilds it from what the kernels save (``tritongru/kernels/gates.py``): z or, from 1/2 on,
-    z - 1; 1 stays 1. ``store`` rounds to the storage dtype."""
+    """z as the backward pass rebuilds it from what the kernels save (``tritongru/kernels/gates.py``): z below 1/2 and
+    z - 1 from there on; 1 stays 1. ``store`` rounds to the storage dtype."""
 
     def rebuilt(z: Tensor) -> Tensor:
         return torch.where((z < 0.5) | (z >= 1), store(z), store(z - 1) + 1)
@@ -75,7 +74,7 @@ def kept(store: Round) -> Round:
     return rebuilt
 
 
-# How a product ``a @ b`` is made, as a function of a; sums are fp32's
+# How a product ``a @ b`` is computed, as a function of a; sums are in fp32
 
 
 def plain(b: Tensor) -> Product:
@@ -88,7 +87,7 @@ def one_tf32(b: Tensor) -> Product:
 
 
 def three_tf32(b: Tensor) -> Product:
-    """fp32 products from three TF32 ones: of the leading halves, and of each with the other's remainder."""
+    """fp32 products from three TF32 ones: the leading parts, and each leading part with the other's remainder."""
     b_high = to_tf32(b)
     b_low = to_tf32(b - b_high)
 
@@ -102,7 +101,7 @@ def three_tf32(b: Tensor) -> Product:
 
 @dataclass(frozen=True)
 class Rounding:
-    """Where an implementation rounds; by default nowhere but in the dtype of the tensors it is given."""
+    """Where an implementation rounds; by default only in the dtype of the tensors it is given."""
 
     store: Round = keep  # gx, the operand of the recurrent product, y, dgx, dgh and every gradient
     gates: Round = keep  # r, n and a between forward and backward
@@ -112,7 +111,7 @@ class Rounding:
     outside: Callable[[Tensor], Product] = plain  # products over all steps
     sigmoid: Round = torch.sigmoid
     tanh: Round = torch.tanh
-    recompute: bool = False  # the gates are made anew for the backward, from stored products and states
+    recompute: bool = False  # the gates are recomputed for the backward pass, from stored products and states
 
 
 NOWHERE = Rounding()
@@ -121,7 +120,7 @@ GATES, AS_IT_IS, RECOMPUTE = "ours, gates saved in fp32", "ours, z saved as it i
 
 
 def in_16_bit(store: Round) -> dict[str, Rounding]:
-    """Ours with ``memory="save"``, and with one decision changed."""
+    """Ours with ``memory="save"``, and variants with one decision changed."""
     ours = Rounding(store, store, kept(store), sigmoid=short_sigmoid, tanh=short_tanh)
     return {
         OURS: ours,
@@ -151,7 +150,7 @@ def storage_of(form: str) -> str:
 
 
 class Layer(NamedTuple):
-    """What a call is given; ``dy`` is the gradient of y, and that of hn is zero."""
+    """The arguments of a call; ``dy`` is the gradient of y, and the gradient of hn is zero."""
 
     x: Tensor
     h0: Tensor
@@ -166,7 +165,7 @@ class Layer(NamedTuple):
 
 
 def forward(at: Rounding, layer: Layer) -> tuple[Tensor, Tensor, Gates]:
-    """``(y, hn, gates)`` as they are stored."""
+    """``(y, hn, gates)`` as stored."""
     x, h0, w_ih, w_hh, b_ih, b_hh, _ = layer
     T, B, H = *x.shape[:2], h0.shape[1]
     gx = at.store(at.outside(w_ih.t())(x.flatten(0, 1)) + b_ih).view(T, B, 3 * H)
@@ -192,7 +191,7 @@ def forward(at: Rounding, layer: Layer) -> tuple[Tensor, Tensor, Gates]:
 
 
 def backward(at: Rounding, layer: Layer, y: Tensor, gates: Gates) -> tuple[Gradients, Tensor]:
-    """The gradients as they are stored, and dgh before it is rounded. The factors of dh are made before the loop."""
+    """The gradients as stored, and dgh before rounding. The factors of dh are computed before the loop."""
     x, h0, w_ih, w_hh, _, _, dy = layer
     h_prev = torch.cat((h0[None], y[:-1]))
     r, z, n, a = gates
@@ -221,7 +220,7 @@ def backward(at: Rounding, layer: Layer, y: Tensor, gates: Gates) -> tuple[Gradi
 
 
 def torch_cpu(dtype: torch.dtype, layer: Layer) -> tuple[Tensor, Gradients]:
-    """The y and gradients of torch.nn.GRU in this dtype, run for real."""
+    """y and the gradients of torch.nn.GRU in this dtype, not emulated."""
     gru = torch.nn.GRU(layer.x.shape[2], layer.h0.shape[1], dtype=dtype)
     for parameter, value in zip(gru.parameters(), layer[2:6], strict=True):
         parameter.data.copy_(value)
@@ -235,8 +234,8 @@ def torch_cpu(dtype: torch.dtype, layer: Layer) -> tuple[Tensor, Gradients]:
 
 
 def layer_of(weights: str, dtype: torch.dtype, seed: int, steps: int, hidden: int = HIDDEN) -> Layer:
-    """Random numbers that the storage dtype has, in float64. ``default``: weights as torch initialises them. ``long``:
-    the update gates' biases are log u with u uniform in [1, MEMORY), so that a unit forgets in about u steps."""
+    """Random numbers representable in the storage dtype, in float64. ``default``: weights as torch initialises them.
+    ``long``: the update gates' biases are log u, u uniform in [1, MEMORY), so that a unit forgets in about u steps."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -265,7 +264,7 @@ def relative(found: Tensor, exact: Tensor) -> float:
 
 
 def errors(y: Tensor, found: Gradients, exact_y: Tensor, exact: Gradients) -> Row:
-    """Of the last step's y, and of gradients."""
+    """For the last step's y, and for the gradients."""
     pairs = ((y[-1], exact_y[-1]), (found.x, exact.x), (found.h0, exact.h0), (found.w_hh, exact.w_hh))
     return dict(zip(ERRORS, (relative(*pair) for pair in pairs), strict=True))
 
@@ -294,13 +293,13 @@ def growth(weights: str, seed: int, lengths: tuple[int, ...], hidden: int = HIDD
 
 
 def gradients_of(at: Rounding, layer: Layer, y: Tensor, gates: Gates, steps: int) -> tuple[Gradients, Tensor]:
-    """Of the first steps alone, whose forward pass is a part of the whole one."""
+    """For the first steps alone, whose forward pass is a part of the whole one."""
     return backward(at, cut(layer, steps), y[:steps], Gates(*(gate[:steps] for gate in gates)))
 
 
 def underflow(weights: str, seed: int, lengths: tuple[int, ...], hidden: int = HIDDEN) -> Iterator[Row]:
-    """A row for each 16-bit format, length and scale of the loss, which is the mean of (y - random)^2 over everything:
-    how much of dgh the format has no normal number for, and what becomes of dW_hh."""
+    """A row for each 16-bit format, length and scale of the loss, the mean of (y - random)^2 over everything: how much
+    of dgh is not a normal number of the format, and the error of dW_hh."""
     for form in ("fp16", "bf16"):
         dtype, at = STORAGE[form], FORMATS[form][OURS]
         exact = layer_of(weights, dtype, seed, lengths[-1], hidden)
@@ -319,7 +318,7 @@ def underflow(weights: str, seed: int, lengths: tuple[int, ...], hidden: int = H
 
 
 def shares(dgh: Tensor, dtype: torch.dtype) -> Row:
-    """Of all values: which become zero, a subnormal number or infinite; and the largest."""
+    """Shares of the values that become zero, subnormal or infinite; and the largest value."""
     stored = dgh.to(dtype).float().abs()
     tiny = torch.finfo(dtype).tiny
     masks = (stored == 0) & (dgh != 0), (stored > 0) & (stored < tiny), ~stored.isfinite()
@@ -336,31 +335,31 @@ def name_of(row: Row) -> str:
 
 
 def whole(found: Row, where: Row) -> Row:
-    """With every key, in their order."""
+    """With every key, in order."""
     row = dict.fromkeys(KEYS) | {"hidden": HIDDEN, "batch": BATCH} | found | {key: where[key] for key in KEYS[-3:]}
     numbers = {key: number(row[key]) for key in (*ERRORS, *SHARES)}
     return row | numbers | {"case": name_of(row)}
 
 
 def run(seeds: int, steps: int, out: Path, commit: str | None) -> int:
-    """Append the rows of all that is measured, one by one."""
+    """Measure everything and append the rows, set by set."""
     where: dict[str, Any] = facts(None, commit)
     path = out / file_name("numerics", None, where["date"])
     lengths = tuple(length for length in LENGTHS if length <= steps)
     torch.set_num_threads(1)  # the products are too small to share
-    print("Relative errors against float64, emulated on a CPU; a line for each finished set.", flush=True)
+    print("Relative errors against float64, emulated on a CPU; one line for each finished set.", flush=True)
     for seed in range(seeds):
         for measure, weights in ((growth, "default"), (growth, "long"), (underflow, "default")):
             found = [whole(row, where) for row in measure(weights, seed, lengths)]
-            with path.open("a") as file:
-                file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in found)
+            for row in found:
+                append(path, row)
             print(f"  {measure.__name__}, {weights} weights, seed {seed}: {len(found)} rows", flush=True)
     print(f"Rows: {path}")
     return 0
 
 
 def read(folder: Path) -> list[Row]:
-    """The rows of a folder; of rows about the same thing the one written last."""
+    """The rows of a folder; of rows about the same thing, the one written last."""
     latest: dict[tuple[Any, ...], Row] = {}
     for path in sorted(folder.glob("numerics-*.jsonl")):
         for written in lines_of(path):

@@ -1,4 +1,4 @@
-"""What a few seeds can tell: means with 95 % confidence intervals by Student's t, and words that stay within them."""
+"""Statistics over a few seeds: means with 95 % confidence intervals by Student's t, and cautious words for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Interval:
 
 
 def within(t: float, freedom: int) -> float:
-    """The probability that Student's t of so many degrees of freedom lies between -t and t, for t >= 0.
+    """The probability that Student's t with ``freedom`` degrees of freedom lies between -t and t, for t >= 0.
 
     The finite sums of Abramowitz and Stegun, "Handbook of mathematical functions", 26.7.3 and 26.7.4."""
     angle = math.atan2(t, math.sqrt(freedom))
@@ -32,7 +32,7 @@ def within(t: float, freedom: int) -> float:
 
 
 def quantile(freedom: int, level: float = LEVEL) -> float:
-    """The t with ``level`` of all between -t and t, by bisection."""
+    """The t with probability ``level`` between -t and t, by bisection."""
     low, high = 0.0, 1.0
     while within(high, freedom) < level:
         high *= 2
@@ -43,36 +43,36 @@ def quantile(freedom: int, level: float = LEVEL) -> float:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Of the mean of what these are draws of.
+    """Of the mean of the distribution that the values are drawn from.
 
     Raises:
-        ValueError: with fewer than two, of which nobody can tell how much they vary.
+        ValueError: for fewer than two values, which say nothing about their variation.
     """
     if len(values) < 2:
-        raise ValueError(f"an interval needs two values at least; got {len(values)}")
+        raise ValueError(f"an interval needs at least two values; got {len(values)}")
     mean = statistics.fmean(values)
     half = quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half)
 
 
 def geometric(values: Sequence[float]) -> Interval:
-    """Of the geometric mean, for values above zero that differ by factors."""
+    """Of the geometric mean, for positive values that differ by factors."""
     logs = interval([math.log(value) for value in values])
     return Interval(math.exp(logs.mean), math.exp(logs.low), math.exp(logs.high))
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Of the mean difference first - second, of values that belong together one by one."""
+    """Of the mean difference first - second of paired values."""
     return interval([a - b for a, b in zip(first, second, strict=True)])
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Of the geometric mean of first / second, of values that belong together one by one."""
+    """Of the geometric mean of first / second of paired values."""
     return geometric([a / b for a, b in zip(first, second, strict=True)])
 
 
 def difference_in_words(found: Interval, unit: str = "", form: str = ".3g") -> str:
-    """Which way a difference goes, only if its interval leaves out zero."""
+    """The direction of a difference, only if its interval excludes zero."""
     if found.low <= 0 <= found.high:
         return f"no difference was found (95 % interval {found.low:{form}} to {found.high:{form}}{unit})"
     word = "larger" if found.low > 0 else "smaller"
@@ -81,7 +81,7 @@ def difference_in_words(found: Interval, unit: str = "", form: str = ".3g") -> s
 
 
 def ratio_in_words(found: Interval, more: str = "larger", less: str = "smaller") -> str:
-    """Which way a ratio goes, only if its interval leaves out one."""
+    """The direction of a ratio, only if its interval excludes one."""
     low, high = found.low, found.high
     if low <= 1 <= high:
         return f"no difference was found (95 % interval of the ratio {_factor(low)} to {_factor(high)})"

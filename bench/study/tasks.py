@@ -1,6 +1,6 @@
-"""The three tasks of the study: what is learned, from where, and what counts as an error.
+"""The three tasks of the study: what is learned, from which data, and how errors are measured.
 
-Each has a part that is held out from everything, and chooses its rates on a part of the training data alone.
+Each holds out a part of its data entirely, and chooses learning rates on a part of the training data.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Setup:
     time: int
     steps: int  # of the optimiser
     seeds: int
-    rates: tuple[float, ...]  # highest rates of the schedule, from which each model gets one
-    choices: int = 1  # trainings for each rate, from whose mean error it is chosen
+    rates: tuple[float, ...]  # peak rates of the schedule to choose from, for each model
+    choices: int = 1  # trainings for each rate; their mean error decides
 
 
-# By the names of rules and models without a network, the errors that a model is held against.
+# By the names of rules and models without a network, the errors that a model is compared with.
 Baselines = Mapping[str, Mapping[str, float]]
 
 
@@ -40,18 +40,18 @@ class Task(Protocol):
 
     name: str
     setup: Setup
-    epoch: int  # steps of the optimiser that go once through the training data, or a number that is called so
+    epoch: int  # optimiser steps in one pass over the training data, or a nominal number
     baselines: Baselines
 
     def model(self, layer: Layer, hidden: int) -> nn.Module: ...
 
     def losses(self, model: nn.Module, seed: int, choosing: bool) -> Iterator[Tensor]:
-        """The loss of one batch after the other without end, each computed when it is asked for. ``choosing``: on the
-        training data without its validation part."""
+        """The losses of endless batches, each computed on request. ``choosing``: on the training data without its
+        validation part."""
         ...
 
     def errors(self, model: nn.Module, choosing: bool) -> dict[str, float]:
-        """On the held-out part, or on the validation part if ``choosing``. The first is the one that counts."""
+        """On the held-out part, or on the validation part if ``choosing``. The first error decides."""
         ...
 
 
@@ -66,13 +66,13 @@ class Electricity:
         steps=552,
         seeds=10,
         rates=(1.25e-3, 2.5e-3, 5e-3, 1e-2, 2e-2),
-        choices=3,  # of one rate, errors on the validation part differ by a tenth from seed to seed
+        choices=3,  # validation errors of one rate differ by a tenth from seed to seed
     )
 
     def __init__(self, setup: Setup, device: torch.device) -> None:
         self.setup = setup
         series = forecast.read_series()
-        # For the choice of a rate the series ends where the held-out weeks begin; the weeks before stand in for them.
+        # To choose a rate, the series ends where the held-out weeks begin; the weeks before stand in for them.
         self.whole, self.seen = (
             forecast.make_task(series, device),
             forecast.make_task(series[: -forecast.HELD_OUT], device),
@@ -99,13 +99,13 @@ def _misses(truth: Tensor, found: Tensor) -> dict[str, float]:
 
 class Adding:
     """The adding problem (Hochreiter and Schmidhuber, "Long short-term memory", 1997), in the form of later work: a
-    sequence of random numbers in [0, 1], of which one in each half is marked; the target is the sum of the two."""
+    sequence of random numbers in [0, 1], one of them marked in each half; the target is the sum of the two."""
 
     name = "adding"
     setup = Setup(hidden=64, batch=64, time=50, steps=2000, seeds=5, rates=(5e-3, 1e-2, 2e-2, 4e-2, 8e-2))
-    unseen = 2000  # sequences that are held out, and as many to choose by
-    epoch = 100  # no sequence comes twice: so many steps are called one
-    # No seed of a training run is as large, so none of these sequences is met in training. torch's generator keeps 32
+    unseen = 2000  # held-out sequences, and as many for validation
+    epoch = 100  # nominal: no sequence comes twice
+    # No training run has so large a seed, so none of these sequences occurs in training. torch's generator keeps 32
     # bits of a seed: 2**40 would be 0.
     held_out_seed, validation_seed = 2**31, 2**31 + 1
 
@@ -115,7 +115,7 @@ class Adding:
             additions(torch.Generator().manual_seed(seed), setup.time, self.unseen)
             for seed in (self.held_out_seed, self.validation_seed)
         )
-        # Of who always says 1, the mean of a sum of two such numbers: about its variance, which is 1/6.
+        # Always answering 1, the mean of a sum of two such numbers, has about the sum's variance as its error, 1/6.
         self.baselines: Baselines = {"always 1": {"mse": (self.held_out[1] - 1).square().mean().item()}}
 
     def model(self, layer: Layer, hidden: int) -> nn.Module:
@@ -159,7 +159,7 @@ class Sum(nn.Module):
 
 
 class Characters:
-    """The next character of the language reference that Python's own help() shows (bench/study/characters.py)."""
+    """The next character of the language reference shown by Python's help() (bench/study/characters.py)."""
 
     name = "characters"
     setup = Setup(hidden=128, batch=32, time=50, steps=800, seeds=5, rates=(2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2))
@@ -177,7 +177,7 @@ class Characters:
         return Reader(layer, len(self.text.characters), hidden)
 
     def losses(self, model: nn.Module, seed: int, choosing: bool) -> Iterator[Tensor]:
-        """The text from its start on: batches do not depend on the seed, only initial weights do."""
+        """The text from its start: only the initial weights depend on the seed, batches do not."""
         while True:
             state = None
             for ids, next_ids in segments(self.seen if choosing else self.training, self.setup.batch, self.setup.time):
@@ -203,7 +203,7 @@ def _nats(model: nn.Module, ids: Tensor, next_ids: Tensor, state: Any) -> tuple[
 class Reader(nn.Module):
     """From characters (T, B) and a state to logits of the next characters (T, B, C) and the next state."""
 
-    width = 64  # of the embedding, for every model the same
+    width = 64  # of the embedding, the same for every model
 
     def __init__(self, layer: Layer, characters: int, hidden: int) -> None:
         super().__init__()

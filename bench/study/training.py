@@ -1,4 +1,4 @@
-"""Training one model of a task, the same way for all, and what of it is measured."""
+"""Training one model of a task, the same way for all, and what is measured."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bench.study.tasks import Task
 from tritongru.commands.forecast import Layer
 from tritongru.commands.training import Steps
 
-SMALL = "small LSTM"  # of about as many parameters as the GRU has
-OF_TORCH = "nn.GRU"  # the GRU's function through torch's own layer, of which the time alone is another
+SMALL = "small LSTM"  # with about as many parameters as the GRU
+OF_TORCH = "nn.GRU"  # the same function as GRU by torch's own layer; only its time is measured
 MODELS: dict[str, Layer] = {"GRU": tritongru.GRU, "LSTM": nn.LSTM, SMALL: nn.LSTM, "RNN": nn.RNN}
 TIMED: dict[str, Layer] = MODELS | {OF_TORCH: nn.GRU}
-POINTS = 12  # of a curve, besides its start
+POINTS = 12  # of a curve, after its start
 
 
 def parameters(model: nn.Module) -> int:
@@ -27,7 +27,7 @@ def parameters(model: nn.Module) -> int:
 
 
 def width(task: Task, name: str) -> int:
-    """The hidden size of a model: the task's, or the one with which ``SMALL`` is nearest to the GRU in parameters."""
+    """The hidden size of a model: the task's, or for ``SMALL`` the one nearest to the GRU in parameters."""
     hidden = task.setup.hidden
     if name != SMALL:
         return hidden
@@ -41,7 +41,7 @@ def width(task: Task, name: str) -> int:
 
 
 class Training:
-    """A model with its optimiser on its way. The seed decides initial weights and batches."""
+    """A model and its optimiser in training. The seed decides initial weights and batches."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Training:
         steps: int,
         choosing: bool = False,
     ) -> None:
-        hidden = width(task, name)  # builds models, too, so before the seed
+        hidden = width(task, name)  # builds models, so it comes before the seed
         torch.manual_seed(seed)
         self.model = task.model(TIMED[name], hidden).to(device)
         self.step = Steps(self.model, task.losses(self.model, seed, choosing), rate, steps)
@@ -91,7 +91,7 @@ def train(
 
 
 def clock_of(device: torch.device, threads: int) -> str:
-    """On one thread of a CPU the time that this process had, whatever else its machine did."""
+    """On one CPU thread, the process's CPU time, which other load does not enter."""
     return "process" if device.type == "cpu" and threads == 1 else "wall"
 
 
@@ -103,7 +103,7 @@ def now(device: torch.device) -> float:
 
 
 class ClockTimer:
-    """As bench.measure.timing.CpuTimer, by the clock of the study."""
+    """Like bench.measure.timing.CpuTimer, with the study's clock."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

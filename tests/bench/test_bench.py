@@ -1,5 +1,6 @@
-"""The benchmark room: rows that are whole, times only of what is right, and a run that survives its cases."""
+"""The benchmarks: complete rows, times only for correct results, and a run that survives its cases."""
 
+import argparse
 import contextlib
 import copy
 import dataclasses
@@ -20,6 +21,7 @@ from torch import nn
 
 from bench import rivals, suites
 from bench.analysis import report, targets
+from bench.arguments import folder
 from bench.calls import host
 from bench.commands import gate
 from bench.measure import ceilings, children, pair, parity, rows, timing
@@ -507,7 +509,7 @@ def test_a_case_without_an_answer_is_recorded_and_the_run_goes_on(tmp_path, stag
     assert [row["ms"] for row in read if row["case"] == FORWARD.name] == [1.0, 2.0]
     (reason,) = (row["reason"] for row in read if (row["case"], row["impl"]) == (TRAIN.name, "tritongru"))
     assert reason == (f"{stage}: {why}" if late else why)
-    cut = f"Cut off by their limit, which says nothing of the kernels: {TRAIN.name} ({stage})"
+    cut = f"Cut off by their time limit, no verdict on the kernels: {TRAIN.name} ({stage})"
     assert (cut in lines) is late
     assert (f"Red: {TRAIN.name}: {why}" in lines) is not late
     assert f"{int(not late)} red, 0 slower, 0 left out" in lines[-1]
@@ -517,7 +519,7 @@ def test_a_case_without_an_answer_is_recorded_and_the_run_goes_on(tmp_path, stag
 def test_a_spent_budget_leaves_cases_out_by_name(tmp_path):
     code, read, lines = run(tmp_path, fixed(), seconds=examine.RESERVE_S / 2)
     assert (code, read) == (1, [])
-    assert f"No time for the parity of: {TRAIN.name}, {FORWARD.name}" in lines
+    assert f"No time to check: {TRAIN.name}, {FORWARD.name}" in lines
 
 
 def test_a_budget_that_ends_between_the_stages_keeps_the_parity(tmp_path, monkeypatch):
@@ -526,7 +528,7 @@ def test_a_budget_that_ends_between_the_stages_keeps_the_parity(tmp_path, monkey
     code, read, lines = run(tmp_path, fixed(), cases=(TRAIN,))
     assert code == 1
     assert [(row["ms"], row["parity"]) for row in read] == [(None, 0.4), (None, 0.3)]
-    assert f"No time for the speed of: {TRAIN.name}" in lines
+    assert f"No time to measure the speed of: {TRAIN.name}" in lines
     assert f"  {TRAIN.name}: parity 0.400, resident, not timed" in lines
 
 
@@ -558,9 +560,9 @@ def test_a_wide_case_is_held_against_rivals_and_those_that_fail_are_missing_with
     assert found["nn.GRU[graph]"]["ms"] is found["floor"]["ms"] is None
     (line,) = (line for line in lines if line.startswith(f"  {case.name}: "))
     assert "nn.LSTM " in line
-    assert line.endswith("; no floor, nn.GRU[graph]")
-    assert "No time of floor: the resident family has no exchange (1 case)" in lines
-    assert "No time of nn.GRU[graph]: a CUDA graph needs a GPU (1 case)" in lines
+    assert line.endswith("; no time for floor, nn.GRU[graph]")
+    assert "No time for floor: the resident family has no exchange (1 case)" in lines
+    assert "No time for nn.GRU[graph]: a CUDA graph needs a GPU (1 case)" in lines
     assert found["floor"]["reason"] == "the resident family has no exchange"
     assert lines[-1].startswith("Verdict")
 
@@ -703,7 +705,7 @@ def test_rows_of_a_training_step_are_of_both_loops():
     assert made["tritongru"]["predicted_us"] == pytest.approx(1.7 + 2.6)
     assert made["nn.GRU"]["predicted_us"] == 14.0
     assert made["floor"]["predicted_us"] == pytest.approx(1.1 + 1.5 + 2 * cost_model.L2_LATENCY_US)
-    assert "4.000 us a step (expected 4.30)" in report.line(result)
+    assert "4.000 us per step (expected 4.30)" in report.line(result)
 
 
 # The end of a run
@@ -744,7 +746,7 @@ def test_the_last_page_shows_small_cases_grids_means_and_targets():
     ]
     assert any("named fp32 train" in line and "gru-qat 3.00x (21)" in line for line in lines)
     for mode in ("forward", "train"):
-        at = lines.index(f"bf16 {mode}, T=512: us a step, x nn.GRU, / floor")
+        at = lines.index(f"bf16 {mode}, T=512: us per step, x nn.GRU, / floor")
         assert lines[at + 5] == "H=768   " + "1.95 4.00x /1.3".rjust(19) * 5
         assert any(f"wide bf16 {mode}" in line and "nn.GRU 4.00x (31 cases" in line for line in lines)
     assert any("floor 0.75x (31)" in line and "LSTM" not in line for line in lines)
@@ -765,7 +767,7 @@ def test_a_ratio_inside_its_spread_is_about_one_wherever_a_run_prints_it(theirs,
             own["spread"] = 0.1
         assert f", nn.GRU {text}, nn.GRU[graph] {text}" in report.line(result)
         _, lines = ending([result])
-        page = lines[: lines.index("Geometric means of the others' time over ours:")]
+        page = lines[: lines.index("Geometric means of the others' times over ours:")]
         assert sum(text in line for line in page) == 1
         assert not any(f"{theirs:.2f}" in line for line in page if text not in line)
         assert any(f"nn.GRU {theirs:.2f}x (1 cases" in line for line in lines), "a mean stays a number"
@@ -976,11 +978,11 @@ def bench(*arguments):
         (["gate", "--budget", "soon"], "expected a positive number of seconds, got 'soon'"),
         (["gate", "--budget", "-1"], "expected a positive number of seconds, got '-1'"),
         (["gate", "--budget", "nan"], "expected a positive number of seconds, got 'nan'"),
-        (["gate", "--out", "README.md/rows"], "is no folder for rows"),
-        (["gate", "--out", "lost"], "'lost' is no folder for rows: a link to 'absent/rows', where nothing is"),
+        (["gate", "--out", "README.md/rows"], "cannot write rows to 'README.md/rows'"),
+        (["gate", "--out", "lost"], "cannot write rows to 'lost': it is a link to 'absent/rows', which does not exist"),
         pytest.param(
             ["gate", "--out", "/proc"],
-            "'/proc' is no folder for rows",
+            "cannot write rows to '/proc'",
             marks=pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc is a folder that nobody can fill"),
         ),
         (["gate", "--fast"], "unrecognized arguments: --fast"),
@@ -1004,21 +1006,65 @@ def test_a_bad_value_gets_one_sentence(arguments, sentence, capsys, monkeypatch,
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--publish"],
+        ["run", "--suite", "cpu", "--suite", "grids"],
+        ["run", "--only", "no such"],
+        ["study", "--only", "no such"],
+        ["study", "--steps", "1"],
+        ["tune", "--table"],
+        ["tune", "--cpu-table"],
+    ],
+    ids=" ".join,
+)
+def test_a_rejected_command_leaves_no_folder(arguments, monkeypatch, tmp_path):
+    from bench.__main__ import main
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command, *others = arguments
+    given = [command, "--out", str(tmp_path / "new" / "rows"), "--commit", "abc1234", *others]
+    try:
+        code = main(given)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_made_with_its_first_row(tmp_path):
+    file = rows.RowFile(tmp_path / "new" / "rows" / "x.jsonl")
+    assert not list(tmp_path.iterdir())
+    file.append(dict.fromkeys(rows.KEYS))
+    assert len(rows.read(file.path)) == 1
+
+
+@pytest.mark.parametrize("name", ["README.md/rows", "lost/rows", "x" * 300, "open/" + "x" * 300])
+def test_a_folder_that_cannot_be_made_is_rejected_at_once(name, monkeypatch, tmp_path):
+    (tmp_path / "README.md").write_text("")
+    (tmp_path / "lost").symlink_to("absent")
+    (tmp_path / "open").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(argparse.ArgumentTypeError, match=r"^cannot write rows to '"):
+        folder(name)
+
+
+@pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (
             ["--only", "h7-"],
-            "No call has 'h7-' in its name; names look like grid-h64-b4-t100-fp32-forward, first-forward-cold and "
+            "No call name contains 'h7-'; names look like grid-h64-b4-t100-fp32-forward, first-forward-cold and "
             "peak-h256-b64-t400-fp32-train.",
         ),
-        (["--impl", "triton"], "There is no GPU here, and --impl triton needs one."),
+        (["--impl", "triton"], "--impl triton needs a GPU, and there is none here."),
     ],
 )
 def test_what_cannot_be_measured_is_said(arguments, sentence, capsys, monkeypatch, tmp_path):
     from bench.__main__ import main
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main(["gate", "--commit", "abc1234", "--out", str(tmp_path), *arguments]) == 2
+    assert main(["gate", "--commit", "abc1234", "--out", str(tmp_path / "new"), *arguments]) == 2
     assert capsys.readouterr().out == sentence + "\n"
     assert not list(tmp_path.iterdir())
 
@@ -1048,7 +1094,7 @@ def test_without_a_gpu_the_gate_times_calls_and_imports(tmp_path):
         for name, limit in host.LIMITS_US.items():
             lines = [line for line in done.stdout.splitlines() if line.startswith(f"Host, {family} {name}: ")]
             assert ["until the kernel starts" in line for line in lines] == [True, False]
-            assert f"the {limit:.0f} it may take" in lines[0]
+            assert f"the limit of {limit:.0f} us" in lines[0]
             assert lines[1].endswith("until the call returns.")
 
 

@@ -232,7 +232,7 @@ def test_a_bad_value_gets_one_sentence(arguments, sentence, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["--batch", "4096"], "allow segments of 8 characters, not of 12; give a smaller --batch or --time."),
+        (["--batch", "4096"], "allow segments of 8 characters, not 12; pass a smaller --batch or --time."),
     ],
 )
 @in_the_interpreter
@@ -250,7 +250,7 @@ def test_who_switches_the_interpreter_off_is_told(tmp_path, capsys, monkeypatch)
     where = cpu_facts().name
     assert command(tmp_path, capsys) == (
         2,
-        [f"impl='triton' cannot train this model: the tensors are on {where}, and Triton's kernels need a GPU."],
+        [f"impl='triton' cannot train this model: the tensors are on {where}, but the Triton kernels need a GPU."],
     )
 
 

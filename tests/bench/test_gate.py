@@ -1,4 +1,4 @@
-"""The gate with a GPU: limits that fit, a command that goes on where the last one stopped, rows of known code."""
+"""The gate with a GPU: limits that fit, a command that resumes a stopped one, rows of known code."""
 
 import types
 
@@ -98,7 +98,7 @@ def page(lines):
     """The last page, without how much of it comes from earlier rows."""
     at = next(i for i, line in enumerate(lines) if line.startswith("Rows: "))
     return [
-        *(line for line in lines[:at] if line.startswith("No time of")),
+        *(line for line in lines[:at] if line.startswith("No time for")),
         *lines[at:-1],
         lines[-1].rpartition("; ")[0],
     ]
@@ -166,12 +166,12 @@ def test_whatever_hangs_each_case_of_the_first_block_has_its_time(tmp_path, monk
         spent = ended[case.name] - begun[case.name]
         assert limit - examine.RESERVE_S < spent < limit + children.STOP_S + 0.001
     assert max(ended[name] for name in first) <= default_budget() - gate.OPENING_S
-    (cut,) = (line for line in lines if line.startswith("Cut off by their limit, which says nothing of the kernels: "))
+    (cut,) = (line for line in lines if line.startswith("Cut off by their time limit, no verdict on the kernels: "))
     assert all(f"{name} ({stage})" in cut for name in first)
     missing = sorted([*host.NAMES, *first_call.NAMES])
-    assert f"No answer in the time for: {', '.join(missing)}" in lines
+    assert f"No answer in time for: {', '.join(missing)}" in lines
     assert "0 red" in lines[-1]
-    assert f"{len(missing)} rows about a call missing" in lines[-1]
+    assert f"{len(missing)} rows about calls missing" in lines[-1]
     assert lines[-1].startswith("Verdict: NOT passed")
 
 
@@ -224,7 +224,7 @@ def test_the_same_command_asks_nothing_twice_and_says_the_same(command):
     again = command()
     assert again[0] == code == 0
     assert again[2] == again[3] == []
-    assert f"Two runs on one input differ: {SMALL.name}" in lines
+    assert f"Two runs on the same input differ: {SMALL.name}" in lines
     assert page(again[1]) == page(lines)
     assert any("gates saved, at most 1.3x nn.GRU's: reached, 1.20x" in line for line in lines)
     assert again[1][-1].endswith(f"; {3 + len(host.NAMES) + len(first_call.NAMES)} from earlier rows.")
@@ -234,7 +234,7 @@ def test_a_part_that_is_known_is_neither_compiled_nor_asked(command):
     command("--only", WIDE.name)
     _, lines, asked, rest = command()
     assert (asked, rest) == ([NAMED.name, SMALL.name], [*CALLS, 1, 1])
-    assert "Known with commit abc1234: 1 of 3 cases." in lines
+    assert "Already measured with commit abc1234: 1 of 3 cases." in lines
     assert "3 of 3 green and timed, 0 red" in lines[-1]
     assert lines[-1].endswith("; 1 from earlier rows.")
 
@@ -298,11 +298,11 @@ def test_only_the_calls_without_rows_are_measured_again(command, monkeypatch, ma
     monkeypatch.setattr(host, "json_of", broken)
     code, lines, _, _ = command()
     assert code == 1
-    assert f"No answer in the time for: {', '.join(sorted(host.names_of('resident')))}" in lines
+    assert f"No answer in time for: {', '.join(sorted(host.names_of('resident')))}" in lines
     monkeypatch.setattr(host, "json_of", whole)
     code, lines, asked, rest = command()
     assert (code, asked, rest) == (0, [], [CALLS[0]])
-    assert any(line.strip().startswith("host's part of a forward call, at most 60 us: reached, 60.0") for line in lines)
+    assert any(line.strip().startswith("host time of a forward call, at most 60 us: reached, 60.0") for line in lines)
 
 
 # Of which code
@@ -316,7 +316,7 @@ def test_without_git_a_command_asks_for_a_commit(name, tmp_path, monkeypatch, ca
     assert stop.value.code == 2
     text = capsys.readouterr()
     assert text.out == ""
-    assert "give --commit NAME" in text.err
+    assert "pass --commit NAME" in text.err
     assert text.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -331,7 +331,7 @@ def test_a_commit_that_is_given_is_used_as_it_is(command, tmp_path, monkeypatch)
 def test_a_blank_commit_is_refused(capsys, tmp_path):
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["run", "--commit", " ", "--out", str(tmp_path)])
-    assert "expected a name for the code, got ' '" in capsys.readouterr().err
+    assert "expected a name for the code version, got ' '" in capsys.readouterr().err
 
 
 def test_the_table_of_the_tune_needs_no_commit_and_stays_where_nothing_was_tuned(tmp_path, monkeypatch, capsys):
@@ -341,7 +341,7 @@ def test_the_table_of_the_tune_needs_no_commit_and_stays_where_nothing_was_tuned
     monkeypatch.setattr(measured, "MEASURED", tmp_path / "measured.json")
     measured.MEASURED.write_text("as before")
     assert main(["tune", "--table", "--out", str(tmp_path)]) == 2
-    assert "measured.json stays as it is" in capsys.readouterr().out
+    assert "measured.json is left unchanged" in capsys.readouterr().out
     assert measured.MEASURED.read_text() == "as before"
 
 
@@ -352,7 +352,7 @@ def test_a_line_that_is_no_row_is_named(tmp_path, capsys, line):
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["tune", "--table", "--out", str(tmp_path)])
     assert capsys.readouterr().err == (
-        f"python3 -m bench: line 2 of {str(path)!r} is no row in JSON; mend or remove it.\n"
+        f"python -m bench: line 2 of {str(path)!r} is not a JSON row; fix or remove it.\n"
     )
 
 

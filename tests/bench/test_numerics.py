@@ -272,7 +272,7 @@ def test_values_that_are_not_finite_are_said():
     [
         (("--steps", "0"), "expected a whole number from 1 to 16384, got '0'"),
         (("--seeds", "many"), "expected a whole number from 1 to 100, got 'many'"),
-        (("--out", "/dev/null/rows"), "'/dev/null/rows' is no folder for rows"),
+        (("--out", "/dev/null/rows"), "cannot write rows to '/dev/null/rows'"),
         (("--plot",), "unrecognized arguments: --plot"),
     ],
 )

@@ -21,8 +21,9 @@ from bench.rivals import availability, builtin, on_cpu, onnx_gru, packages, riva
 CPU = torch.device("cpu")
 CASE = Case(8, 3, 11, "fp32", "train")  # longer than a chunk of the compiled loop, and no multiple of it
 DEEP = dataclasses.replace(CASE, layers=2, directions=2, inputs=5)
-NAMES = ("gru-qat", "torchrl", "flashrnn", "haste_pytorch")
-PACKAGED = (rivals.GRU_QAT, rivals.TORCHRL, rivals.FLASHRNN, rivals.HASTE)
+NAMES = ("gru-qat", "torchrl", "flashrnn", "flashrnn", "haste_pytorch")
+PACKAGED = (rivals.GRU_QAT, rivals.TORCHRL, rivals.FLASHRNN, rivals.FLASHRNN2, rivals.HASTE)
+SHORT = {"dtype": "bf16", "mode": "forward"}
 
 
 def asked(case, names, **limits):
@@ -108,8 +109,9 @@ def test_a_version_names_the_package_or_torch(monkeypatch):
 def test_a_rival_that_is_not_installed_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(rival, "installed", lambda package: None)
     reasons = asked(CASE, PACKAGED).missing
-    for name, package in zip(PACKAGED[:-1], NAMES, strict=False):
+    for name, package in zip(PACKAGED[:3], NAMES, strict=False):
         assert reasons[name] == f"{package} is not installed; pip install {package}"
+    assert reasons[rivals.FLASHRNN2] == "flashrnn is not installed; install the fork as docs/rivals.md says"
     assert reasons[rivals.HASTE] == "haste_pytorch is not installed; build it with nvcc as docs/rivals.md says"
 
 
@@ -132,10 +134,14 @@ def test_without_a_gpu_the_packages_say_so(monkeypatch):
     ("of", "change", "reason"),
     [
         ("gru_qat_of", {"dtype": "bf16"}, "its dense kernel takes fp32, not bf16"),
-        ("gru_qat_of", {"tf32": False}, "its dense kernel multiplies in TF32 alone"),
+        ("gru_qat_of", {"tf32": False}, "its dense kernel multiplies only in TF32"),
         ("gru_qat_of", {"hidden": 100}, "below 128 hidden units its kernel needs a power of two, not 100"),
         ("torchrl_of", {"dtype": "fp16"}, "its kernel takes fp32 and bf16, not fp16"),
         ("torchrl_of", {"hidden": 300}, "above 256 hidden units its backward kernel compiles for many minutes"),
+        ("flashrnn2_of", {"dtype": "fp32"}, "its kernel takes fp16 and bf16, not fp32"),
+        ("flashrnn2_of", {"dtype": "bf16"}, "its GRU kernel has no backward pass"),
+        ("flashrnn2_of", SHORT | {"hidden": 129}, "its GRU kernel takes 16 to 128 hidden units, not 129"),
+        ("flashrnn2_of", SHORT | {"hidden": 15}, "its GRU kernel takes 16 to 128 hidden units, not 15"),
         ("haste_of", {"dtype": "bf16"}, "it takes fp32 and fp16, not bf16"),
     ],
 )
@@ -153,8 +159,16 @@ def test_without_a_compiler_there_is_no_flashrnn(monkeypatch):
         packages.flashrnn_of(CASE, torch.device("cuda"))
 
 
-def test_a_name_that_nobody_has_is_refused():
-    with pytest.raises(ValueError, match=r"no rival is called nobody; there are floor, nn\.LSTM"):
+def test_flashrnn_without_the_fork_is_no_flashrnn2(monkeypatch):
+    monkeypatch.setattr(rival, "installed", lambda package: "1.0")
+    monkeypatch.setitem(sys.modules, "flashrnn", types.ModuleType("flashrnn"))  # a module, no package
+    case = Case(16, 3, 11, "bf16", "forward")
+    with pytest.raises(rivals.Unavailable, match=r"^No module named 'flashrnn.flashrnn2'.*; install the fork"):
+        packages.flashrnn2_of(case, torch.device("cuda"))
+
+
+def test_an_unknown_name_is_rejected():
+    with pytest.raises(ValueError, match=r"unknown rival nobody; use one of floor, nn\.LSTM"):
         asked(CASE, ("nobody",))
 
 
@@ -235,26 +249,51 @@ def test_a_gru_in_haste_s_layout_is_nn_gru(mode):
     assert not parity(case, swapped).green
 
 
+def flashrnn_formula(gx, recurrent, bias, states):
+    """Recurrent gates g, r, z, input gates r, z, n, biases of all four."""
+    found, h = [], states[0, :, 0, 0]
+    b_g, b_r, b_z, b_n = bias[:, 0]
+    for x_r, x_z, x_n in gx[:, :, :, 0].permute(1, 2, 0, 3):
+        g, h_r, h_z = (h @ weight.t() for weight in recurrent[:, 0])
+        r, z = torch.sigmoid(x_r + h_r + b_r), torch.sigmoid(x_z + h_z + b_z)
+        h = z * h + (1 - z) * torch.tanh(x_n + b_n + r * (g + b_g))
+        found.append(h)
+    return torch.stack(found, 1).view(1, *gx.shape[:2], 1, gx.shape[-1]), states
+
+
 @pytest.mark.parametrize("mode", ["forward", "train"])
 def test_a_gru_in_flashrnn_s_layout_is_nn_gru(monkeypatch, mode):
-    """Its formula as its own reference has it: recurrent gates g, r, z, input gates r, z, n, biases of all four."""
+    """Its formula as its own reference has it."""
 
     def gru(gx, recurrent, bias, states, function, backend, dtype):
         assert (function, backend, dtype) == ("gru", "cuda", "bfloat16")
         assert gx.shape == (DEEP.batch, DEEP.time, 3, 1, DEEP.hidden)
-        found, h = [], states[0, :, 0, 0]
-        b_g, b_r, b_z, b_n = bias[:, 0]
-        for x_r, x_z, x_n in gx[:, :, :, 0].permute(1, 2, 0, 3):
-            g, h_r, h_z = (h @ weight.t() for weight in recurrent[:, 0])
-            r, z = torch.sigmoid(x_r + h_r + b_r), torch.sigmoid(x_z + h_z + b_z)
-            h = z * h + (1 - z) * torch.tanh(x_n + b_n + r * (g + b_g))
-            found.append(h)
-        return torch.stack(found, 1).view(1, DEEP.batch, DEEP.time, 1, DEEP.hidden), states
+        return flashrnn_formula(gx, recurrent, bias, states)
 
     monkeypatch.setitem(sys.modules, "flashrnn", types.SimpleNamespace(flashrnn=gru))
     case = dataclasses.replace(DEEP, mode=mode)
     recurrence = stack.Recurrence(packages.flashing("cuda", "bfloat16"), packages.flashrnn_weights)
     assert parity(case, recurrence).green
+
+
+def test_a_gru_in_flashrnn2_s_layout_is_nn_gru(monkeypatch):
+    """Its kernel takes FlashRNN's tensors and rejects other shapes and dtypes, as here."""
+    case = dataclasses.replace(DEEP, hidden=16, dtype="fp16", mode="forward")
+
+    def gru(wx, recurrent, bias, initial, cell):
+        H = case.hidden
+        shapes = [tuple(tensor.shape) for tensor in (wx, recurrent, bias, initial)]
+        assert shapes == [(case.batch, case.time, 3, 1, H), (3, 1, H, H), (4, 1, H), (1, case.batch, 1, 1, H)]
+        assert {tensor.dtype for tensor in (wx, recurrent, bias, initial)} == {torch.float16}
+        assert cell == "gru"
+        assert not torch.is_grad_enabled()
+        return flashrnn_formula(wx, recurrent, bias, initial)
+
+    monkeypatch.setattr(rival, "installed", lambda package: "1.0")
+    monkeypatch.setitem(sys.modules, packages.FLASHRNN2_MODULE, types.SimpleNamespace(recurrence=gru))
+    for parent in ("flashrnn", "flashrnn.flashrnn2"):
+        monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+    assert parity(case, packages.flashrnn2_of(case, torch.device("cuda"))).green
 
 
 def test_the_packages_compute_nn_gru_from_the_weights_that_they_are_given():

@@ -1,4 +1,4 @@
-"""The run: jobs in order, ceilings and floors, rows that last, a run that goes on; and two sets of rows compared."""
+"""The run: jobs in order, ceilings and floors, rows on disk, a run that resumes; and two sets of rows compared."""
 
 import dataclasses
 import functools
@@ -198,9 +198,9 @@ def test_a_run_measures_ceilings_then_every_case_with_its_rivals(measured):
         assert own["haste"]["reason"] == "not installed"
         assert own["nn.LSTM"]["how"] == "called"
         assert own["tritongru"]["rounds"] == 7
-    assert "No time of haste: not installed (6 cases)" in lines
+    assert "No time for haste: not installed (6 cases)" in lines
     assert "About a call." in lines
-    assert any(line.startswith("Not known: real workloads") for line in lines)
+    assert any(line.startswith("Not measured yet: ") and "(suite `workloads`)" in line for line in lines)
     assert lines[-1] == "No case was red."
 
 
@@ -212,11 +212,11 @@ def test_the_same_command_goes_on_where_the_last_one_stopped(measured):
     assert "About a call." in lines
     assert first not in {name for _, name, _, _ in child.asked}
     assert first not in {row["case"] for row in found}
-    assert lines[0] == "To measure: 5 cases; known with commit abc1234: 1."
+    assert lines[0] == "To measure: 5 cases; already measured with commit abc1234: 1."
     _, found, lines, child = measured()
     assert child.asked == found == []
     assert "About a call." not in lines
-    assert lines[0] == "To measure: 0 cases; known with commit abc1234: 6."
+    assert lines[0] == "To measure: 0 cases; already measured with commit abc1234: 6."
 
 
 @pytest.mark.parametrize("key", ["commit", "torch", "cpu"])
@@ -224,7 +224,7 @@ def test_rows_of_another_machine_or_commit_answer_nothing(measured, monkeypatch,
     measured("--only", "demo0")
     monkeypatch.setattr(room, "introduced", lambda commit: (WHERE | {"gpu": None, key: "other"}, CPU))
     _, _, lines, _ = measured("--only", "demo0")
-    assert lines[0].startswith("To measure: 2 cases; known")
+    assert lines[0].startswith("To measure: 2 cases; already measured")
 
 
 def test_a_red_case_is_named_and_fails_the_run(measured):
@@ -316,14 +316,14 @@ def test_a_spent_budget_leaves_cases_for_the_next_time(measured):
     code, found, lines, _ = measured(budget=str(examine.RESERVE_S / 2))
     assert code == 0
     assert not [row for row in found if row["case"].startswith("demo")]
-    assert "No time for 6 cases; the same command goes on with them, given the same commit." in lines
+    assert "No time for 6 cases; run the same command with the same commit to resume." in lines
 
 
 def test_a_run_without_cases_says_so(measured):
     code, _, lines, _ = measured("--only", "no such")
     assert (code, lines) == (
         2,
-        [f"No case of {', '.join(SUITES)}, of what a CPU can tell, has 'no such' in its name."],
+        [f"No case of {', '.join(SUITES)} that a CPU can measure has a name that contains 'no such'."],
     )
 
 
@@ -332,7 +332,7 @@ def test_the_study_is_run_on_demand_and_missed_otherwise(measured, monkeypatch, 
     monkeypatch.setattr(room.command, "study", lambda *given: asked.append(given) or 2)
     _, _, lines, _ = measured()
     assert asked == []
-    assert "Not known: GRU, LSTM and plain RNN on a GPU: no row (`run --study`, or `study` alone)." in lines
+    assert "Not measured yet: GRU, LSTM and plain RNN on a GPU (`run --study`, or `study`)." in lines
     code, _, _, _ = measured("--study", "--commit", "abc")
     assert (code, asked) == (2, [(tmp_path / "study", "abc", "", None, None)])
 
@@ -350,7 +350,7 @@ def documents(tmp_path, monkeypatch):
     return results, lambda: (root / page.file).read_text().splitlines()[2]
 
 
-HOW_TO_PUBLISH = "No document was touched; `python3 -m bench plot`, or `--publish` of this command, makes them."
+HOW_TO_PUBLISH = "Documents were left alone; update them with `python -m bench plot`, or with --publish."
 
 
 def test_documents_are_made_only_if_they_are_asked_for(measured, documents):
@@ -361,7 +361,7 @@ def test_documents_are_made_only_if_they_are_asked_for(measured, documents):
     assert (code, lines[-1], said()) == (0, HOW_TO_PUBLISH, "no rows")
     code, _, lines, _ = measured(*here, "--publish")
     found = rows.read(results / "run-cpu-2026-01-01.jsonl")
-    assert (code, lines[-1], said()) == (0, "1 files made anew: page.md.", f"{len(found)} rows")
+    assert (code, lines[-1], said()) == (0, "1 files regenerated: page.md.", f"{len(found)} rows")
     assert len(found) > len(JOBS)
 
 
@@ -373,7 +373,7 @@ def test_rows_elsewhere_are_not_published(measured, documents, capsys):
         with pytest.raises(SystemExit) as exit:
             measured("--publish", *suite)
         assert exit.value.code == 2
-        assert "--publish is for rows in bench/results" in capsys.readouterr().err
+        assert "--publish makes the documents from the rows in bench/results" in capsys.readouterr().err
     assert said() == "no rows"
 
 
@@ -391,7 +391,7 @@ def test_the_suite_of_the_loop_publishes_on_demand_too(documents, monkeypatch, c
     arguments = ["run", "--suite", "cpu", "--commit", "abc1234", "--out", str(results)]
     assert main([*arguments, "--publish"] if publish else arguments) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == ("1 files made anew: page.md." if publish else HOW_TO_PUBLISH)
+    assert last == ("1 files regenerated: page.md." if publish else HOW_TO_PUBLISH)
     assert said() == ("1 rows" if publish else "no rows")
 
 
@@ -482,7 +482,7 @@ def judged(results, calls=None):
 
 
 MEAN = "workloads, training, at least 2.5x nn.GRU in the mean"
-NONE_SLOWER, AHEAD = "workloads, training, none slower than nn.GRU", "workloads, training, ahead of every rival"
+NONE_SLOWER, AHEAD = "workloads, training, none slower than nn.GRU", "workloads, training, faster than every rival"
 TRAINING = [case for case in workload_cases() if case.mode == "train"]
 
 
@@ -519,7 +519,7 @@ def test_calls_have_targets(us, seconds, reached):
         {"host-resident-forward-whole": us, "host-resident-backward-whole": 900.0}, {"first-forward-h128-fp32": seconds}
     )
     found = judged([], calls)
-    assert found["host's part of a forward call, at most 60 us"][0] is reached
+    assert found["host time of a forward call, at most 60 us"][0] is reached
     assert found["first call, kernels compiled, at most 10 s"][0] is reached
     assert judged([])["first call, kernels compiled, at most 10 s"][0] is None
 
@@ -553,7 +553,7 @@ def test_a_slower_rival_fails_nothing_and_other_machines_are_noted(tmp_path, cap
     assert main(["compare", before, after]) == 0
     text = capsys.readouterr().out
     assert "Note: gpu is here in the first and GPU Y, here in the second." in text
-    assert "nn.GRU: 0.333x in the mean of 1; 0 faster, 0 same, 1 SLOWER." in text
+    assert "nn.GRU: 0.333x, the geometric mean of 1; 0 faster, 0 same, 1 SLOWER." in text
 
 
 def test_commits_are_looked_for_in_the_folder(tmp_path, capsys):
@@ -566,9 +566,9 @@ def test_commits_are_looked_for_in_the_folder(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("second", "sentence"),
     [
-        ("nowhere.jsonl", "'nowhere.jsonl' is neither a file of rows nor a commit"),
-        ("fedcba98", "'fedcba98' has no row with a time in "),
-        ("bad.jsonl", "'bad.jsonl' is no file of rows: "),
+        ("nowhere.jsonl", "'nowhere.jsonl' is neither a row file nor a commit"),
+        ("fedcba98", "'fedcba98' has no rows with a time in "),
+        ("bad.jsonl", "'bad.jsonl' is not a row file: "),
         ("other.jsonl", "have no case and implementation in common."),
     ],
 )
@@ -590,7 +590,7 @@ def test_a_folder_with_a_file_that_is_not_of_rows_and_a_name_that_no_file_can_ha
         (tmp_path / "bad" / "b.jsonl").write_text(text)
         assert main(["compare", first, "abcdef", "--rows", str(tmp_path / "bad")]) == 2
         text = capsys.readouterr().out
-        assert f"{str(tmp_path / 'bad')!r} has a file that is not of rows: " in text
+        assert f"{str(tmp_path / 'bad')!r} has a file that is not a row file: " in text
         assert text.count("\n") == 1
     assert main(["compare", first, "z" * 300]) == 2
-    assert "is neither a file of rows nor a commit" in capsys.readouterr().out
+    assert "is neither a row file nor a commit" in capsys.readouterr().out

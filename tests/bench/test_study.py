@@ -13,7 +13,10 @@ from torch import nn
 
 from bench.__main__ import main
 from bench.measure.rows import WHERE_KEYS
-from bench.pages import figures, study, study_figures, study_rows
+from bench.pages import figures, study
+from bench.pages.study import data, page
+from bench.pages.study import figures as study_figures
+from bench.pages.study import rows as study_rows
 from bench.study import command, statistics, tasks, training
 from bench.study.characters import Text
 from bench.study.statistics import Interval, difference_in_words, ratio_in_words
@@ -51,7 +54,7 @@ def test_an_interval_by_hand():
     found = statistics.interval([1.0, 2.0, 3.0, 4.0, 5.0])
     half = 2.7764 * math.sqrt(2.5) / math.sqrt(5)
     assert (found.mean, found.low, found.high) == pytest.approx((3, 3 - half, 3 + half), abs=1e-3)
-    with pytest.raises(ValueError, match="two values at least; got 1"):
+    with pytest.raises(ValueError, match="at least two values; got 1"):
         statistics.interval([1.0])
 
 
@@ -323,10 +326,11 @@ def test_the_page_says_what_the_rows_say(folder):
     rows = command.read(folder)
     (machine,) = study_rows.machines(rows)
     assert machine.tasks == ["adding", "characters"]
-    assert "No GPU measurements yet" in study.state(rows)
-    assert "No GPU" not in study.state([row | {"gpu": "NVIDIA X"} for row in rows])
-    assert study.state([]).count("No GPU measurements yet") == 1
-    assert "No rows exist yet" in study.answer([])
+    assert "No GPU measurements yet" in page.state(rows)
+    assert "No GPU" not in page.state([row | {"gpu": "NVIDIA X"} for row in rows])
+    assert page.state([]).count("No GPU measurements yet") == 1
+    for part in (study.answer, page.answer, page.accuracy, page.times, page.small, data.accuracy):
+        assert "No measurements yet" in part([])
     for row in rows:
         if row["kind"] == "choice":
             row["errors"] = dict.fromkeys(row["errors"], 0.5 if row["model"] == "GRU" else 1)
@@ -337,34 +341,59 @@ def test_the_page_says_what_the_rows_say(folder):
         if row["kind"] == "step":
             ms = {"GRU": 2.0, "LSTM": 3.0, OF_TORCH: 8.0}.get(row["model"], 5.0) * row["threads"]
             row["samples_ms"] = [ms * (1 + 0.1 * k) for k in range(9)]
-    speed, accuracy, without = study.answer(rows).splitlines()[-3:]
-    assert "takes an LSTM of the same hidden size 1.50 to 1.50 times as long as the GRU, an LSTM with" in speed
-    assert "2.50 to 2.50 times, and torch's own nn.GRU 4.00 to 4.00 times." in speed
-    assert ("with 1 and 2 threads" in speed) == (machine.threads == [1, 2])
-    assert "smaller by 1.000 to 1.000 nats per character (characters); the GRU's error" in accuracy
-    assert "another model was ahead" not in accuracy
-    assert "poor" not in without
-    assert without.endswith("good (characters, 2.500 nats per character) is beaten by no model.")
+    two = study.answer(rows)
+    speed, accuracy = re.split(r"(?<=\.) ", two)
+    where = "1 and 2 threads" if machine.threads == [1, 2] else "1 thread"
+    assert speed.startswith("On a CPU (")
+    assert where in speed
+    assert "a training step of an LSTM with the same hidden size takes 1.50 to 1.50 times as long as one of" in speed
+    assert speed.endswith("a step of torch's own `nn.GRU` 4.00 to 4.00 times as long.")
+    assert accuracy.startswith(
+        "After the same number of steps, the GRU's error is smaller than the LSTM's by a factor of"
+    )
+    assert accuracy.endswith(
+        "in adding two marked numbers and by 1.000 to 1.000 nats per character in predicting text "
+        "(95 % confidence intervals)."
+    )
+    assert page.answer(rows) == f"{two} Not measured there: electricity."
+    assert "a step of that LSTM takes 2.50 to 2.50 times as long as one of the GRU; the GRU's error" in page.small(rows)
+    quick = [
+        row | {"samples_ms": [99.0] * 9} if (row["kind"], row["model"]) == ("step", "GRU") else row for row in rows
+    ]
+    assert study.answer(quick).split(". ")[0].endswith("as long, so tritongru is the slowest of the three")
+    assert page.accuracy(rows).endswith("best baseline: none on adding; none on characters.")
+    poor = [
+        row | {"baselines": {"poor": row["baselines"]["poor"]}} if row["kind"] == "training" else row for row in rows
+    ]
+    assert page.accuracy(poor).endswith("best baseline: all on adding; all on characters.")
+    (line,) = (one for one in page.accuracy(rows).splitlines() if one.startswith("| characters"))
+    assert line.split(" | ")[1] == "2.500 (-3.853 to 8.853)"
+    assert line.endswith("| 2.500 (good) |")
+    (line,) = (one for one in page.times(rows).splitlines() if one.startswith("| characters | 1 |"))
+    assert line == "| characters | 1 | 2.8 | 1.50x | 2.50x | 2.50x | 4.00x |"
+    assert "poor" not in page.accuracy(rows)
+    first = "adding: the GRU has the smallest error on the validation data and on the held-out data. The best rate"
+    assert first in data.rates(rows)
     for row in rows:
         if row["kind"] == "choice":
             row["errors"] = dict.fromkeys(row["errors"], 0.5 if row["model"] == "LSTM" else 1)
-    assert "adding: the LSTM has the smallest error on the validation part, the GRU on what is" in study.rates(rows)
-    other = "another model was ahead: on adding the LSTM, here the GRU; on characters the LSTM, here the GRU."
-    assert other in study.answer(rows)
+    other = "the LSTM has the smallest error; on the held-out data the GRU has."
+    assert f"adding: on the validation data, used to choose learning rates, {other}" in data.rates(rows)
     # Two seeds end with 3.5 in the mean; the GRU, from 5 to 2.5 between the steps 2 and 5, has that after 3.8.
-    (line,) = (one for one in study.times(rows).split("characters: ")[1].splitlines() if one.startswith("| GRU"))
+    one_thread = data.times(rows).split("characters: ")[1].split("1 thread:")[1].split("2 threads:")[0]
+    (line,) = (one for one in one_thread.splitlines() if one.startswith("| GRU"))
     assert line.split(" | ")[2:6] == ["2.80", "2.16 to 3.44", f"{2.8 * machine.epoch('characters') / 1000:.2f}", "0.0"]
-    assert study.reached(study_rows.machines(rows)[0], "characters", "GRU") == pytest.approx(3.8)
-    assert study.reached(study_rows.machines(rows)[0], "characters", "LSTM") == 5
-    assert study.reached(study_rows.machines(rows)[0], "characters", "RNN") is None
+    assert data.reached(study_rows.machines(rows)[0], "characters", "GRU") == pytest.approx(3.8)
+    assert data.reached(study_rows.machines(rows)[0], "characters", "LSTM") == 5
+    assert data.reached(study_rows.machines(rows)[0], "characters", "RNN") is None
     errors = [2.0, 3.0, 4.0]
     mean = statistics.geometric(errors)
-    line = next(line for line in study.accuracy(rows).splitlines() if line.startswith("| GRU"))
+    line = next(line for line in data.accuracy(rows).splitlines() if line.startswith("| GRU"))
     assert line.split(" | ")[4:7] == ["3", f"{mean.mean:.1e}", f"{mean.low:.1e} to {mean.high:.1e}"]
     for row in rows:
         if (row["kind"], row["model"], row["seed"]) == ("training", "GRU", 0):
             row["errors"] = dict.fromkeys(row["errors"])
-    assert "| 2 of 3 finite |" in study.accuracy(rows)
+    assert "| 2 of 3 finite |" in data.accuracy(rows)
 
 
 def test_settings_are_not_mixed(folder):
@@ -399,7 +428,7 @@ def test_figures_show_means_and_intervals(folder):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--only", "chess"], "No task has 'chess' in its name; they are electricity, adding, characters."),
+        (["--only", "chess"], "No task name contains 'chess'; the tasks are electricity, adding, characters."),
         (["--seeds", "0"], "expected a whole number from 1 to 100, got '0'"),
         (["--steps", "1"], "expected a whole number from 2 to 100000, got '1'"),
     ],

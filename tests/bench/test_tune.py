@@ -1,4 +1,4 @@
-"""The tune: launches in the order of the model, correctness first, rows that last, and a table that the plan obeys."""
+"""Tuning: launches in the model's order, correctness first, rows on disk, and a table that the plan obeys."""
 
 import dataclasses
 import json
@@ -280,7 +280,7 @@ def test_a_hang_or_a_crash_costs_one_launch_and_is_not_tried_again(tmp_path, fai
     code, read, lines = run(tmp_path, asker(TIMES | {bad: failure}))
     assert code == 1
     late = isinstance(failure, TimedOut)
-    assert lines[-1] == ("No launch was red. 1 cut off by their limit." if late else "1 launches red.")
+    assert lines[-1] == ("No launch was red. 1 cut off by the limit." if late else "1 launches red.")
     assert f"  {bad[0]}: {'cut off, parity: ' if late else 'RED, '}{failure} ({bad[1]})" in lines
     (row,) = (row for row in read if (row["case"], row["plan"]) == bad)
     assert row["ms"] is row["parity"] is None
@@ -309,7 +309,7 @@ def test_a_run_that_stopped_goes_on_and_shows_all(tmp_path, monkeypatch):
     code, read, lines = run(tmp_path, asker(TIMES))
     assert code == 0
     assert {(row["case"], row["plan"]) for row in read if row["plan"]} == {(CASES[0].name, NAMES[0])}
-    assert "No time for 5 launches; the same command goes on with them, given the same commit." in lines
+    assert "No time for 5 launches; run the same command with the same commit to resume." in lines
     monkeypatch.undo()
     plans_with(monkeypatch, lambda: FOUND)
     asked = []
@@ -371,22 +371,22 @@ def test_an_empty_table_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(examine, "device_facts", lambda device: H200)
     assert tune.tune(60.0, tmp_path, "", "abc") == 2
     said = capsys.readouterr().out.splitlines()[-1]
-    assert said == "The table planning/tables/persistent.json has no launch that H200 can run; nothing to tune."
+    assert said == "planning/tables/persistent.json has no launch that H200 can run; there is nothing to tune."
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "There is no GPU here, and the tune needs one to time launches on; --table needs none."),
-        (["--only", "h7-"], "No case has 'h7-' in its name; names look like h768-b64-t400-bf16-train."),
+        ([], "There is no GPU here, and timing launches needs one; --table and --cpu-table need none."),
+        (["--only", "h7-"], "No case name contains 'h7-'; names look like h768-b64-t400-bf16-train."),
     ],
 )
 def test_what_cannot_be_tuned_is_said(arguments, sentence, capsys, monkeypatch, tmp_path):
     from bench.__main__ import main
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main(["tune", "--commit", "abc", "--out", str(tmp_path), *arguments]) == 2
+    assert main(["tune", "--commit", "abc", "--out", str(tmp_path / "new"), *arguments]) == 2
     assert capsys.readouterr().out == sentence + "\n"
     assert not list(tmp_path.iterdir())
 
@@ -470,7 +470,7 @@ def test_the_table_is_the_same_every_time_one_row_a_line(tmp_path, monkeypatch, 
         ("tf32", 256, 1),
     ]
     assert json.loads(texts[0]) == found
-    assert "3 shapes from 3 rows of the tune" in capsys.readouterr().out
+    assert "3 shapes from 3 rows of `tune`" in capsys.readouterr().out
 
 
 def test_where_no_launch_was_green_the_table_is_empty(tmp_path, monkeypatch):
@@ -511,8 +511,8 @@ def test_the_plan_takes_the_measured_launch_or_torch_where_that_was_faster(monke
         after = ask(batch)
         assert after.family == family
         if family == "torch":
-            step = "a step" if mode == "forward" else "a step of forward and backward"
-            assert after.reason == f"torch's GRU was measured at 7.00 us {step} on H200, ours at 9.00"
+            step = "per step" if mode == "forward" else "per step of forward and backward"
+            assert after.reason == f"torch's GRU was measured at 7.00 us {step} on H200, the kernel at 9.00 us"
         else:
             assert launch_of(after) == best != liked
     assert launch_of(ask(17)) == liked

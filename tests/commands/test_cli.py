@@ -75,7 +75,7 @@ def test_explain_in_words_says_that_the_model_is_one():
     done = run("explain", "--hidden", "100", "--gpu", "h200", "--bidirectional", "--batch", "17")
     assert done.returncode == 0
     assert "resident: " in done.stdout
-    assert "programs 4 of 16 rows" in done.stdout
+    assert "4 programs of 16 sequences" in done.stdout
     assert "a model, not a measurement" in done.stdout
     assert done.stdout.startswith("on H200, in float32, products in tf32\nresident: ")
 
@@ -100,15 +100,13 @@ def test_the_expected_ratio_is_torchs_time_over_ours():
     (line,) = ratio_lines(*asked)
     forward, both = theirs / ours[0], 2 * theirs / sum(ours)
     assert line == (
-        f"  expected ratio to torch: {forward:.2f} times as fast forward, {both:.2f} forward and backward together "
-        f"({MODEL}, of the time loops alone)"
+        f"  expected speed relative to torch: {forward:.2f}x forward, {both:.2f}x forward and backward together "
+        f"({MODEL}; time loops only)"
     )
     answer = explain(*asked, "--inference")
     assert answer["expected_ratio"] == answer["expected_ratio_forward"] == pytest.approx(theirs / ours[0])
     (line,) = ratio_lines(*asked, "--inference")
-    assert line == (
-        f"  expected ratio to torch: {theirs / ours[0]:.2f} times as fast forward ({MODEL}, of the time loops alone)"
-    )
+    assert line == (f"  expected speed relative to torch: {theirs / ours[0]:.2f}x forward ({MODEL}; time loops only)")
 
 
 def test_where_torch_runs_the_ratio_is_of_the_kernels_that_would_have():
@@ -119,29 +117,30 @@ def test_where_torch_runs_the_ratio_is_of_the_kernels_that_would_have():
     assert answer["expected_ratio"] == pytest.approx(2 * answer["torch_us_per_step"] / sum(ours))
     assert answer["expected_ratio"] < 1
     (line,) = ratio_lines(*asked)
-    assert line.startswith(f"  expected ratio to torch, if ours ran: {answer['expected_ratio_forward']:.2f} times as")
+    ratio = answer["expected_ratio_forward"]
+    assert line.startswith(f"  expected speed relative to torch, if the kernel ran: {ratio:.2f}x forward, ")
     assert MODEL in line
 
 
 @pytest.mark.parametrize(
     "arguments, why",
     [
-        (("--hidden", "128", "--gpu", "h200"), "up to hidden size 192 cuDNN has an algorithm of its own, of which no"),
-        (("--hidden", "64", "--gpu", "mi300x"), "no figure of torch's GRU is known on MI300X"),
-        (("--hidden", "64", "--gpu", "h200", "--dtype", "float64"), "no kernel of ours is there to be compared"),
+        (("--hidden", "128", "--gpu", "h200"), "up to hidden size 192 cuDNN uses a different algorithm, for which"),
+        (("--hidden", "64", "--gpu", "mi300x"), "the model has no figures for torch's GRU on MI300X"),
+        (("--hidden", "64", "--gpu", "h200", "--dtype", "float64"), "there is no kernel to compare"),
     ],
 )
 def test_a_ratio_without_figures_is_unknown(arguments, why):
     answer = explain(*arguments)
     assert answer["expected_ratio"] is answer["expected_ratio_forward"] is None
     (line,) = ratio_lines(*arguments)
-    assert line.startswith(f"  expected ratio to torch: unknown, because {why}")
+    assert line.startswith(f"  expected speed relative to torch: unknown, because {why}")
 
 
 def ratio_lines(*arguments):
     done = run("explain", *arguments)
     assert done.returncode == 0, done.stderr
-    return [line for line in done.stdout.splitlines() if "ratio" in line]
+    return [line for line in done.stdout.splitlines() if "expected speed" in line]
 
 
 def test_without_a_gpu_explain_hints_at_other_machines(monkeypatch, capsys):
@@ -175,7 +174,7 @@ def test_explain_another_cpu(isa):
     assert (answer["family"], answer["device"]) == ("llvm", f"a CPU with {own.title}")
     assert (loop["isa"], loop["rows"], loop["lanes"]) == (isa, own.rows, own.bytes // 4)
     assert done.stdout.startswith(f"on a CPU with {own.title}, in float32\nllvm: ")
-    tile = f"{own.rows} rows x 3 gates x {own.bytes // 4} hidden units"
+    tile = f"{own.rows} sequences x 3 gates x {own.bytes // 4} hidden units"
     assert f"  {own.title}: register tiles of {tile}\n" in done.stdout
 
 
@@ -184,6 +183,7 @@ def test_explain_this_machines_cpu():
     answer = explain("--hidden", "64", "--cpu", "native")
     assert (answer["family"], answer["device"]) == ("llvm", cpu_facts().name)
     assert answer["loop"]["isa"] == host_sets()[0]
+    assert explain("--hidden", "64", "--cpu") == explain("--cpu", "--hidden", "64") == answer
     assert explain("--hidden", "64", "--cpu", "native", "--inference")["loop"]["chunk_backward"] is None
     assert explain("--hidden", "64", "--cpu", "native", "--dtype", "float64")["loop"]["lanes"] == (
         answer["loop"]["lanes"] // 2
@@ -226,28 +226,28 @@ OPTIONS = {name: f"--{name}" for name in MOST} | {"inputs": "--input"}
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        *((("explain", "--hidden", value), f"{value!r} is not a whole number from 1 to 100000;") for value in BAD),
+        *((("explain", "--hidden", value), f"{value!r} is not a whole number from 1 to 100000") for value in BAD),
         (
             ("explain", "--hidden", "8", "--gpu", "Z9"),
-            "'Z9' is no known GPU; choose from a100, b200, h100, h200, mi300x",
+            "'Z9' is not a known GPU; choose from a100, b200, h100, h200, mi300x",
         ),
         (
             ("explain", "--hidden", "8", "--gpu", "h200", "--cpu", "avx2"),
-            "--gpu and --cpu ask about one device each; give one of them",
+            "give either --gpu or --cpu, not both",
         ),
         (("explain", "--hidden", "8", "--cpu", "mmx"), "invalid choice: 'mmx'"),
         (("explain",), "the following arguments are required: --hidden"),
-        (("explain", "--hidden", "8", "--batch", "-3"), "'-3' is not a whole number from 1 to 10000000;"),
-        (("explain", "--hidden", "8", "--batch", str(10**15)), f"'{10**15}' is not a whole number from 1 to 10000000;"),
+        (("explain", "--hidden", "8", "--batch", "-3"), "'-3' is not a whole number from 1 to 10000000"),
+        (("explain", "--hidden", "8", "--batch", str(10**15)), f"'{10**15}' is not a whole number from 1 to 10000000"),
         (
             ("explain", "--hidden", "8", "--time", str(10**30)),
-            f"'{10**30}' is not a whole number from 1 to 1000000000;",
+            f"'{10**30}' is not a whole number from 1 to 1000000000",
         ),
-        (("explain", "--hidden", "8", "--layers", str(10**9)), f"'{10**9}' is not a whole number from 1 to 1000;"),
-        (("explain", "--hidden", "8", "--input", str(10**9)), f"'{10**9}' is not a whole number from 1 to 10000000;"),
+        (("explain", "--hidden", "8", "--layers", str(10**9)), f"'{10**9}' is not a whole number from 1 to 1000"),
+        (("explain", "--hidden", "8", "--input", str(10**9)), f"'{10**9}' is not a whole number from 1 to 10000000"),
         (
             ("explain", "--gpu", "h200", *(part for name, most in MOST.items() for part in (OPTIONS[name], str(most)))),
-            "(inputs 10000000, hidden 100000, batch 10000000, time 1000000000, layers 1000) have 1.0e+21 values, and "
+            "(inputs 10000000, hidden 100000, batch 10000000, time 1000000000, layers 1000) have 1.0e+21 values, but "
             "no GPU holds more than 1e+12; give smaller sizes",
         ),
         ((), "required"),

@@ -6,11 +6,13 @@ The training runs are small. They use torch's own GRU: under Triton's interprete
 import argparse
 import errno
 import io
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +57,21 @@ def printed_rows(printed: str) -> dict[str, list[str]]:
     return found
 
 
+def assert_same_figures(about: dict[str, Any], table: dict[str, list[str]]) -> None:
+    """What --json prints is what the table says, and belongs together."""
+    assert (about["hidden"], about["epochs"], about["ran on"]) == (16, 3, "one thread of the CPU")
+    assert about["torch"] == torch.__version__
+    assert list(about["errors"]) == list(about["horizon"]) == list(table)
+    assert list(about["seconds"]) == list(demo.MODELS)
+    for name, value in about["errors"].items():
+        assert value == pytest.approx(float(table[name][3]), abs=0.6)
+        mean_square = sum(own**2 for own in about["horizon"][name]) / forecast.DAY
+        assert mean_square**0.5 == pytest.approx(value, abs=0.2)
+    assert {name: len(values) for name, values in about["week"].items()} == dict.fromkeys(
+        ("true", "shifted week", "GRU"), forecast.WEEK
+    )
+
+
 @pytest.mark.slow
 def test_a_small_run_beats_last_week_draws_it_and_repeats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for extra in demo.EXTRAS:
@@ -83,13 +100,15 @@ def test_a_small_run_beats_last_week_draws_it_and_repeats(tmp_path: Path, capsys
     assert [path.name for path in tmp_path.iterdir()] == ["demo.png"]
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     pixels = image.imread(tmp_path / "demo.png")
-    assert pixels.shape[:2] == (1290, 1350)
+    assert pixels.shape[:2] == (1380, 960)
     assert pixels.std() > 0.1, "nothing is drawn"
 
     torch.manual_seed(1)
     threads = torch.get_num_threads()
-    assert main([*SMALL, "--out", str(tmp_path / "again.svg")]) == 0
-    again = printed_rows(capsys.readouterr().out)
+    assert main([*SMALL, "--json", "--out", str(tmp_path / "again.svg")]) == 0
+    printed = capsys.readouterr()
+    again = printed_rows(printed.err)
+    assert_same_figures(json.loads(printed.out), again)
     assert {name: row[-2:] for name, row in again.items()} == {name: row[-2:] for name, row in table.items()}
     assert torch.get_num_threads() == threads
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.svg", "demo.png"]
@@ -107,21 +126,21 @@ def test_a_small_run_beats_last_week_draws_it_and_repeats(tmp_path: Path, capsys
         ),
         *(("--hidden", value, "from 1 to 2048") for value in ("0", "2049")),
         *(("--device", value, "choose from auto, cpu") for value in ("tpu", "meta", "cuda:99")),
-        ("--out", "demo.txt", "does not end in .png, .pdf, .svg; give a name that does"),
-        ("--out", "", "does not end in .png"),
-        ("--out", "folder.png", "is a folder; give the name of a file"),
-        ("--out", "absent/demo.png", "name a file in a folder where one can"),
-        ("--out", "file.png/demo.png", "name a file in a folder where one can"),
-        ("--out", "n" * 300 + ".png", "name a file in a folder where one can"),
-        ("--out", "lost.png", "gone.png', where no file is; remove the link or give another name"),
-        ("--out", "astray.png", "absent/gone.png', where no file is; remove the link or give another name"),
-        ("--out", "loop.png", "where no file is; remove the link or give another name"),
-        ("--out", "to-folder.png", "is a folder; give the name of a file"),
-        ("--out", "pipe.png", "'pipe.png' is no file that can be written; give another name"),
+        ("--out", "demo.txt", "should end in .png, .pdf or .svg"),
+        ("--out", "", "should end in .png"),
+        ("--out", "folder.png", "is a folder; give a file name"),
+        ("--out", "absent/demo.png", "give a file in a writable folder"),
+        ("--out", "file.png/demo.png", "give a file in a writable folder"),
+        ("--out", "n" * 300 + ".png", "give a file in a writable folder"),
+        ("--out", "lost.png", "gone.png', which does not exist; remove the link or give another name"),
+        ("--out", "astray.png", "absent/gone.png', which does not exist; remove the link or give another name"),
+        ("--out", "loop.png", "which does not exist; remove the link or give another name"),
+        ("--out", "to-folder.png", "is a folder; give a file name"),
+        ("--out", "pipe.png", "'pipe.png' is not a writable file; give another name"),
         pytest.param(
             "--out",
             "/proc/demo.png",
-            "name a file in a folder where one can",
+            "give a file in a writable folder",
             marks=pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc is a folder that nobody can fill"),
         ),
     ],
@@ -176,7 +195,9 @@ def made() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 def drawn(path: Path) -> None:
     truth, forecasts = made()
-    picture.draw(path, truth, forecasts, dict.fromkeys(forecasts, 100.0), dict.fromkeys(demo.MODELS, 0.5))
+    picture.draw(
+        path, picture.shown(truth, forecasts, dict.fromkeys(forecasts, 100.0), dict.fromkeys(demo.MODELS, 0.5))
+    )
 
 
 def test_a_picture_that_cannot_be_written_leaves_nothing_behind(
@@ -216,9 +237,7 @@ def test_a_file_that_is_not_to_be_written_is_refused(tmp_path: Path, monkeypatch
     kept = tmp_path / "kept.png"
     kept.write_bytes(b"a picture to keep")
     monkeypatch.setattr(os, "access", lambda path, mode: (Path(path), mode) != (kept, os.W_OK))
-    with pytest.raises(
-        argparse.ArgumentTypeError, match=r"kept.png' is no file that can be written; give another name"
-    ):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"kept.png' is not a writable file; give another name"):
         picture.picture(str(kept))
     assert picture.picture(str(tmp_path / "new.png")) == tmp_path / "new.png"
 
@@ -242,16 +261,16 @@ def findings(gru_seconds: float, gru_error: float) -> str:
 
 def test_the_findings_follow_the_numbers() -> None:
     slow = findings(gru_seconds=2.0, gru_error=450.0)
-    assert "An epoch took it 2.00 s; nn.GRU 2.0 times as long, LSTM 0.5 times as long, RNN 0.2 times as long." in slow
+    assert "An epoch took GRU 2.00 s; nn.GRU 2.0 times as long, LSTM 0.5 times as long, RNN 0.2 times as long." in slow
     assert "GRU: 50 MW (10 %) better than 'shifted week', 100 MW (18 %) better than 'least squares'." in slow
-    assert "LSTM: NOT better (0 MW, 0 %, above) than 'shifted week', 50 MW (9 %) better than 'least squares'." in slow
-    assert "RNN: NOT better (100 MW, 20 %, above) than 'shifted week', NOT better (50 MW, 9 %, above) than" in slow
+    assert "LSTM: 0 MW (0 %) worse than 'shifted week', 50 MW (9 %) better than 'least squares'." in slow
+    assert "RNN: 100 MW (20 %) worse than 'shifted week', 50 MW (9 %) worse than" in slow
     fast = findings(gru_seconds=0.5, gru_error=600.0)
     assert "LSTM 2.0 times as long" in fast
-    assert "GRU: NOT better (100 MW, 20 %, above) than 'shifted week'" in fast
+    assert "GRU: 100 MW (20 %) worse than 'shifted week'" in fast
     assert not HAS_LOOP or "tritongru[cpu]" not in fast
     with llvmlite_of():
-        assert "a compiled one comes with pip install 'tritongru[cpu]'." in findings(2.0, 450.0)
+        assert "for a compiled loop, run: pip install 'tritongru[cpu]'" in findings(2.0, 450.0)
 
 
 @pytest.mark.parametrize("width", [30, 79, 80])
@@ -362,7 +381,7 @@ def test_an_untrained_model_forecasts_last_week() -> None:
 
 def test_the_rates_are_those_that_the_study_chose() -> None:
     """From the committed rows: each model's best rate on the two weeks before the held-out ones."""
-    from bench.pages.study_rows import machines
+    from bench.pages.study.rows import machines
     from bench.study.command import read
 
     found = machines(read(Path(demo.__file__).parents[2] / "bench" / "results" / "study"))

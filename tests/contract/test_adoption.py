@@ -106,11 +106,11 @@ def test_what_belongs_to_the_object_is_refused(take, make):
         take(theirs)
     theirs = make()
     theirs.again = theirs.flatten_parameters
-    with pytest.raises(ValueError, match="again holds a method of it; do that on the new module"):
+    with pytest.raises(ValueError, match="again holds one of its methods; do that on the new module"):
         take(theirs)
     theirs = make()
     theirs.register_forward_pre_hook(theirs.check_input)
-    with pytest.raises(ValueError, match="_forward_pre_hooks holds a method of it"):
+    with pytest.raises(ValueError, match="_forward_pre_hooks holds one of its methods"):
         take(theirs)
     theirs = make()
     theirs.compile()
@@ -185,7 +185,7 @@ def test_a_cell_that_cannot_be_taken_gets_a_sentence():
     with pytest.raises(TypeError, match="Doubled, whose own methods would be lost"):
         tritongru.GRUCell.from_torch(Doubled(3, 4))
     computed = nn.utils.parametrizations.weight_norm(nn.GRUCell(2, 3), "weight_hh")
-    with pytest.raises(ValueError, match="weight_hh is not a parameter of the module but computed"):
+    with pytest.raises(ValueError, match="weight_hh is computed, not a parameter of the module"):
         tritongru.GRUCell.from_torch(computed)
 
 

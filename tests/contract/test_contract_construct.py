@@ -1,6 +1,8 @@
 """tritongru.GRU is built, printed, initialised, saved, copied and re-parametrised as torch.nn.GRU is."""
 
 import copy
+import doctest
+import importlib
 import io
 import itertools
 import pickle
@@ -26,6 +28,13 @@ NAMES = ("num_layers", "bias", "batch_first", "dropout", "bidirectional")
 VALUES = itertools.product((1, 3), (True, False), (True, False), (0.0, 0.25), (True, False))
 OPTIONS = [dict(zip(NAMES, v, strict=True)) for v in VALUES if v[0] > 1 or v[3] == 0]
 options = pytest.mark.parametrize("kwargs", OPTIONS, ids=lambda kw: "-".join(str(v) for v in kw.values()))
+
+
+@pytest.mark.parametrize("name", ["tritongru.module", "tritongru.planning.explaining"])
+def test_the_examples_of_the_docstrings_run(name):
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted > 1
+    assert found.failed == 0
 
 
 def seeded(build, seed=0):

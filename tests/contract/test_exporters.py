@@ -99,7 +99,7 @@ def test_a_model_is_scripted_with_torchs_gru(impl, as_torch_type):
 
 
 def test_the_bare_layer_is_not_scripted():
-    with pytest.raises(RuntimeError, match=r"only as a part of a model, as it does torch\.nn\.GRU"):
+    with pytest.raises(RuntimeError, match=r"only as part of a model, like torch\.nn\.GRU"):
         torch.jit.script(tritongru.GRU(3, 4))
 
 
@@ -138,7 +138,7 @@ def test_fx_quantisation_gets_a_sentence():
     from torch.ao.quantization import QConfigMapping, default_dynamic_qconfig
 
     asked = QConfigMapping().set_global(default_dynamic_qconfig)
-    with pytest.raises(torch.fx.proxy.TraceError, match=r"put gru.to_torch\(\) in place of each tritongru\.GRU"):
+    with pytest.raises(torch.fx.proxy.TraceError, match=r"replace each tritongru\.GRU by its to_torch\(\)"):
         quantize_fx.prepare_fx(Two().eval(), asked, (torch.randn(5, 2, 3),))
 
 
@@ -264,6 +264,6 @@ def test_a_program_of_kernels_is_refused_by_onnx(device):
     pytest.importorskip("onnxscript", reason="the exporter needs onnxscript")
     gru, x = tritongru.GRU(3, 4, impl="triton").to(device).eval(), torch.randn(5, 2, 3, device=device)
     program = torch.export.export(gru, (x,))
-    with pytest.raises(Exception, match=r"that holds tritongru's kernels cannot become ONNX") as caught:
+    with pytest.raises(Exception, match=r"that contains tritongru's kernels cannot be converted to ONNX") as caught:
         torch.onnx.export(program, (), io.BytesIO(), dynamo=True, verbose=False)
-    assert "give torch.onnx.export the module itself" in str(caught.value)
+    assert "pass the module itself to torch.onnx.export" in str(caught.value)

@@ -110,7 +110,7 @@ def test_from_torch_refuses_what_it_cannot_take():
     with pytest.raises(TypeError, match=r"expected a torch.nn.GRU, got LSTM"):
         tritongru.GRU.from_torch(nn.LSTM(2, 3))
     computed = nn.utils.parametrizations.weight_norm(nn.GRU(2, 3), "weight_hh_l0")
-    with pytest.raises(ValueError, match="weight_hh_l0 is not a parameter of the module but computed"):
+    with pytest.raises(ValueError, match="weight_hh_l0 is computed, not a parameter of the module"):
         tritongru.GRU.from_torch(computed)
 
 

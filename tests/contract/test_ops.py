@@ -67,11 +67,11 @@ WRONG = {
     "a weight missing": (lambda x, w: (x, None, w[:3], 1), "got 3 dimensions and 3 weights for 1 layers"),
     "another width": (lambda x, w: (x[..., :2].contiguous(), None, w, 1), "weight 0 should be contiguous"),
     "strides": (lambda x, w: (x.transpose(0, 1), None, w, 1), "x should be contiguous"),
-    "a state too few": (lambda x, w: (x, torch.zeros(1, 1, 4), w, 1), r"hx should be .* the shape \(1, 2, 4\)"),
+    "a state too few": (lambda x, w: (x, torch.zeros(1, 1, 4), w, 1), r"hx should be .* shape \(1, 2, 4\)"),
     "another dtype": (lambda x, w: (x, torch.zeros(1, 2, 4).double(), w, 1), "hx should be .* torch.float32, got"),
-    "16 bit": (lambda x, w: (x.half(), None, w, 1), "no compiled loop can run this call"),
+    "16 bit": (lambda x, w: (x.half(), None, w, 1), "the compiled loop cannot run this call"),
     "no steps": (lambda x, w: (x[:0], None, w, 1), "no size should be 0"),
-    "a freed weight": (lambda x, w: (x, None, [freed(w[0]), *w[1:]], 1), "its storage, freed or cut, holds 0"),
+    "a freed weight": (lambda x, w: (x, None, [freed(w[0]), *w[1:]], 1), "its storage, freed or shrunk, holds 0"),
 }
 
 

@@ -1,6 +1,7 @@
 """The loop for CPUs in the documents: every ratio in its place, with the machine that it was measured on."""
 
 import re
+import statistics
 
 import pytest
 
@@ -9,7 +10,7 @@ from bench.measure import rows
 from bench.measure.cpu.cells import BATCHES, HIDDEN, grid, workloads
 from bench.measure.cpu.rows import ours, ours_row, timed_row
 from bench.measure.cpu.timing import Times
-from bench.pages import figures, performance
+from bench.pages import figures, performance, readme
 from bench.pages.cpu import figures as drawing
 from bench.pages.cpu import hosts, page
 
@@ -60,16 +61,16 @@ def pictures(whole):
 
 
 def panels(svg):
-    """Of each panel, from the left, the texts of its cells: a line for each H from below, a column for each B."""
+    """Of each panel, from above, the texts of its cells: a line for each H from below, a column for each B."""
     texts = re.findall(
         r'<text style="[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>(\d+\.\d+x|about 1|red|-)</text>', svg.decode()
     )
     assert len(texts) == 50
     columns, lines = (apart([float(text[k]) for text in texts]) for k in (0, 1))
-    assert (len(columns), len(lines)) == (10, 5)
-    at = {(4 - nearest(lines, float(y)), nearest(columns, float(x))): text for x, y, text in texts}
+    assert (len(columns), len(lines)) == (5, 10)
+    at = {(nearest(lines, float(y)), nearest(columns, float(x))): text for x, y, text in texts}
     assert len(at) == 50
-    return [[[at[line, 5 * side + column] for column in range(5)] for line in range(5)] for side in range(2)]
+    return [[[at[5 * panel + 4 - line, column] for column in range(5)] for line in range(5)] for panel in range(2)]
 
 
 def apart(values):
@@ -95,7 +96,7 @@ def expected(threads):
 
 @pytest.mark.parametrize("threads", THREADS)
 def test_every_ratio_stands_in_its_cell(pictures, threads):
-    """Of its threads, forward on the left and training on the right."""
+    """Of its threads, forward above training."""
     svg = pictures[threads]
     assert panels(svg) == expected(threads)
     assert svg.index(b">forward<") < svg.index(b">training step<")
@@ -136,7 +137,7 @@ def test_what_is_red_or_missing_has_no_ratio(whole):
     assert b"99.00x" not in svg
     (view,) = [view for view in hosts.views(made) if view.threads == 8]
     assert "in the geometric mean of 23 of 25 sizes" in page.summary(view)
-    assert "99.00x" not in page.headline(made)
+    assert "99.00x" not in readme.headline(made) + readme.measured(made)
 
 
 @pytest.mark.parametrize(
@@ -146,19 +147,75 @@ def test_a_ratio_inside_its_interval_is_about_one(whole, ratio, spread, text):
     cell = grid()[-1]
     made = replaced(whole, cell, 8, gru=ratio, spread=spread)
     assert text in panels(draw(made, 8))[1][HIDDEN.index(cell.case.hidden)]
-    assert f"from {text} (H = {cell.case.hidden}, B = {cell.case.batch})" in page.headline(made)
+    assert f"({text} to " in readme.measured(made)
 
 
 def test_the_caption_names_machine_versions_date_and_commit(whole):
-    text = page.headline(whole)
+    text = readme.headline(whole)
     assert "CPU X (kind), AVX2, 8 threads, torch 2.99, llvmlite 0.49; commit abc1234; 2026-01-01." in text
     assert "](docs/figures/loop-cpu-x-kind-avx2-8-threads.svg)" in text
     assert "1-thread.svg" not in text
-    least, most = (f"{end(ratio_of(c, 8) for c in grid() if c.case.mode == 'train'):.2f}x" for end in (min, max))
-    assert f"from {least} (H = 16, B = 1) to {most} (H = 512, B = 256)" in text
+    ratios = {mode: [ratio_of(c, 8) for c in grid() if c.case.mode == mode] for mode in ("forward", "train")}
+    means = {mode: f"{statistics.geometric_mean(own):.2f}x" for mode, own in ratios.items()}
+    assert f"geometric mean: forward {means['forward']}, training step {means['train']}. " in text
+    ends = {mode: f"({min(own):.2f}x to {max(own):.2f}x, 25 sizes)" for mode, own in ratios.items()}
+    cells = " | ".join(f"{means[mode]} {ends[mode]}" for mode in ratios)
+    line = f"| x86-64 CPU with AVX2 | the loop, compiled by LLVM | CPU X (kind), 8 threads | {cells} |"
+    assert line in readme.measured(whole)
+    least, most = (f"{end(ratios['train']):.2f}x" for end in (min, max))
     everything = page.grids(whole)
     assert everything.index("8-threads.svg") < everything.index("1-thread.svg")
     assert "AVX2, 1 thread, torch" in everything
+    assert f"from {least} (H = 16, B = 1) to {most} (H = 512, B = 256)." in everything
+
+
+def test_the_summary_has_a_line_for_each_number_of_threads(whole):
+    text = performance.on_cpu(whole)
+    assert [line[0] for line in lines_of(text)[2:]] == ["CPU X (kind), AVX2, 8 threads", "CPU X (kind), AVX2, 1 thread"]
+    for line, threads in zip(lines_of(text)[2:], (8, 1), strict=True):
+        for cell, mode in zip(line[1:3], ("forward", "train"), strict=True):
+            ratios = [ratio_of(c, threads) for c in grid() if c.case.mode == mode]
+            assert cell == f"{statistics.geometric_mean(ratios):.2f}x ({min(ratios):.2f}x to {max(ratios):.2f}x)"
+        assert line[3] == "25 of 25"
+    assert "](figures/loop-cpu-x-kind-avx2-8-threads.svg)" in text
+    assert "1-thread.svg" not in text
+    assert "CPU X (kind), AVX2, 8 threads, torch 2.99, llvmlite 0.49; commit abc1234; 2026-01-01." in text
+    cell = grid()[0]
+    some = replaced(whole, cell, 8, gru=1.02, spread=0.1)
+    some = [row for row in some if row["case"] != grid()[2].row_name(8)]
+    (first, *_) = lines_of(performance.on_cpu(some))[2:]
+    assert "(about 1 to " in first[1]
+    assert first[3] == "24 of 25, 25 of 25"
+
+
+def test_what_is_slower_is_listed_with_what_auto_runs(whole, monkeypatch):
+    assert performance.slower(whole).startswith("**CPU X (kind), AVX2, 8 threads**: none of 50 calls.")
+    large = next(c for c in grid() if (c.case.hidden, c.case.batch, c.case.mode) == (512, 4, "forward"))
+    tiny = next(c for c in workloads() if (c.case.label, c.case.mode) == ("streaming", "train"))
+    made = [*replaced(whole, large, 8, gru=0.5), row_of(tiny, 8, 0.25)]
+    made = replaced(made, grid()[0], 8, gru=0.95, spread=0.1)
+    made = replaced(made, large, 1, gru=0.4)
+    asked = []
+    monkeypatch.setattr(performance, "refusal_by_size", lambda *size: asked.append(size) or "x" * (size[1] == 256))
+    text = performance.slower(made)
+    assert text.startswith('**CPU X (kind), AVX2, 8 threads**: 2 of 51 calls, and 1 more within the noise ("about 1").')
+    assert lines_of(text)[2:] == [
+        ["streaming, one step, training step", "0.25x", "torch's GRU"],
+        ["H = 512, B = 4, forward", "0.50x", "tritongru's loop"],
+    ]
+    assert ("avx2", 256, True, 1, 1, 8) in asked
+    assert ("avx2", 512, False, 100, 4, 8) in asked
+    assert "0.40x" not in text, "of all threads alone"
+
+
+def test_what_no_row_tells_is_counted(whole):
+    made = [row for row in whole if row["case"] != grid()[0].row_name(1)]
+    lines = performance.missing(made).splitlines()
+    n = len(workloads())
+    assert f"- CPU X (kind), AVX2, 8 threads: {n} of {n} calls of real workloads." in lines
+    assert f"- CPU X (kind), AVX2, 1 thread: 1 of 50 calls of the grid and {n} of {n} calls of real workloads." in lines
+    assert "- CPUs with AVX-512 or SSE2 or NEON." in lines
+    assert f"- CPU X (kind), AVX2, 1 and 8 threads: {n} of {n} calls of real workloads." in performance.missing(whole)
 
 
 # Several machines
@@ -189,7 +246,7 @@ def test_the_readme_shows_a_cpu_that_no_ratio_chooses(whole):
 
 def test_a_later_row_counts(whole):
     later = grid_rows(2.0, where=WHERE | {"commit": "def5678", "date": "2026-01-02"})
-    assert "commit def5678; 2026-01-02." in page.headline([*whole, *later])
+    assert "commit def5678; 2026-01-02." in readme.headline([*whole, *later])
     assert draw([*whole, *later], 8) == draw(later, 8)
 
 
@@ -203,14 +260,10 @@ def test_the_five_are_of_five_fields_and_both_modes():
 
 
 def test_without_rows_there_is_one_sentence_for_each(whole):
-    for text in (page.headline([]), page.grids([]), page.workloads([]), page.workloads(whole)):
-        assert re.search(r"No row exists yet, so nothing is said here of .*`python3 -m bench run --suite cpu`", text)
-        assert "|" not in text
-    assert page.headline(whole).endswith(
-        "Real workloads have no row on a CPU yet; `python3 -m bench run --suite cpu --only workload` makes them."
-    )
-    both = performance.headline(whole)
-    assert both.index("On a CPU") < both.index("On a GPU") < both.index("no speed-up is claimed")
+    assert page.grids([]) == page.workloads([]) == page.workloads(whole) == "Not measured yet."
+    assert performance.on_cpu([]) == "No CPU measurements yet."
+    assert readme.headline([]) == "No measurements yet."
+    assert performance.five([]) == performance.five(whole) == "Not measured yet."
 
 
 def lines_of(text):
@@ -222,15 +275,14 @@ def test_the_table_of_five_has_times_and_ratios_in_their_columns(whole):
     made = [row_of(cells[0], t, 3.0 + t, lstm=1.5 + t, ms=12.0 / t) for t in THREADS]
     made += [row_of(cells[1], 8, 1.02, lstm=0.8, ms=7.0, spread=0.05)]
     made += [row_of(cells[2], 1, 99.0) | {"parity": 1.5}, row_of(cells[2], 8, 4.0, ms=5.0)]
-    head, _, *lines = lines_of(page.headline([*whole, *made]))
+    head, _, *lines = lines_of(performance.five([*whole, *made]))
     assert head[1:] == [*("1 thread: ours, ms", "nn.GRU", "nn.LSTM"), *("8 threads: ours, ms", "nn.GRU", "nn.LSTM")]
     assert [line[0].split(": ")[0] for line in lines] == [*page.FIVE]
     assert lines[0][1:] == ["12", "4.00x", "2.50x", "1.5", "11.00x", "9.50x"]
     assert lines[1][1:] == ["-", "-", "-", "7", "about 1", "0.80x"]
     assert lines[2][1:] == ["-", "red", "red", "5", "4.00x", "2.00x"]
     assert lines[3][1:] == lines[4][1:] == ["-"] * 6
-    assert "chosen by name and not by result" in page.headline(made + whole)
-    assert "CPU X (kind), AVX2, fp32; torch 2.99, llvmlite 0.49; commit abc1234; 2026-01-01." in page.five_table(made)
+    assert "CPU X (kind), AVX2, fp32; torch 2.99, llvmlite 0.49; commit abc1234; 2026-01-01." in performance.five(made)
 
 
 def test_all_workloads_stand_in_a_table_for_each_number_of_threads(whole):
@@ -243,22 +295,24 @@ def test_all_workloads_stand_in_a_table_for_each_number_of_threads(whole):
         row_of(third, 8, 7.0, parity=1.5),
         onnx | {"reason": "not installed"},
     ]
-    one, all_threads = page.workloads([*whole, *made]).split("CPU X (kind), AVX2, 1 thread")[::-1]
-    assert all_threads.startswith("CPU X (kind), AVX2, 8 threads, torch 2.99")
-    assert lines_of(one)[0] == ["workload", "ours, ms", "nn.GRU over ours", "nn.LSTM over ours"]
+    all_threads, one, how = page.workloads([*whole, *made]).split("</details>")[:3]
+    every = 3 + len(others)
+    assert f"<details markdown open>\n<summary>CPU X (kind), AVX2, 8 threads: 3 of {every} calls<" in all_threads
+    assert f"<details markdown>\n<summary>CPU X (kind), AVX2, 1 thread: 1 of {every} calls<" in one
+    assert "CPU X (kind), AVX2, 8 threads, torch 2.99" in all_threads
+    assert lines_of(one)[0] == ["workload", "ours, ms", "nn.GRU", "nn.LSTM"]
     assert [line[1:] for line in lines_of(one)[2:]] == [["3", "3.00x", "1.50x"]]
     head, _, *lines = lines_of(all_threads)
-    assert head[2:] == [f"{name} over ours" for name in ("nn.GRU", "nn.LSTM", "onnxruntime", "torch.compile")]
+    assert head[2:] == ["nn.GRU", "nn.LSTM", "onnxruntime", "torch.compile"]
+    assert [line[0] for line in lines] == [page.title_of(cell) for cell in (first, second, third)]
     assert [line[1:] for line in lines] == [
         ["0.375", "10.00x", "1.50x", "-", "-"],
         ["1", "5.00x", "-", "-", "about 1"],
         ["-", *["red"] * 4],
     ]
-    name = f"{first.case.label}-{first.case.mode}"
-    assert "- onnxruntime: as it is" in all_threads
-    assert f"- no time of onnxruntime: not installed ({name})" in all_threads
-    assert f"- no time of ours: output: error 1 ({third.case.label}-{third.case.mode})" in all_threads
-    assert f"- not measured yet ({others[0].case.label}-{others[0].case.mode}" in all_threads
+    assert "- onnxruntime: as it is." in how
+    assert f"- Not installed: onnxruntime ({page.title_of(first)})." in all_threads
+    assert f"- Output: error 1: ours ({page.title_of(third)})." in all_threads
 
 
 # Which rows are read
@@ -270,6 +324,6 @@ def test_rows_of_other_runs_are_no_rows_of_the_loop(whole, tmp_path):
     file.append(rows.row(case, "tritongru", WHERE, family="torch", parity=0.1))
     file.append(whole[0])
     assert hosts.read(tmp_path) == [whole[0]]
-    kinds = {page.kind: page for page in plot.PAGES if page.file in ("README.md", "docs/performance.md")}
-    counts = {kind: len(kinds[kind].read(tmp_path)) for kind in ("loop", "performance", "headline")}
-    assert counts == {"loop": 1, "performance": 1, "headline": 2}
+    kinds = {page.kind: page for page in plot.PAGES}
+    counts = {kind: len(kinds[kind].read(tmp_path)) for kind in ("loop", "older", "gpu", "performance", "headline")}
+    assert counts == {"loop": 1, "older": 1, "gpu": 1, "performance": 2, "headline": 2}

@@ -40,7 +40,7 @@ def root(tmp_path):
 def test_committed_documents_are_what_their_rows_give(page):
     pytest.importorskip("matplotlib")
     stale = [path.name for path, content in plot.made(page) if plot.differs(path, content)]
-    assert not stale, "python3 -m bench plot makes them anew"
+    assert not stale, "`python -m bench plot` regenerates them"
 
 
 def test_every_figure_belongs_to_a_page():
@@ -53,7 +53,7 @@ def test_pages_and_figures_follow_their_rows(root, capsys):
     figure = root / plot.FIGURES / "line.svg"
     assert plot.plot(True, root, [page_of(ROWS)]) == 1
     assert not figure.exists()
-    assert capsys.readouterr().out == ("2 files differ from what the rows give: page.md, docs/figures/line.svg.\n")
+    assert capsys.readouterr().out == ("2 files do not match the rows: page.md, docs/figures/line.svg.\n")
     assert plot.plot(False, root, [page_of(ROWS)]) == 0
     assert (root / "page.md").read_text() == ("# Title\n\n<!-- kind: count -->\n\n2 rows\n\n<!-- end -->\n\nBy hand\n")
     assert plot.plot(True, root, [page_of(ROWS)]) == 0
@@ -98,6 +98,36 @@ def test_a_figure_is_the_same_bytes_again_and_carries_what_it_shows():
     assert not figures.same(other, older)
 
 
+def test_a_figure_is_opaque_whatever_the_users_style(monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    made = draw(ROWS)
+    monkeypatch.setitem(matplotlib.rcParams, "savefig.facecolor", "black")
+    monkeypatch.setitem(matplotlib.rcParams, "text.color", "red")
+    assert draw(ROWS) == made
+    assert matplotlib.rcParams["text.color"] == "red"
+    assert made.count(b"fill: #ffffff") == 2, "of the figure and of its axes"
+
+
+@pytest.mark.parametrize(
+    ("places", "found"),
+    [
+        ([0.5, 0.1, 0.9], [0.5, 0.1, 0.9]),
+        ([0.5, 0.5, 0.0], [0.4, 0.6, 0.0]),
+        ([1.2, 0.95, 0.3], [1.0, 0.8, 0.3]),
+        ([0.0, 0.05, 0.1], [0.0, 0.2, 0.4]),
+    ],
+)
+def test_names_beside_lines_keep_apart_and_near(places, found):
+    assert figures.spread(places, 0.2) == pytest.approx(found)
+
+
+def test_a_long_text_is_broken_into_lines_that_fit():
+    pytest.importorskip("matplotlib")
+    with figures.canvas(2, 2) as figure:
+        lines = figures.fitting(["word " * 12, "end"], figure, 10).splitlines()
+    assert lines == ["word word word word", *["word word word word"] * 2, "end"]
+
+
 @pytest.mark.parametrize("text", ["", "<!-- kind: other -->\n<!-- end -->\n<!-- kind: count -->\n<!-- end -->"])
 def test_marks_and_parts_have_to_agree(text):
     with pytest.raises(LookupError, match="marks and parts of 'kind' differ"):
@@ -107,4 +137,4 @@ def test_marks_and_parts_have_to_agree(text):
 def test_without_matplotlib_one_sentence(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["plot"]) == 2
-    assert capsys.readouterr().out == 'The figures need matplotlib; run: pip install "tritongru[demo]"\n'
+    assert capsys.readouterr().out == 'The figures need matplotlib; install it with: pip install -e ".[demo]"\n'

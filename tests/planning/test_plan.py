@@ -201,7 +201,7 @@ def test_sizes_that_are_no_power_of_two_do_no_doubled_work(hidden, limit):
 @pytest.mark.parametrize(
     "hidden, dtype, device, reason",
     [
-        (128, "float64", H200, "no kernel computes in float64; convert to one of float32, float16, bfloat16"),
+        (128, "float64", H200, "the kernels do not support float64; convert to one of float32, float16, bfloat16"),
     ],
 )
 def test_reasons(hidden, dtype, device, reason):
@@ -215,7 +215,7 @@ def test_a_chip_outside_the_compile_matrix_gets_torch(gpu, arch):
     answer = plan(64, "float16", device)
     assert answer.family == "torch"
     assert answer.reason == (
-        f"the kernels are made for NVIDIA chips from sm_80 on and AMD's gfx942 and gfx950, and Other is {arch}"
+        f"the kernels support NVIDIA chips from sm_80 on and AMD's gfx942 and gfx950, but Other is {arch}"
     )
 
 
@@ -228,12 +228,12 @@ def test_the_reason_names_the_size_and_the_limit():
         fitting = [n for n in sizes if any(candidates.fits(r, mi300x) for r in rows["hip", kernel, "16-bit", n])]
         largest[kernel] = max(fitting)
     assert plan(1000, "bfloat16", mi300x, training=False).reason == (
-        f"hidden size 1000 in bfloat16 has no forward kernel on MI300X, which goes up to {largest['forward']}"
+        f"hidden size 1000 in bfloat16 has no forward kernel on MI300X, where the largest is {largest['forward']}"
     )
     hidden = largest["backward"] + 1
     if hidden <= largest["forward"]:
         assert plan(hidden, "bfloat16", mi300x).reason == (
-            f"hidden size {hidden} in bfloat16 has no backward kernel on MI300X, which goes up to "
+            f"hidden size {hidden} in bfloat16 has no backward kernel on MI300X, where the largest is "
             f"{largest['backward']}; without gradients (torch.no_grad, eval) the forward kernels run it"
         )
 
@@ -242,7 +242,7 @@ def test_the_reason_names_the_size_and_the_limit():
 def test_what_the_chip_cannot_hold_is_stepwise_and_auto_gives_it_to_torch(hidden, dtype):
     ours, auto = (plan(hidden, dtype, H200, batch=16, impl=impl) for impl in ("triton", "auto"))
     assert ours.forward.family == ours.backward.family == "stepwise"
-    assert "each time step is one launch that reads it again" in ours.reason
+    assert "each time step is one launch that reads them again" in ours.reason
     assert auto.family == "torch"
     assert auto.reason.startswith(f"no gain is expected with hidden size {hidden} and batch 16 on H200")
     assert [found.family for found in auto.considered] == ["stepwise", "stepwise"]
@@ -268,7 +268,8 @@ def test_a_model_that_expects_to_lose_gives_way_unless_triton_is_asked_for():
     assert auto.family == "torch"
     assert auto.reason == (
         f"no gain is expected with hidden size 1024 and batch {batch} on H200: torch's GRU should take "
-        f"{auto.torch_us_per_step:.2f} us a step, ours {ours.us_per_step:.2f}; impl='triton' runs ours regardless"
+        f"{auto.torch_us_per_step:.2f} us per step, the kernel {ours.us_per_step:.2f} us; impl='triton' runs the "
+        "kernel anyway"
     )
     assert ours.family == "persistent"
     assert ours.us_per_step > (1 - planning.MARGIN) * ours.torch_us_per_step
@@ -280,7 +281,7 @@ def test_one_launch_a_step_has_to_be_expected_to_take_half_of_torchs_time(monkey
     ours = sum(found.us_per_step for found in about.considered)
     assert (about.family, {found.family for found in about.considered}) == ("torch", {"stepwise"})
     assert ours < 2 * about.torch_us_per_step < 2 * ours
-    assert "takes one launch a step on H200" in about.reason
+    assert "needs one launch per step on H200" in about.reason
     for theirs, family in ((0.99 * ours, "torch"), (1.01 * ours, "stepwise")):  # of one of the two passes
         planning.plan.cache_clear()
         monkeypatch.setattr(cost_model, "torch_us", lambda *shape, theirs=theirs, **how: theirs)
@@ -300,7 +301,7 @@ def test_a_sequence_too_short_to_pay_for_its_launches_goes_to_torch(monkeypatch)
     assert plan_of_16(time=3).family == "persistent"
     short = plan_of_16(time=2)
     assert short.family == "torch"
-    assert short.reason.startswith("with 2 steps the launches around the time loop cost more than the loop saves")
+    assert short.reason.startswith("with 2 steps launches around the time loop cost more than the loop saves")
     assert plan_of_16(time=2, impl="triton").family == "persistent"
 
 
@@ -326,7 +327,7 @@ def test_rows_overrule_the_model(monkeypatch):
         answer = plan(768, "bfloat16", H200, batch=16, training=False)
         assert answer.family == family
         if family == "torch":
-            assert answer.reason == "torch's GRU was measured at 8.00 us a step on H200, ours at 9.00"
+            assert answer.reason == "torch's GRU was measured at 8.00 us per step on H200, the kernel at 9.00 us"
         else:
             assert answer.forward.launch.name == other.name
     plan.cache_clear()
@@ -344,7 +345,7 @@ def test_rows_of_a_training_step_overrule_the_model(monkeypatch):
         assert answer.family == family
         if family == "torch":
             assert answer.reason == (
-                "torch's GRU was measured at 16.00 us a step of forward and backward on H200, ours at 17.00"
+                "torch's GRU was measured at 16.00 us per step of forward and backward on H200, the kernel at 17.00 us"
             )
         else:
             assert answer.backward.launch.name == other.name
@@ -472,7 +473,7 @@ def test_explain_refuses_what_no_gpu_holds_and_takes_the_largest_that_one_might(
     weights = 2 * 3 * 1000 * ((8 + 1000) + (2000 + 1000))
     most = (MOST_VALUES - weights) // (2 * 1000 * 1000)  # rows of a batch, with 1000 steps
     assert tritongru.explain(gru, batch=most, time=1000, device=H200).family == "torch"
-    with pytest.raises(ValueError, match=r"\(hidden 1000, inputs 8, .*\) have 1.0e\+12 values, and no GPU holds more"):
+    with pytest.raises(ValueError, match=r"\(hidden 1000, inputs 8, .*\) have 1.0e\+12 values, but no GPU holds more"):
         tritongru.explain(gru, batch=most + 1, time=1000, device=H200)
     with pytest.raises(ValueError, match="hidden should be at most 100000, got 1000000"):
         tritongru.explain(tritongru.GRU(8, 10**6, device="meta"), device=H200)
@@ -501,21 +502,21 @@ def test_explain_refuses_a_device_that_is_not_there(monkeypatch):
     for device in ("z9", "", 1.5):
         with pytest.raises(ValueError) as found:
             tritongru.explain(gru, device=device)
-        assert str(found.value) == f"device {device!r} is neither a known GPU nor a device of torch; {known}"
+        assert str(found.value) == f"device {device!r} is neither a known GPU nor a torch device; {known}"
     for count, index, here in ((0, "", "no GPU"), (1, ":1", "only 1 GPU"), (2, ":7", "only 2 GPUs")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda count=count: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
         for device in (f"cuda{index}", torch.device(f"cuda{index}")):
             with pytest.raises(ValueError) as found:
                 tritongru.explain(gru, device=device)
-            says = f"torch sees {here} here, got device 'cuda{index}'; to ask about another machine, {known}"
+            says = f"torch sees {here} here, got device 'cuda{index}'; for another machine, {known}"
             assert str(found.value) == says
 
 
 def test_explain_refuses_what_is_no_gru():
     """The plan of an LSTM's sizes would be a GRU's."""
     for module in (torch.nn.LSTM(2, 3), torch.nn.Linear(2, 3), tritongru.GRUCell(2, 3)):
-        with pytest.raises(TypeError, match=f"gru should be a tritongru.GRU, got {type(module).__name__}; give such a"):
+        with pytest.raises(TypeError, match=f"gru should be a tritongru.GRU, got {type(module).__name__}$"):
             tritongru.explain(module)
     assert tritongru.explain(torch.nn.GRU(64, 768), batch=16, device=H200).family == "persistent"
 
@@ -525,9 +526,9 @@ def test_one_known_pass_of_two_leaves_the_whole_unknown():
     half = dataclasses.replace(answer, backward=dataclasses.replace(answer.backward, cost=None))
     assert half.expected_ratio is None
     assert half.expected_ratio_forward == answer.expected_ratio_forward
-    assert "times as fast forward, unknown forward and backward together (a model" in str(half)
+    assert "x forward, unknown forward and backward together (a model" in str(half)
     neither = dataclasses.replace(half, forward=half.backward)
-    assert "expected ratio to torch: unknown, because the model has no figure of this kernel on H200" in str(neither)
+    assert "relative to torch: unknown, because the model has no figures for this kernel on H200" in str(neither)
 
 
 @given(hiddens, st.sampled_from([*DTYPES, "float64"]), devices, st.integers(1, 10**4), st.booleans())
@@ -554,7 +555,7 @@ def test_explain_shows_the_parts():
     text = str(answer)
     for part in ("exchange", "l2", "tensor", "shared", "issue", "barriers"):
         assert f"{part} {getattr(answer.forward.cost, part):.2f}" in text
-    assert f"predicted for torch: {answer.torch_us_per_step:.2f} us a step forward (a model" in text
+    assert f"predicted for torch: {answer.torch_us_per_step:.2f} us per step forward (a model" in text
     assert f"exchange by {answer.forward.launch.exchange}; each program serves 1 batch tile\n" in text
 
 
@@ -565,14 +566,14 @@ def test_explain_says_what_a_training_step_costs_and_needs():
     text, output = str(answer), 1024 * 16 * 768 * 2
     for name in ("forward", "backward"):
         found = getattr(answer, name)
-        assert f"  {name}: persistent, programs {found.programs} of " in text
-        assert f"predicted: {found.us_per_step:.2f} us a step, {found.us_per_step * 1.024:.3f} ms for 1024" in text
+        assert f"  {name}: persistent, {found.programs} programs of " in text
+        assert f"predicted: {found.us_per_step:.2f} us per step, {found.us_per_step * 1.024:.3f} ms for 1024" in text
     memory = answer.memory
     assert (memory.mode, memory.parts) == ("save", 1)
     assert memory.kept == 2 * 5 * output
     assert memory.forward == memory.kept + 3 * output
     assert memory.backward == memory.kept + output + output + 5 * output
-    assert f"{memory.backward / 2**20:.1f} MiB at most in the backward" in text
+    assert f"at most {memory.backward / 2**20:.1f} MiB in the backward pass" in text
     gru.memory = "recompute"
     rebuilt = tritongru.explain(gru, batch=16, time=1024, device=H200).memory
     assert (rebuilt.mode, rebuilt.parts) == ("recompute", 8)
@@ -589,13 +590,13 @@ def test_auto_saves_gates_until_they_take_an_eighth_of_the_memory():
 
 
 def test_triton_never_falls_back(device):
-    with pytest.raises(RuntimeError, match="no kernel computes in float64"):
+    with pytest.raises(RuntimeError, match="the kernels do not support float64"):
         tritongru.GRU(2, 3, impl="triton").double().to(device)(torch.zeros(1, 1, 2, device=device).double())
 
 
 def test_without_a_gpu_or_the_interpreter_triton_says_so(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(RuntimeError, match="the tensors are on the CPU; move module and input to a GPU, or set"):
+    with pytest.raises(RuntimeError, match="the tensors are on the CPU; move the module and the input to a GPU, or"):
         tritongru.GRU(2, 3, impl="triton")(torch.zeros(1, 1, 2))
 
 
@@ -628,7 +629,7 @@ def test_the_plan_of_a_cpu_is_total(hidden, dtype, isa, threads, batch, time, di
     if dtype == "complex64":
         assert (answer.family, answer.loop) == ("torch", None)
         known = "float32, float64, float16, bfloat16"
-        assert answer.reason == f"no loop computes in complex64; convert to one of {known}"
+        assert answer.reason == f"the compiled loop does not support complex64; convert to one of {known}"
         return
     assert (answer.family, answer.precision) == ("llvm", None)
     loop, itemsize = answer.loop, 8 if dtype == "float64" else 4
@@ -650,7 +651,7 @@ def test_the_plan_of_a_cpu_is_total(hidden, dtype, isa, threads, batch, time, di
 
 def test_triton_on_a_cpu_is_torchs():
     answer = plan(128, "float32", CORES, impl="triton")
-    assert (answer.family, answer.reason) == ("torch", "the tensors are on a CPU, and Triton's kernels need a GPU")
+    assert (answer.family, answer.reason) == ("torch", "the tensors are on a CPU, but the Triton kernels need a GPU")
 
 
 def test_a_cpu_without_a_loop_gets_the_reason():
@@ -701,20 +702,20 @@ def test_fewer_rows_than_the_table_asks_for_are_torchs_unless_the_loop_is_asked_
         small, enough = (plan(64, "float32", CORES, batch=10, time=time) for time in (9, 10))
         assert (small.family, enough.family) == ("torch", "llvm")
         assert small.reason == (
-            "torch's GRU was measured to be faster for a training step of fewer than 100 rows T * B; impl='llvm' runs "
-            "ours regardless"
+            "torch's GRU was measured to be faster for a training step with T * B < 100 (time steps times sequences); "
+            "impl='llvm' runs the compiled loop anyway"
         )
         assert plan(64, "float32", CORES, batch=10, time=9, impl="llvm").family == "llvm"
         assert plan(64, "float32", CORES, batch=10, time=9, training=False).family == "llvm"
         few = plan(64, "float32", CORES, batch=1, time=4, training=False).reason
-        assert "for a call of fewer than 5 rows T * B" in few
+        assert "for a call with T * B < 5 (time steps" in few
 
 
 def test_one_step_of_several_rows_is_torchs_where_the_table_says_so():
     with table_of({"isa": "avx2", "pass": "train", "hidden": 64, "least_rows": 1, "least_steps": 2}):
         found = [plan(64, "float32", CORES, batch=B, time=T).family for B, T in ((8, 1), (8, 2), (1, 1))]
         assert found == ["torch", "llvm", "llvm"]
-        assert "of fewer than 2 time steps of several rows" in plan(64, "float32", CORES, batch=8, time=1).reason
+        assert "fewer than 2 time steps and several sequences" in plan(64, "float32", CORES, batch=8, time=1).reason
         assert cpu_plan.least_steps("avx2", 64, False) == 1
 
 
@@ -757,7 +758,7 @@ def test_calls_near_one_that_lost_are_torchs(isa, threads, hidden, batch, slower
         assert cpu_plan.is_slower(isa, hidden, True, batch, threads) == slower
         assert not cpu_plan.is_slower(isa, hidden, False, batch, threads), "of another pass"
         said = cpu_plan.refusal_by_size(isa, hidden, True, 100, max(batch, 1), threads)
-        assert said.endswith("for a training step of H = 512 and B = 1 with 16 threads of avx512" if slower else "")
+        assert said.endswith("for a training step with H = 512, B = 1 and 16 threads (AVX-512)" if slower else "")
         assert bool(said) == slower
         assert not cpu_plan.refusal_by_size(isa, hidden, True, 1, 1, threads), "of a single step other rows tell"
     with table_of():
@@ -800,11 +801,11 @@ def test_explain_the_cpu(impl):
     )
     first, second, tile, shared, *_ = text.splitlines()
     assert first == f"on this machine's CPU, {isa.title}, in float32"
-    assert second.startswith("llvm: the whole time loop is one compiled function")
-    assert tile == f"  {isa.title}: register tiles of {isa.rows} rows x 3 gates x {isa.bytes // 4} hidden units"
+    assert second.startswith("llvm: one compiled function runs the whole time loop")
+    assert tile == f"  {isa.title}: register tiles of {isa.rows} sequences x 3 gates x {isa.bytes // 4} hidden units"
     assert shared.startswith(f"  {threads} thread")
     assert f"chunks of {loop.chunk_forward} forward and {loop.chunk_backward} backward steps" in shared
-    assert f"{loop.weight_bytes} bytes of weights are packed in each call" in text
+    assert f"  each call packs {loop.weight_bytes} bytes of weights and" in text
     assert tritongru.explain(gru.eval(), batch=20, time=10).loop.chunk_backward is None
     assert answer.memory.mode == "save"
 

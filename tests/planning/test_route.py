@@ -22,13 +22,13 @@ def told(caplog):
 
 
 def torchs(why):
-    return "INFO", f"torch's own GRU runs: {why}"
+    return "INFO", f"falling back to torch's own GRU: {why}"
 
 
 X = torch.randn(5, 2, 3)
 NO_LLVMLITE = torchs(
-    "the package llvmlite is not installed; install it with: pip install 'tritongru[cpu]'; that would make it several "
-    "times faster on this CPU"
+    "the package llvmlite is not installed; install it with: pip install 'tritongru[cpu]' (that makes the layer "
+    "several times faster on this CPU)"
 )
 
 
@@ -82,7 +82,7 @@ def test_calls_too_small_to_gain_say_so_once(told):
                 tritongru.GRU(3, 4)(X)
             tritongru.GRU(3, 4, impl="llvm")(X)
             tritongru.GRU(3, 4)(torch.randn(11, 1, 3))
-        few = "torch's GRU was measured to be faster for a training step of fewer than 11 rows T * B"
+        few = "torch's GRU was measured to be faster for a training step with T * B < 11 (time steps times sequences)"
         assert told() == [torchs(few)]
 
 
@@ -97,10 +97,10 @@ def autocast(gru):
 
 
 ONLY_TORCH = {
-    "on a CPU autocast keeps some parts of the layer in the wider dtype, as torch's GRU does": autocast,
-    "a forward-mode derivative was asked for": forward_mode,
-    "a transform of torch.func is at work": lambda gru: torch.func.grad(lambda x: gru(x)[0].sum())(X),
-    "tensors of such shapes or dtypes are for it to take or to refuse": lambda gru: gru(
+    "CPU autocast keeps parts of the layer in the wider dtype, which only torch's GRU supports": autocast,
+    "a forward-mode derivative was requested": forward_mode,
+    "a torch.func transform is active": lambda gru: torch.func.grad(lambda x: gru(x)[0].sum())(X),
+    "the kernels do not accept tensors of these shapes or dtypes": lambda gru: gru(
         torch.nn.utils.rnn.PackedSequence(torch.randn(9, 3), torch.tensor([3, 2, 1]))
     ),
 }
@@ -124,8 +124,8 @@ def test_who_asked_for_torch_is_told_nothing(told):
 def test_traces_record_torchs(told):
     gru = tritongru.GRU(3, 4, impl="triton").eval()
     torch.jit.trace(gru, torch.randn(5, 2, 3))
-    recorded = "torch.jit.trace, and the ONNX exporter that builds on it, record torch's own operator"
-    assert told() == [("INFO", f"torch's own GRU runs: {recorded}")]
+    recorded = "torch.jit.trace, and the ONNX exporter based on it, record torch's own operator"
+    assert told() == [("INFO", f"falling back to torch's own GRU: {recorded}")]
 
 
 def asked(impl="auto", device="cuda", dtype=torch.float32):
@@ -137,7 +137,7 @@ def test_a_missing_triton_is_a_warning_on_a_gpu(told, monkeypatch):
     for _ in range(2):
         assert asked() is None
     missing = "the package triton is not installed; install it with: pip install triton"
-    assert told() == [("WARNING", f"torch's own GRU runs: {missing}")]
+    assert told() == [("WARNING", f"falling back to torch's own GRU: {missing}")]
     with pytest.raises(RuntimeError, match=f"impl='triton' cannot run this layer: {missing}"):
         asked("triton")
     assert len(told()) == 1, "what is raised need not be logged"
@@ -150,8 +150,8 @@ def test_other_devices_and_dtypes_are_told(told, monkeypatch):
     assert asked(dtype=torch.float64) is None
     (other, kind) = told()
     assert other[0] == kind[0] == "INFO"
-    assert "on the device meta, and the kernels run on CUDA and ROCm devices" in other[1]
-    assert "no kernel computes in float64" in kind[1]
+    assert "on the device meta, but the kernels run only on CUDA and ROCm devices" in other[1]
+    assert "the kernels do not support float64" in kind[1]
 
 
 def test_numpy_too_new_for_the_interpreter(told, monkeypatch):
@@ -170,6 +170,7 @@ def test_large_batches_and_short_sequences_are_told_once_each(told):
         assert route.takes(way, "auto", 32, 8)
         assert route.takes(way, "triton", 33, 7)
     assert [text for _, text in told()] == [
-        "torch's own GRU runs: from a batch of 33 on: why not",
-        "torch's own GRU runs: with fewer than 8 steps: launches around the time loop cost more than the loop saves",
+        "falling back to torch's own GRU: for batch sizes of 33 and more: why not",
+        "falling back to torch's own GRU: with fewer than 8 steps launches around the time loop cost more than the "
+        "loop saves",
     ]

@@ -53,7 +53,7 @@ def test_another_triton_is_a_note_in_the_log(version, notes, monkeypatch, caplog
         triton_versions.read_with(KNOWN)
     texts = [record.getMessage() for record in caplog.records]
     assert len(texts) == notes
-    assert all(version in text and "those of Triton 3" in text for text in texts)
+    assert all(version in text and "using those for Triton 3" in text for text in texts)
     assert all(record.levelno == logging.INFO for record in caplog.records)
 
 

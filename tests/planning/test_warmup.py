@@ -277,7 +277,7 @@ def test_on_a_cpu_the_loop_is_compiled_and_no_kernel(impl, dtype, ran, launched)
 @needs_loop
 def test_llvm_without_a_loop_for_the_dtype_raises_as_a_call_does():
     ours = tritongru.GRU(2, 3, impl="llvm", dtype=torch.complex64)
-    with pytest.raises(RuntimeError, match="impl='llvm' cannot run this layer: no loop computes in complex64"):
+    with pytest.raises(RuntimeError, match="cannot run this layer: the compiled loop does not support complex64"):
         ours.warmup(4, 5)
 
 
@@ -398,12 +398,12 @@ def test_of_compile_times_the_least_counts_and_parts_are_those_of_the_same_round
     }
     assert folders[0] == folders[1] != folders[2] == folders[3]
     given = iter([(False, slow)] * 4)
-    with pytest.raises(RuntimeError, match="expected to compile and to find on disk by turns"):
+    with pytest.raises(RuntimeError, match="expected to compile and to load from disk in turn"):
         compile_times.timed(compile_)
 
 
 def test_of_compile_times_the_last_row_of_the_newest_file_counts(tmp_path):
-    assert kernels.compile_times(compile_times.read(tmp_path)) == "There is no row yet."
+    assert kernels.compile_times(compile_times.read(tmp_path)) == "Not measured yet."
     for date, seconds in (("2026-01-02", (3, 4)), ("2026-01-01", (1, 2))):
         rows = [{"hidden": 8, "dtype": "float32", "kernel": "forward", "seconds": value} for value in seconds]
         (tmp_path / f"compile-{date}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

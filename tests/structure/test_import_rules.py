@@ -147,7 +147,7 @@ DOORS = {
     "commands.training": (set(), set()),
     "commands.picture": ({"commands.forecast"}, set()),
     "commands.demo": (
-        {"", "commands.forecast", "commands.picture", "commands.training", "planning"},
+        {"", "commands.env", "commands.forecast", "commands.picture", "commands.training", "planning"},
         set(),
     ),
     "commands.env": ({"planning"}, set()),

@@ -1,6 +1,6 @@
-"""What a caller passes is checked before native code reads it: types, sizes, devices and places in memory.
+"""Checks what a caller passes before native code reads it: types, sizes, devices and memory.
 
-Where torch has a text for a fault, it is torch's. Values that lie on a GPU are never read here: the kernels clamp them.
+Where torch has an error text, it is torch's. Values on a GPU are never read here: the kernels clamp them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def check_dropout(dropout: object) -> None:
 
 
 def check_tensors(**values: object) -> None:
-    """Of an operator, too: torch hands it None where its schema says Tensor."""
+    """Needed for operators, too: torch passes None even if the schema says Tensor."""
     for name, value in values.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} should be a Tensor, got {type(value).__name__}")
@@ -64,7 +64,7 @@ def check_features(input: Tensor, batch_sizes: Tensor | None, features: int) -> 
 
 
 def check_weights(weights: object, options: Options) -> None:
-    """The number of weights, that they are tensors, and that the first two are matrices, whose sizes others follow."""
+    """The number of weights, that they are tensors, and that the first two, which determine all sizes, are matrices."""
     if isinstance(weights, Tensor) or not isinstance(weights, Sequence):
         raise TypeError(f"weights should be a list or tuple of tensors, got {type(weights).__name__}")
     expected = options.num_layers * options.directions * options.tensors
@@ -82,17 +82,17 @@ def check_weights(weights: object, options: Options) -> None:
 
 
 def check_batch_sizes(batch_sizes: Any) -> Tensor:
-    """The rows of each step, contiguous: torch's GRU reads them as they lie in memory, one at least."""
+    """batch_sizes, made contiguous: torch's GRU ignores strides, and reads at least one value."""
     check_tensors(batch_sizes=batch_sizes)
     if batch_sizes.dtype != torch.int64:
         raise RuntimeError(f"expected scalar type Long but found {scalar_type(batch_sizes)}")
     if batch_sizes.layout is not torch.strided or batch_sizes.dim() != 1:
         kind = str(batch_sizes.layout).removeprefix("torch.")
         raise RuntimeError(
-            f"batch_sizes should be a dense tensor of 1 dimension, got a {kind} one of {batch_sizes.dim()}"
+            f"batch_sizes should be a dense 1-D tensor, got a {kind} one with {batch_sizes.dim()} dimensions"
         )
     if batch_sizes.device.type != "cpu":
-        raise RuntimeError(f"batch_sizes should always be on CPU, got them on {batch_sizes.device}")
+        raise RuntimeError(f"batch_sizes should always be on CPU, got {batch_sizes.device}")
     if batch_sizes.shape[0] == 0:
         raise IndexError("index 0 is out of bounds for dimension 0 with size 0")
     return batch_sizes.contiguous()  # type: ignore[no-any-return]
@@ -101,9 +101,9 @@ def check_batch_sizes(batch_sizes: Any) -> Tensor:
 def check_for_kernels(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
 ) -> None:
-    """What a kernel would not notice: it reads memory by the shapes and types that it is told."""
+    """What a kernel would not notice: it trusts the shapes and types that it is given."""
     check_weights(weights, options)
-    if not 0 <= options.dropout <= 1:  # which a module's attribute may have become
+    if not 0 <= options.dropout <= 1:  # a module's attribute may have changed
         raise RuntimeError(f"dropout probability has to be between 0 and 1, but got {options.dropout:g}")
     dtype, casts = input.dtype, autocast_dtype(input) is not None
     _check_same_device(input, hx, weights)
@@ -115,7 +115,7 @@ def check_for_kernels(
             f"{scalar_type(input)} and hidden tensor with {scalar_type(hx)}"
         )
     hidden, directions, each = weights[1].shape[-1], options.directions, options.tensors
-    # What is copied on the way is read before the operators look at it; they look at everything.
+    # What is copied on the way is read before the operators check it; they check everything.
     if (casts or directions == 2 or options.batch_first) and not torch.compiler.is_compiling():
         _check_storages((input, hx), weights)
     shapes = ((3 * hidden, input.shape[-1]), (3 * hidden, hidden), (3 * hidden,), (3 * hidden,))
@@ -130,22 +130,21 @@ def check_for_kernels(
 def check_for_torch(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
 ) -> None:
-    """What torch's own GRU would not notice: it reads what a storage no longer holds, with a bias on the device meta it
-    returns memory that nobody wrote, and without biases it takes the gates of a ``w_ih`` that has too few rows for them
-    from anywhere in memory."""
-    _check_storages((input, None, batch_sizes), weights if input.is_cuda else ())  # of views torch looks itself
+    """What torch's own GRU would not notice: it reads past a storage that is too small, returns uninitialized memory
+    for a bias on the device meta, and without biases reads the gates of a ``w_ih`` with too few rows out of bounds."""
+    _check_storages((input, None, batch_sizes), weights if input.is_cuda else ())  # torch checks views itself
     _check_same_device(input, hx, weights)
     if options.bias:
         return
     for k, weight in enumerate(weights):
         if weight.dim() == 2 and weight.shape[0] < 3:
             raise RuntimeError(
-                f"weight {k} of the GRU should have a row for each of three gates at least, got {weight.shape[0]}"
+                f"weight {k} of the GRU should have at least 3 rows, one for each gate, got {weight.shape[0]}"
             )
 
 
 def check_order(data: Tensor, hx: Tensor | None, *indices: Tensor | None) -> None:
-    """Of packed rows: torch puts states into another order by indices that it does not look at."""
+    """The indices of packed rows: torch reorders states by them without checking them."""
     if torch.compiler.is_compiling():
         return
     for name, order in zip(("sorted_indices", "unsorted_indices"), indices, strict=True):
@@ -159,7 +158,7 @@ def check_order(data: Tensor, hx: Tensor | None, *indices: Tensor | None) -> Non
 
 
 def _check_storages(own: Sequence[Tensor | None], weights: Sequence[Tensor]) -> None:
-    """Of input, hx and batch_sizes, and of the weights."""
+    """The storages of input, hx and batch_sizes, and of the weights."""
     for name, tensor in zip(("input", "hx", "batch_sizes"), own, strict=False):
         if tensor is not None:
             _check_storage(name, tensor)
@@ -168,7 +167,7 @@ def _check_storages(own: Sequence[Tensor | None], weights: Sequence[Tensor]) -> 
 
 
 def _check_storage(name: str | int, tensor: Tensor) -> None:
-    """Of a tensor, or the weight of that number; those that a transform or a compiler stands for have none."""
+    """The storage of a named tensor or numbered weight; tensors of a transform or a compiler have none."""
     if tensor.layout is torch.strided and torch._C._has_storage(tensor):
         check_memory(name, tensor)
 
@@ -195,23 +194,23 @@ def scalar_type(tensor: Tensor) -> str:
 
 
 def check_ranks(x: Tensor, w_hh: Tensor) -> None:
-    """Of the two tensors whose sizes those of the others follow."""
+    """The ranks of the two tensors that determine the sizes of all others."""
     if x.dim() != 2 or w_hh.dim() != 3:
         raise RuntimeError(f"x should have 2 dimensions and w_hh 3, got {x.dim()} and {w_hh.dim()}")
 
 
 def check_needs(needs: Sequence[bool]) -> None:
-    """Of x, w_ih, w_hh, b_ih, b_hh and h0."""
+    """Which of x, w_ih, w_hh, b_ih, b_hh and h0 need a gradient."""
     if len(needs) != 6:
         raise RuntimeError(f"needs should hold 6 values, got {len(needs)}")
 
 
 def check_layer(
     call: LayerCall,
-    others: Others | None = None,  # tensors of a backward, each with its shape
+    others: Others | None = None,  # tensors of a backward pass, each with its shape
     casts: bool = False,  # whether the dtypes may differ
 ) -> None:
-    """What an operator is given, by whomever: a kernel reads memory by the sizes and types that it is told."""
+    """The arguments of an operator, which anybody may call: a kernel trusts the sizes and types that it is given."""
     x, (w_ih, w_hh, b_ih, b_hh), h0, (batch, offsets) = call
     if x is None or w_ih is None or w_hh is None:
         check_tensors(x=x, w_ih=w_ih, w_hh=w_hh)
@@ -219,11 +218,11 @@ def check_layer(
     (N, I), (D, _, H) = x.shape, w_hh.shape
     if D not in (1, 2) or H < 1 or batch < 0:
         raise RuntimeError(
-            f"there should be 1 or 2 directions, 1 hidden unit at least and no negative batch, got {D} directions, "
-            f"hidden size {H} and batch {batch}"
+            f"there should be 1 or 2 directions, at least 1 hidden unit and a batch size of at least 0, got {D} "
+            f"directions, hidden size {H} and batch size {batch}"
         )
     if (b_ih is None) != (b_hh is None):
-        raise RuntimeError(f"b_ih and b_hh go together, got {'b_hh' if b_ih is None else 'b_ih'} alone")
+        raise RuntimeError(f"b_ih and b_hh should be given together, got only {'b_hh' if b_ih is None else 'b_ih'}")
     device, dtype, size, strided = x.device, None if casts else x.dtype, x.itemsize, torch.strided
     given: Others = {
         "x": (x, (N, I)),
@@ -244,21 +243,21 @@ def check_layer(
             and tensor.is_contiguous()
             and tensor.storage_offset() * size + tensor.nbytes <= tensor.untyped_storage().nbytes()
         ):
-            continue  # all is as it should be, found out in less time than check_tensor takes
+            continue  # valid, and faster to find out than with check_tensor
         check_tensor(name, tensor, shape, dtype, device)
     if offsets is not None:
         _check_offsets(offsets, N, batch, device)
     elif batch == 0 and N > 0:
-        raise RuntimeError(f"x has {N} rows, and a batch of 0 has none")
+        raise RuntimeError(f"x should have no rows for a batch size of 0, got {N}")
     elif batch > 0 and N == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     elif batch > 0 and N % batch > 0:
-        raise RuntimeError(f"x should have as many rows for each step as the batch, {batch}, got {N} rows")
+        raise RuntimeError(f"the number of rows of x should be a multiple of the batch size {batch}, got {N}")
 
 
 def check_devices(**tensors: Tensor | None) -> None:
-    """What the fakes of the operators look at: torch asks them too where one tensor of many is on the device meta, and
-    then takes what they return, memory that nobody has written, for the result."""
+    """Devices, checked by the fake operators: torch also calls them if only one tensor is on the device meta, and would
+    use the uninitialized memory that they return as the result."""
     first = next(iter(tensors))
     device: Any = getattr(tensors[first], "device", None)
     for name, tensor in tensors.items():
@@ -279,7 +278,7 @@ def check_tensor(
 
 
 def check_memory(name: str | int, tensor: Tensor) -> None:
-    """A storage may be smaller than its tensor: FSDP, for one, frees that of parameters which are not in use."""
+    """A storage may be smaller than its tensor: FSDP, for example, frees that of unused parameters."""
     if tensor.layout is not torch.strided:
         raise RuntimeError(f"{name} should be a dense tensor, got layout {tensor.layout}")
     needed = int(tensor.nbytes)
@@ -291,37 +290,37 @@ def check_memory(name: str | int, tensor: Tensor) -> None:
     held = tensor.untyped_storage().nbytes()
     if held < needed:
         what = f"weight {name} of the GRU" if isinstance(name, int) else name
-        raise RuntimeError(f"{what} needs {needed} bytes of memory, and its storage, freed or cut, holds {held}")
+        raise RuntimeError(f"{what} needs {needed} bytes, but its storage, freed or shrunk, holds {held}")
 
 
 def check_not_captured(data: Tensor) -> None:
-    """Packed rows come with sizes in host memory, which a CUDA graph would keep for each replay."""
+    """batch_sizes is in host memory, so a CUDA graph would keep its values for every replay."""
     if data.is_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "a PackedSequence cannot be captured into a CUDA graph, which would keep its lengths for every replay; "
-            "capture a call with padded input, or call the layer outside of the graph"
+            "capture a call with padded input, or call the layer outside the graph"
         )
 
 
 def _check_offsets(offsets: Tensor, rows: int, batch: int, device: torch.device) -> None:
-    """Values on a GPU are not read: there the kernels keep them within the rows."""
+    """Values on a GPU are not read: the kernels clamp them to the rows."""
     if offsets.dim() != 1 or offsets.shape[0] < 2 or offsets.dtype != torch.int64:
         raise RuntimeError(
-            "offsets should be int64 and of one dimension, with one value more than there are steps, got "
-            f"{offsets.dtype} of the shape {tuple(offsets.shape)}"
+            "offsets should be a 1-D int64 tensor with one more value than there are steps, got "
+            f"{offsets.dtype} of shape {tuple(offsets.shape)}"
         )
     check_tensor("offsets", offsets, tuple(offsets.shape), None, device)
     if device.type == "cpu":
         sizes = offsets.diff()
         if offsets[0] != 0 or offsets[-1] != rows or sizes[0] > batch or (sizes < 0).any() or (sizes.diff() > 0).any():
             raise RuntimeError(
-                f"offsets should rise from 0 to the {rows} rows by {batch} at most and never by more than the step "
-                f"before, got {offsets.tolist()}"
+                f"offsets should rise from 0 to {rows}, the number of rows, by at most {batch} at first and never by "
+                f"more than before, got {offsets.tolist()}"
             )
 
 
 def check_rows(data: Tensor, batch_sizes: Tensor) -> int:
-    """The number of rows that batch_sizes counts, for kernels; torch's error where the data has fewer."""
+    """The number of rows that batch_sizes counts, for kernels; torch's error if the data has fewer."""
     check_memory("batch_sizes", batch_sizes)
     if (batch_sizes[1:] > batch_sizes[:-1]).any():
         raise RuntimeError(f"batch_sizes should never grow from step to step, got {batch_sizes.tolist()}")

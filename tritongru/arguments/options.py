@@ -1,4 +1,4 @@
-"""What a call is asked to do besides its tensors, and the sizes that follow from both."""
+"""The options of a call besides its tensors, and the sizes that follow from both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FAMILIES = ("triton", "llvm")  # of kernels behind one operator
 
 
 class Options(NamedTuple):
-    """What a call does besides its tensors; the names are those of ``gru``."""
+    """The options of a call, named as in ``gru``."""
 
     num_layers: int
     bias: bool
@@ -36,7 +36,7 @@ class Options(NamedTuple):
 def batch_of(input: Tensor, batch_sizes: Tensor | None, options: Options) -> int:
     if batch_sizes is not None:
         first = batch_sizes[0]
-        return first if is_traced() else int(first)  # type: ignore[return-value]  # a tensor stays that of any call
+        return first if is_traced() else int(first)  # type: ignore[return-value]  # a tensor stays symbolic
     return input.shape[0 if options.batch_first else 1]
 
 
@@ -47,12 +47,12 @@ def steps_of(input: Tensor, batch_sizes: Tensor | None, options: Options) -> int
 
 
 def is_traced() -> bool:
-    """Whether ``torch.jit.trace`` records the call."""
+    """Whether ``torch.jit.trace`` is recording the call."""
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def autocast_dtype(input: Tensor) -> torch.dtype | None:
-    """The dtype that autocast asks for; like torch's own rules it leaves float64 alone."""
+    """The dtype that autocast requests; like torch's own rules, it leaves float64 alone."""
     device = input.device.type
     if input.dtype == torch.float64 or device == "meta" or not torch.is_autocast_enabled(device):
         return None

@@ -1,4 +1,4 @@
-"""What belongs together on the way from an operator to a kernel.
+"""Records of what belongs together between an operator and a kernel.
 
 Sizes: ``N`` rows, ``D`` directions (1 or 2), ``B`` batch, ``T`` time steps, ``I`` inputs, ``H`` hidden units. Rows are
 time-major and without padding: row ``t * B + b`` or, for packed input, ``offsets[t] + b``.
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Weights(NamedTuple):
-    """Of one layer, both directions."""
+    """Weights of one layer, both directions."""
 
     w_ih: Tensor  # (D 3H, I)
     w_hh: Tensor  # (D, 3H, H)
@@ -27,12 +27,12 @@ class Rows(NamedTuple):
     offsets: Tensor | None = None  # (T + 1,) int64 on the rows' device: first row of each step, for packed rows
 
     def steps(self, count: int) -> int:
-        """Time steps T of so many rows."""
+        """Time steps T of ``count`` rows."""
         return count // self.batch if self.offsets is None else self.offsets.shape[0] - 1
 
 
 class LayerCall(NamedTuple):
-    """What one layer is given. ``leaves`` are in the order of ``needs``: what may want a gradient."""
+    """The inputs of one layer. ``leaves``: those that may need a gradient, in the order of ``needs``."""
 
     x: Tensor  # (N, I)
     weights: Weights
@@ -66,10 +66,10 @@ class LayerCall(NamedTuple):
 
 
 class Recurrence(NamedTuple):
-    """What the time loop itself reads of a layer, each tensor contiguous."""
+    """What the time loop itself reads, each tensor contiguous."""
 
     w_hh: Tensor  # (D, 3H, H)
-    b_hh: Tensor | None  # (D, 3H); a backward reads none
+    b_hh: Tensor | None  # (D, 3H); not read by the backward pass
     h0: Tensor | None  # (D, B, H)
     rows: Rows
 
@@ -77,14 +77,14 @@ class Recurrence(NamedTuple):
 class Outputs(NamedTuple):
     y: Tensor  # (N, D, H)
     hn: Tensor  # (D, B, H)
-    gates: Tensor  # (N, D, H, 4), or (0,) where they are not saved
+    gates: Tensor  # (N, D, H, 4), or (0,) if not saved
 
 
 class Saved(NamedTuple):
-    """What a backward has of the forward: the outputs, and the gates of the rows that it walks."""
+    """What the backward pass gets from the forward pass: the outputs, and the gates of the rows that it processes."""
 
     y: Tensor  # (N, D, H)
-    gates: Tensor  # (n, D, H, 4), or (0,): then they are rebuilt
+    gates: Tensor  # (n, D, H, 4), or (0,) if they are to be rebuilt
 
 
 class OutputGradients(NamedTuple):
@@ -93,15 +93,15 @@ class OutputGradients(NamedTuple):
 
 
 class GateGradients(NamedTuple):
-    """Of the rows that a backward walks: of the pre-activations, and of ``a = W_hn h + b_hn``."""
+    """Gradients of the pre-activations and of ``a = W_hn h + b_hn``, for the rows that a backward pass processes."""
 
     dgx: Tensor  # (n, D, 3H)
     da: Tensor  # (n, D, H)
 
 
 class Part(NamedTuple):
-    """``length`` steps of a backward (all that are left, if None) from the one that is walked ``start`` steps after the
-    first. Direction 0 walks from the last step down, direction 1 from the first one up."""
+    """``length`` steps of a backward pass (all remaining ones if None), after the first ``start`` that it processes.
+    Direction 0 runs from the last time step down, direction 1 from the first one up."""
 
     start: int = 0
     length: int | None = None

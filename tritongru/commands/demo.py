@@ -1,12 +1,15 @@
 """``python -m tritongru demo``: GRU, LSTM and plain RNN forecast tomorrow's electricity demand, next to simple rules.
 
-``forecast.py`` says what the data are and what is forecast, ``picture.py`` draws what came of it.
+``forecast.py`` describes the data and the task, ``picture.py`` draws the results.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import datetime
 import importlib.util
+import json
 import statistics
 import sys
 import time
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import tritongru
+from tritongru.commands.env import report
 from tritongru.commands.forecast import (
     BASELINES,
     BATCH,
@@ -38,7 +42,7 @@ from tritongru.commands.forecast import (
     read_series,
     rmse,
 )
-from tritongru.commands.picture import draw, picture
+from tritongru.commands.picture import draw, picture, shown
 from tritongru.commands.training import Steps, one_thread
 from tritongru.planning.instruction_sets import INSTALL
 from tritongru.planning.plan import fp32_precision
@@ -52,18 +56,19 @@ EXTRAS = ("matplotlib", "pmdarima", "rich")
 SEED = 0
 OURS, THEIRS = "GRU", "nn.GRU"
 MODELS: dict[str, Layer] = {OURS: tritongru.GRU, THEIRS: nn.GRU, "LSTM": nn.LSTM, "RNN": nn.RNN}
-# Highest rates of the schedule: of those that the study tried (`python3 -m bench study`), each model's best on the two
-# weeks before the held-out ones. It is the same for all.
+# Highest learning rates of the schedule: of those that the study tried (`python3 -m bench study`), each model's best on
+# the two weeks before the held-out ones. It is the same for all.
 RATES = dict.fromkeys(MODELS, 2.5e-3)
 Errors = dict[str, tuple[float, float]]  # by name: RMSE in MW, MAPE in percent
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the demo. Each value is checked here, so that nobody trains for a minute to meet an error."""
+    """The options of the demo. Each value is checked here, so that no error comes after a minute of training."""
     add = parser.add_argument
     add("--epochs", type=count(1000), default=EPOCHS, metavar="N", help="passes over the training weeks (%(default)s)")
     add("--hidden", type=count(2048), default=64, metavar="N", help="hidden size of every model (%(default)s)")
-    add("--out", type=picture, default="demo.png", metavar="FILE", help="where the picture goes (%(default)s)")
+    add("--out", type=picture, default="demo.png", metavar="FILE", help="file of the picture (%(default)s)")
+    add("--json", action="store_true", help="print what the picture shows as JSON, and all else on standard error")
     add("--device", type=_device, default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
 
 
@@ -72,7 +77,7 @@ def count(limit: int) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdecimal() and len(text) < 20 and 1 <= int(text) <= limit):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {limit}; give such a number")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {limit}")
         return int(text)
 
     return parse
@@ -82,7 +87,7 @@ def _device(text: str) -> torch.device:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     present = ["auto", "cpu"] + (["cuda"] if gpus else []) + [f"cuda:{index}" for index in range(gpus)]
     if text not in present:
-        raise argparse.ArgumentTypeError(f"{text!r} is no device of this machine; choose from {', '.join(present)}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device of this machine; choose from {', '.join(present)}")
     return torch.device(text if text != "auto" else "cuda" if gpus else "cpu")
 
 
@@ -94,9 +99,9 @@ def run(args: argparse.Namespace) -> int:
         return 1
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Console(stderr=args.json, highlight=False, markup=False, emoji=False)
     say = partial(console.print, soft_wrap=True)
-    say("Reading the demand of England and Wales in summer 2000 (importing pmdarima takes some seconds)")
+    say("Reading the demand of England and Wales in summer 2000 (importing pmdarima takes a few seconds)")
     task = make_task(read_series(), args.device)
     say(
         f"Training on {_name(args.device)}: hidden size {args.hidden}, {args.epochs} epoch{'s' * (args.epochs > 1)} of "
@@ -109,12 +114,16 @@ def run(args: argparse.Namespace) -> int:
     show(console, results, errors)
     for sentence in findings(results, errors, args.device):
         say(sentence)
+    about = shown(truth, forecasts, {name: value for name, (value, _) in errors.items()}, seconds_of(results))
     try:
-        draw(args.out, truth, forecasts, {name: value for name, (value, _) in errors.items()}, seconds_of(results))
+        draw(args.out, about)
     except OSError as error:
-        print(f"{str(args.out)!r} was not written ({error.strerror}); give another --out", file=sys.stderr)
+        print(f"cannot write {str(args.out)!r} ({error.strerror}); choose another --out", file=sys.stderr)
         return 1
     say(f"Picture: {args.out}")
+    if args.json:
+        ran = {"date": f"{datetime.date.today()}", "ran on": _name(args.device), **report()}
+        print(json.dumps({**ran, "hidden": args.hidden, "epochs": args.epochs, **dataclasses.asdict(about)}))
     return 0
 
 
@@ -127,7 +136,7 @@ class Result:
 
 
 class Training:
-    """A model on its way, an epoch at a time: the same width, seed, batches and optimiser for all."""
+    """Trains a model one epoch at a time: the same width, seed, batches and optimiser for all."""
 
     def __init__(self, task: Task, name: str, hidden: int, epochs: int, device: torch.device) -> None:
         torch.manual_seed(SEED)
@@ -144,10 +153,10 @@ class Training:
 
 
 def train_all(task: Task, hidden: int, epochs: int, device: torch.device, console: Console) -> list[Result]:
-    """Train every model of ``MODELS``, an epoch of each in turn, so that a machine that slows down meets all alike."""
+    """Train every model of ``MODELS``, an epoch of each in turn, so that a slow phase of the machine affects all."""
     with one_thread():
         trainings = {name: Training(task, name, hidden, epochs, device) for name in MODELS}
-        # A bar redrawn into a pipe would be a page of noise.
+        # A progress bar would fill a pipe with noise.
         with _progress(console) as bars:
             tasks = {name: bars.add_task(name, total=epochs * own.batches) for name, own in trainings.items()}
             for _ in range(epochs):
@@ -183,7 +192,7 @@ def seconds_of(results: list[Result]) -> dict[str, float]:
 
 
 def show(console: Console, results: list[Result], errors: Errors) -> None:
-    """The table; on a terminal that is too narrow for it, its lines one number below the other."""
+    """The table; on a terminal that is too narrow for it, one number per line."""
     table = _table(results, errors)
     if console.measure(table, options=console.options.update(width=1000)).maximum <= console.width:
         console.print(table)
@@ -195,7 +204,7 @@ def show(console: Console, results: list[Result], errors: Errors) -> None:
                 console.print(f"  {heading}: {cell}", soft_wrap=True)
 
 
-HEADINGS = ("parameters", "s per epoch", "s in all", "RMSE, MW", "MAPE, %")
+HEADINGS = ("parameters", "s per epoch", "s in total", "RMSE, MW", "MAPE, %")
 
 
 def _cells(results: list[Result], errors: Errors) -> dict[str, tuple[str, ...]]:
@@ -228,8 +237,8 @@ def _table(results: list[Result], errors: Errors) -> Table:
 
 
 def findings(results: list[Result], errors: Errors, device: torch.device) -> Iterator[str]:
-    """What the table shows, in sentences: each is drawn from the measured numbers."""
-    yield "Errors are of all forecasts of the 48 half hours ahead that lie in the last two weeks, which were held out."
+    """What the table shows, in sentences made from the measured numbers."""
+    yield "Errors are over all forecasts of the next 48 half hours within the last two weeks, which were held out."
     for name, what in BASELINES.items():
         yield f"'{name}' is {what}."
     rule = min((LAST_WEEK, SHIFTED), key=lambda name: errors[name][0])
@@ -245,18 +254,18 @@ def findings(results: list[Result], errors: Errors, device: torch.device) -> Ite
     medians = seconds_of(results)
     ours = medians[OURS]
     others = [f"{name} {_ratio(medians[name] / ours)}" for name in MODELS if name != OURS]
-    yield f"An epoch took it {ours:.2f} s; {', '.join(others)}."
+    yield f"An epoch took {OURS} {ours:.2f} s; {', '.join(others)}."
     if plan.family == "torch" and device.type == "cpu":
-        yield f"On a CPU torch runs a GRU as a loop of small operations; a compiled one comes with {INSTALL}."
+        yield f"On a CPU torch runs a GRU as a loop of small operations; for a compiled loop, run: {INSTALL}"
 
 
 def _against(megawatts: float, bar: float) -> str:
     share = 100 * (megawatts / bar - 1)
     if megawatts < bar:
         return f"{bar - megawatts:.0f} MW ({-share:.0f} %) better than"
-    return f"NOT better ({megawatts - bar:.0f} MW, {share:.0f} %, above) than"
+    return f"{megawatts - bar:.0f} MW ({share:.0f} %) worse than"
 
 
 def _ratio(theirs: float) -> str:
-    """Of another's time to ours."""
+    """Of another model's time to our GRU's."""
     return "about as long" if 0.95 < theirs < 1.05 else f"{theirs:.1f} times as long"

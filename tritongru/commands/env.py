@@ -1,4 +1,4 @@
-"""The command ``env``: what a bug report needs, versions, the GPU and torch's precision switches."""
+"""The command ``env``: what a bug report needs (versions, the GPU, torch's precision settings)."""
 
 from __future__ import annotations
 

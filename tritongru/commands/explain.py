@@ -19,7 +19,7 @@ from tritongru.planning.plan import DTYPES, PRECISIONS, fp32_precision, plan
 def gpu(text: str) -> Device:
     found = find_gpu(text)
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no known GPU; choose from {', '.join(sorted(GPUS))}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a known GPU; choose from {', '.join(sorted(GPUS))}")
     return found
 
 
@@ -34,16 +34,28 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         command.add_argument(
             option, type=count(MOST[name]), default=default, required=name == "hidden", metavar="N", help=about
         )
-    command.add_argument("--dtype", choices=(*DTYPES, "float64"), default="float32", help="default float32")
     command.add_argument(
-        "--gpu", type=gpu, metavar="GPU", help=f"{', '.join(sorted(GPUS))}; default: this machine's device"
+        "--dtype", choices=(*DTYPES, "float64"), default="float32", help="dtype of the layer (default float32)"
     )
     command.add_argument(
-        "--cpu", choices=("native", *SETS), help="another CPU, or this machine's; default: the GPU where there is one"
+        "--gpu", type=gpu, metavar="GPU", help=f"{', '.join(sorted(GPUS))} (default: this machine's GPU or CPU)"
     )
-    command.add_argument("--precision", choices=PRECISIONS, help="of fp32 products; default: torch's switch")
-    command.add_argument("--bidirectional", action="store_true", help="both directions in one launch")
-    command.add_argument("--memory", choices=MEMORIES, default="auto", help="what is kept for the backward")
+    command.add_argument(
+        "--cpu",
+        nargs="?",
+        const="native",
+        choices=("native", *SETS),
+        help="this machine's CPU (native, or no value), or one with another instruction set",
+    )
+    command.add_argument(
+        "--precision", choices=PRECISIONS, help="precision of fp32 products (default: torch's setting)"
+    )
+    command.add_argument(
+        "--bidirectional", action="store_true", help="a bidirectional layer, both directions in one launch"
+    )
+    command.add_argument(
+        "--memory", choices=MEMORIES, default="auto", help="what is kept for the backward pass (default auto)"
+    )
     command.add_argument("--inference", action="store_true", help="plan without a backward pass")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=partial(run, command))
@@ -64,7 +76,7 @@ def run(command: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         command.error(str(error))
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.gpu and args.cpu:
-        command.error("--gpu and --cpu ask about one device each; give one of them")
+        command.error("give either --gpu or --cpu, not both")
     answer = plan(
         dtype=args.dtype,
         device=args.gpu or _cpu(args.cpu) or (cpu_facts() if here.type == "cpu" else device_facts(here)),

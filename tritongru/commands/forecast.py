@@ -2,8 +2,8 @@
 
 The series is the demand in MW from Monday 5 June to Sunday 27 August 2000 (Taylor, "Short-term electricity demand
 forecasting using double seasonal exponential smoothing", 2003), which pmdarima ships. From the demand of two days and
-its difference to the week before, the next 48 half hours are forecast, at every half hour: the last two weeks are held
-out, and what they hold is used by no forecast that was made before it.
+its difference from the week before, the next 48 half hours are forecast, at every half hour. The last two weeks are
+held out; a forecast uses only values from before it was made.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ WINDOW = 2 * DAY
 BATCH = 64
 EPOCHS = 12
 LAST_WEEK, SHIFTED, LINEAR = "last week", "shifted week", "least squares"
-# What a forecast needs no network for: two rules that learn nothing, and a linear model.
+# Forecasts without a network: two rules that learn nothing, and a linear model.
 BASELINES = {
-    LAST_WEEK: "the demand of the same half hours a week before",
-    SHIFTED: "last week's demand plus the present difference to it",
-    LINEAR: "last week's demand plus a linear function of the differences of two days, fitted to the training weeks",
+    LAST_WEEK: "the demand of the same half hours a week earlier",
+    SHIFTED: "last week's demand plus the current difference from it",
+    LINEAR: "last week's demand plus a linear function of the differences over two days, fitted to the training weeks",
 }
 Layer = Callable[[int, int], nn.RNNBase]
 
@@ -41,9 +41,9 @@ def read_series() -> Tensor:
 
 @dataclass(frozen=True)
 class Origins:
-    """Moments at which a forecast is made, N of them in time order, and what is known and wanted then; normalised."""
+    """N moments at which a forecast is made, in time order, with its inputs and targets, normalised."""
 
-    window: Tensor  # (WINDOW, N, 2): the demand, and its difference to the week before
+    window: Tensor  # (WINDOW, N, 2): the demand, and its difference from the week before
     last_week: Tensor  # (N, DAY): the demand a week before each half hour that is forecast
     target: Tensor  # (N, DAY)
 
@@ -70,7 +70,7 @@ class Task:
 
     @property
     def truth(self) -> Tensor:
-        """What came, in MW, (N, DAY)."""
+        """The actual demand in MW, (N, DAY)."""
         return self.megawatts(self.held_out.target)
 
 
@@ -95,8 +95,8 @@ def _origins(series: Tensor, first: int, end: int) -> Origins:
 
 
 class Forecaster(nn.Module):
-    """A recurrent layer over windows (WINDOW, N, 2), and a linear head that makes of the last state the change from the
-    same day of the week before, (N, DAY). The head starts at zero: untrained, a model forecasts last week."""
+    """A recurrent layer over windows (WINDOW, N, 2), and a linear head from the last state to the change since the same
+    day of the week before, (N, DAY). The head starts at zero: untrained, a model forecasts last week."""
 
     def __init__(self, layer: Layer, hidden: int) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Forecaster(nn.Module):
 
 
 def losses(model: nn.Module, origins: Origins, seed: int) -> Iterator[Tensor]:
-    """The loss of one batch after the other without end, each computed when it is asked for; ``seed`` shuffles."""
+    """An endless iterator over the losses of the batches, each computed on demand; ``seed`` shuffles them."""
     shuffle = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(origins), generator=shuffle).to(origins.target.device)
@@ -122,7 +122,7 @@ def losses(model: nn.Module, origins: Origins, seed: int) -> Iterator[Tensor]:
 
 
 def batches(origins: Origins) -> int:
-    """Of an epoch."""
+    """Number of batches in an epoch."""
     return -(-len(origins) // BATCH)
 
 

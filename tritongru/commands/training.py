@@ -1,4 +1,4 @@
-"""One step of training after the other, the same for every model: of the demo, and of the study in ``bench``."""
+"""Training steps, the same for every model, for the demo and for the study in ``bench``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLIP = 1.0  # norm of all gradients: the plain RNN's can explode
 
 
 class Steps:
-    """Each call takes the next of the losses, and the optimiser one of ``total`` steps; ``rate`` is the highest."""
+    """Each call uses the next loss for one of ``total`` optimiser steps; ``rate`` is the highest learning rate."""
 
     def __init__(self, model: nn.Module, losses: Iterator[Tensor], rate: float, total: int) -> None:
         self.model, self.losses = model, losses
@@ -29,8 +29,8 @@ class Steps:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """On a machine that is busy elsewhere layers this small wait for a second thread: an epoch of the GRU took 1.2 s on
-    one thread and 13.8 s on two."""
+    """On a busy machine, layers this small wait for a second thread: an epoch of the GRU took 1.2 s on one thread and
+    13.8 s on two."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

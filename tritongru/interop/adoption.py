@@ -1,4 +1,4 @@
-"""One module takes the place of another, of torch's class or of ours: its parameters, hooks, attributes and mode."""
+"""Converts between torch's modules and ours: parameters, hooks, attributes and training mode."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.module import _WrappedHook
 
-# What a module keeps of its weights, and of its own options: made anew or chosen anew.
+# Names of a cell's weights; and what a new module does not take over, because it makes or chooses its own.
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 OWN = {"_flat_weights", "_flat_weights_names", "_flat_weight_refs", "_all_weights", "impl", "memory"}
 
@@ -19,11 +19,11 @@ def arguments_of(gru: nn.RNNBase) -> tuple[Any, ...]:
 
 
 def adopt(new: nn.Module, source: nn.Module, copy: bool) -> None:
-    """Gives ``new``, of the same sizes, all that ``source`` has besides its class: parameters (the same objects, or
-    copies), buffers, hooks, further attributes, and whether it trains.
+    """Gives ``new``, of the same sizes, everything that ``source`` has except its class: parameters (shared or copied),
+    buffers, hooks, other attributes and training mode.
 
     Raises:
-        ValueError: if a weight is computed, or something belongs to ``source`` so that it cannot be taken along.
+        ValueError: if something is bound to ``source`` and cannot be taken over.
     """
     for name, value in source.__dict__.items():
         if name not in OWN:
@@ -43,17 +43,17 @@ def check_parameters(gru: nn.RNNBase | nn.RNNCellBase) -> None:
     for name in names:
         if gru._parameters.get(name) is None:
             raise ValueError(
-                f"{name} is not a parameter of the module but computed; remove the parametrization or hook first"
+                f"{name} is computed, not a parameter of the module; remove the parametrization or hook first"
             )
 
 
 def check_class(gru: nn.Module, *classes: type) -> None:
-    """Another class, or a forward set on the object, may compute something else, which would be lost in silence."""
+    """A subclass, or a forward set on the object, may compute something else, which would silently be lost."""
     found = type(gru)
     if found not in classes:
         raise TypeError(
             f"expected a {_name(classes[0])} itself, got its subclass {_name(found)}, whose own methods would be lost; "
-            f"give its attributes and parameters to a {_name(classes[0])} first"
+            f"move its attributes and parameters to a {_name(classes[0])} first"
         )
     if "forward" in gru.__dict__:
         raise ValueError(f"the {found.__name__} has a forward set on the object, which would be lost; delete it first")
@@ -67,12 +67,12 @@ def _refuse_bound(name: str, value: Any, source: nn.Module) -> None:
     values = list(value.values()) if isinstance(value, dict) else [value]
     for one in values:
         if name == "_compiled_call_impl" or getattr(getattr(one, "hook", one), "__self__", None) is source:
-            what = "compile() was called on it" if name == "_compiled_call_impl" else f"{name} holds a method of it"
-            raise ValueError(f"the {type(source).__name__} cannot be taken over: {what}; do that on the new module")
+            what = "compile() was called on it" if name == "_compiled_call_impl" else f"{name} holds one of its methods"
+            raise ValueError(f"the {type(source).__name__} cannot be converted: {what}; do that on the new module")
 
 
 def _own(value: Any, new: nn.Module) -> Any:
-    """A container of hooks, parameters or names becomes one of the new module's own; its contents stay the same."""
+    """A container of hooks, parameters or names is copied for the new module; its contents stay the same."""
     if isinstance(value, dict):
         kept = {
             key: _WrappedHook(one.hook, new) if isinstance(one, _WrappedHook) and one.with_module else one

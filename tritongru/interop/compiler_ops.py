@@ -1,11 +1,11 @@
-"""The operators that a compiler's graph holds, ``tritongru::gru_routed_forward`` and ``gru_routed_backward``: one
-layer, by a kernel or by torch's own GRU. Which of them runs, and whether the gates are saved, is decided inside, where
-sizes are numbers; so a graph is good for every batch and every number of steps.
+"""The operators in a compiler's graph, ``tritongru::gru_routed_forward`` and ``gru_routed_backward``: one layer, by a
+kernel or by torch's own GRU. Which of them runs, and whether the gates are saved, is decided inside, where sizes are
+numbers; so one graph serves every batch size and number of steps.
 
-What the backward needs has a size that only the decision tells. ``kept`` is a tensor without elements whose storage
-holds it, the gates as a kernel saves them or cuDNN's reserve, and is marked with what it holds. A storage without the
-mark is that of a copy, which has no elements to copy (as somebody makes who keeps tensors on the CPU meanwhile): then
-the backward computes again what it needs.
+The size of what the backward pass needs depends on that decision. ``kept`` is a tensor without elements whose storage
+holds it (the gates as a kernel saves them, or cuDNN's reserve) and is marked with what it holds. A copy of ``kept`` has
+no elements to copy, so its storage has no mark (as when saved tensors are offloaded to the CPU): then the backward pass
+computes again what it needs.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ torch.library.define(
 )
 
 
-CALL = 7  # flat arguments that a call is made of: those of `LayerCall.of` without offsets
+CALL = 7  # flat arguments of a call: those of `LayerCall.of` without offsets
 
 
 def gru_routed_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     """One layer without packed rows: y (N, D, H), hn (D, B, H), kept (0,) bytes.
 
     Args:
-        given: those of ``LayerCall.of`` without ``offsets``; ``impl``; ``memory``, "none" where no backward will come;
-            ``layers`` of the module, which share the memory; ``autocast``, what CPU autocast asks for (torch's GRU
-            alone, whose parts it casts).
+        given: the arguments of ``LayerCall.of`` without ``offsets``; ``impl``; ``memory``, "none" without a backward
+            pass; ``layers`` of the module, which share the memory; ``autocast``, CPU autocast's dtype (only for torch's
+            GRU, whose parts it casts).
     """
     call, (impl, memory, layers, autocast) = _call(given), given[CALL:]
     check_choice("impl", impl, IMPLS)
@@ -70,13 +70,13 @@ def gru_routed_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gru_routed_backward(dy: Tensor | None, dhn: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
-    """The gradients that are needed of x, w_ih, w_hh, b_ih, b_hh and h0; one that nobody needs is an empty tensor.
+    """The gradients of x, w_ih, w_hh, b_ih, b_hh and h0; one that is not needed is an empty tensor.
 
     Args:
         dy: (N, D, H).
         dhn: (D, B, H).
-        given: those of ``LayerCall.of`` without ``offsets``; ``impl``; ``autocast``; ``y`` and ``kept`` of the forward;
-            six ``needs``.
+        given: the arguments of ``LayerCall.of`` without ``offsets``; ``impl``; ``autocast``; ``y`` and ``kept`` of the
+            forward pass; six ``needs``.
     """
     call, (impl, autocast, y, kept, needs) = _call(given), given[CALL:]
     _check_kept(call, y, kept, impl, needs)
@@ -112,8 +112,8 @@ def _check_kept(call: LayerCall, y: Tensor, kept: Tensor, impl: str, needs: list
     check_needs(needs)
     if kept.dtype != torch.uint8 or kept.layout is not torch.strided or kept.shape != (0,):
         raise RuntimeError(
-            "kept should be what gru_routed_forward returned, a dense uint8 tensor of the shape (0,), got a "
-            f"{kept.dtype} one of the shape {tuple(kept.shape)}"
+            "kept should be what gru_routed_forward returned, a dense uint8 tensor of shape (0,), got a "
+            f"{kept.dtype} one of shape {tuple(kept.shape)}"
         )
     check_devices(x=x, kept=kept)
 
@@ -128,20 +128,20 @@ def _window(held: Tensor, what: tuple[Any, ...]) -> Tensor:
 
 
 def _held(window: Tensor, what: tuple[Any, ...], dtype: torch.dtype) -> Tensor:
-    """What `_window` was made of, in one dimension, or an empty tensor."""
+    """The tensor that `_window` was made from, flattened, or an empty tensor."""
     storage = window.untyped_storage()
     holds = getattr(storage, "tritongru_holds", None) == what
     return window.as_strided((storage.nbytes() if holds else 0,), (1,), 0).view(dtype)
 
 
 def _family_of(window: Tensor) -> str | None:
-    """Whose gates the forward has kept: by now another way may be taken, as with another number of threads."""
+    """The family whose gates were kept: by now the route may differ, for example with another number of threads."""
     what = getattr(window.untyped_storage(), "tritongru_holds", None)
     return str(what[-1]) if what and what[0] == GATES else None
 
 
 def _route(call: LayerCall, impl: str, learns: bool) -> Route | None:
-    """The way to our kernels, or None where torch's GRU runs."""
+    """The route to our kernels, or None if torch's GRU runs."""
     if impl == "torch":
         return None
     x, (N, D, B, H) = call.x, call.sizes

@@ -1,4 +1,4 @@
-"""What tracers and exporters get in place of a call: a node that others can read, or a sentence."""
+"""What tracers and exporters get instead of a call: a standard node, or a clear error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tritongru.arguments.options import Options, batch_of, steps_of
 
 
 def exports_to_onnx() -> bool:
-    """Whether ``torch.onnx.export`` is at work; it need not have been imported for that question."""
+    """Whether ``torch.onnx.export`` is running, without importing it."""
     onnx = sys.modules.get("torch.onnx")
     return onnx is not None and bool(onnx.is_in_onnx_export())
 
@@ -22,7 +22,7 @@ exports_to_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]  # 
 
 
 def onnx_gru(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: Options) -> tuple[Tensor, Tensor]:
-    """One ONNX GRU node for each layer, whose batch and time may stay symbols; arguments as of ``functional.run``.
+    """One ONNX GRU node per layer, whose batch and time may stay symbolic; arguments as for ``functional.run``.
 
     ONNX orders the gates z, r, h; ``linear_before_reset`` is torch's formula (https://onnx.ai/onnx/operators/onnx__GRU.html).
     """
@@ -60,33 +60,33 @@ def _gates_of_onnx(weight: Tensor) -> Tensor:
 
 
 def refuse_program() -> None:
-    """For the fakes of operators: ONNX has no node for them.
+    """For the fake operators: ONNX has no node for them.
 
     Raises:
         RuntimeError: while ``torch.onnx.export`` converts a program that ``torch.export`` made.
     """
     if exports_to_onnx():
         raise RuntimeError(
-            "a program from torch.export that holds tritongru's kernels cannot become ONNX; give torch.onnx.export the "
-            "module itself, or export it with impl='torch'"
+            "a program from torch.export that contains tritongru's kernels cannot be converted to ONNX; pass the "
+            "module itself to torch.onnx.export, or export it with impl='torch'"
         )
 
 
 def fx_leaf(gru: nn.Module, input: Any, hx: Any) -> Any:
-    """What ``torch.fx`` records of a call: one node, as of a layer of torch's own. ``input`` or ``hx`` is a Proxy.
+    """What ``torch.fx`` records for a call: one node, as for torch's own layers. ``input`` or ``hx`` is a Proxy.
 
     Raises:
-        TraceError: where the layer itself is what is traced, or FX quantisation traces, which knows torch.nn.GRU alone.
+        TraceError: if the layer itself is traced, or by FX quantisation, which supports only torch.nn.GRU.
     """
     proxy = input if isinstance(input, torch.fx.Proxy) else hx
     tracer: Any = proxy.tracer
     if type(tracer).__name__ == "QuantizationTracer":
         raise torch.fx.proxy.TraceError(
-            "FX quantisation knows torch.nn.GRU by its type alone; put gru.to_torch() in place of each tritongru.GRU"
+            "FX quantisation recognises only torch.nn.GRU; replace each tritongru.GRU by its to_torch()"
         )
     if gru is getattr(tracer, "root", None):
         raise torch.fx.proxy.TraceError(
-            "torch.fx takes a tritongru.GRU as one node of the model around it; to trace the layer alone, put it into "
-            "torch.nn.Sequential"
+            "torch.fx records a tritongru.GRU as one node of the model around it; to trace the layer alone, put it "
+            "into torch.nn.Sequential"
         )
     return tracer.create_proxy("call_module", tracer.path_of_module(gru), (input, hx), {})

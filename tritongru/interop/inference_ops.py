@@ -1,6 +1,6 @@
-"""Operators for calls on a CPU that want nothing but results: ``tritongru::gru_infer``, all layers of one direction,
-and ``tritongru::gru_cell_infer``, one time step. For a step of a small layer the way to an operator counts, so these
-have few arguments, no derivative and no choice.
+"""Operators for inference on a CPU: ``tritongru::gru_infer``, all layers of one direction, and
+``tritongru::gru_cell_infer``, one time step. For a step of a small layer the overhead of an operator matters, so these
+have few arguments, no derivative and no options.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def gru_cell_infer(
     """The state (B, H) after one step, of x (B, I) and hx (B, H); tensors as of ``gru_infer``."""
     if x.dim() != 2 or w_hh.dim() != 2 or (b_ih is None) != (b_hh is None):
         raise RuntimeError(
-            f"x and w_hh should have 2 dimensions, and biases go together, got {x.dim()} and {w_hh.dim()} dimensions"
+            f"x and w_hh should have 2 dimensions, and both biases or none, got {x.dim()} and {w_hh.dim()} dimensions"
         )
     (B, I), H, dtype = x.shape, w_hh.shape[1], x.dtype
     _check_call(x, B * I * H)
@@ -71,17 +71,17 @@ def gru_cell_infer(
 
 def _check_call(x: Tensor, product: int) -> None:
     if x.dtype not in DTYPES or refusal():
-        why = refusal_on_cpu(x.device, x.dtype) or f"it is not made for {x.dtype}"
-        raise RuntimeError(f"no compiled loop can run this call: {why}")
+        why = refusal_on_cpu(x.device, x.dtype) or f"this operator does not support {x.dtype}"
+        raise RuntimeError(f"the compiled loop cannot run this call: {why}")
     if product == 0:
         raise RuntimeError(f"no size should be 0, got x {tuple(x.shape)}")
 
 
 def _check(name: str | int, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """That all tensors are dense and on the CPU the dispatcher has seen to, who would have gone elsewhere."""
+    """The dispatcher has already made sure that all tensors are dense and on the CPU."""
     if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_contiguous():
         raise RuntimeError(
-            f"{name if isinstance(name, str) else f'weight {name}'} should be contiguous, of the shape {shape} and of "
+            f"{name if isinstance(name, str) else f'weight {name}'} should be contiguous, of shape {shape} and "
             f"{dtype}, got {tuple(tensor.shape)} and {tensor.dtype}"
         )
     if tensor.untyped_storage().nbytes() < tensor.nbytes or tensor.storage_offset():
@@ -119,7 +119,7 @@ _run_layers, _run_step = torch.ops.tritongru.gru_infer.default, torch.ops.triton
 
 
 def wants_results_alone(input: Tensor, hx: Tensor | None, impl: str) -> bool:
-    """Whether nothing is asked of a call but results, on a CPU, for numbers that the loop takes as they are."""
+    """Whether a call on a CPU is plain inference, in a dtype that the loop supports directly."""
     return (
         not torch.compiler.is_compiling()
         and not torch.is_grad_enabled()
@@ -138,8 +138,8 @@ def wants_results_alone(input: Tensor, hx: Tensor | None, impl: str) -> bool:
 def infer(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], num_layers: int, batch_first: bool, impl: str
 ) -> tuple[Tensor, Tensor] | None:
-    """(output, h_n) of one direction by the shortest way, if ``wants_results_alone``; or None where that is not it, or
-    something is wrong: then ``functional.run`` finds out."""
+    """(output, h_n) of one direction by the shortest path, if ``wants_results_alone``; None if another path is faster
+    or something is wrong, which ``functional.run`` then reports."""
     if input.dim() != 3:
         return None
     x = input.transpose(0, 1) if batch_first else input
@@ -178,8 +178,8 @@ def _takes(impl: str, w_hh: Tensor, dtype: torch.dtype, T: int, B: int) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _least(hidden: int, dtype: torch.dtype) -> tuple[int, int] | None:
-    """Rows T * B, and steps of several rows, from which on ``impl="auto"`` runs the loop; or None where it cannot run:
-    then ``functional.run`` says why."""
+    """Rows T * B, and steps of several rows, from which on ``impl="auto"`` runs the loop; or None if it cannot run,
+    which ``functional.run`` then reports."""
     if refusal_on_cpu(torch.device("cpu"), dtype):
         return None
     isa = host_sets()[0]

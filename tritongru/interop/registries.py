@@ -1,4 +1,4 @@
-"""Where tools look up layers and operators: torch's flop counter, and its dynamic quantisation."""
+"""Registers layers and operators with torch's flop counter and its dynamic quantisation."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ MAPPINGS = "torch.ao.quantization.quantization_mappings"
 
 
 def forward_flops(x: Tensor, w_ih: Tensor, w_hh: Tensor) -> int:
-    """As torch counts nn.GRU: two for each multiply-add of its products, nothing for the gates."""
+    """As torch counts nn.GRU: two per multiply-add of its products, none for the gates."""
     rows, inputs = x.shape
     directions, gates, hidden = w_hh.shape
     return 2 * rows * directions * gates * (inputs + hidden)
 
 
 def backward_flops(x: Tensor, w_hh: Tensor, batch: int, offsets: Tensor | None, needs: Sequence[bool]) -> int:
-    """Those that nn.GRU's backward makes: for each gradient that is needed its product over all rows, and for the
-    states before one over the rows whose state before is not h0; over the others too if h0 needs a gradient."""
+    """Those of nn.GRU's backward pass: a product over all rows for each gradient that is needed, and one for the
+    previous states over the rows whose previous state is not h0, or over all rows if h0 needs a gradient."""
     need_x, need_w_ih, need_w_hh, _, _, need_h0 = needs
     rows, inputs = x.shape
     directions, gates, hidden = w_hh.shape
@@ -35,7 +35,7 @@ def backward_flops(x: Tensor, w_hh: Tensor, batch: int, offsets: Tensor | None, 
 
 
 def _last_rows(batch: int, offsets: Tensor | None) -> int:
-    """Rows of the last step, with which the reverse direction starts; on a GPU nobody waits to read them."""
+    """Rows of the last step, where the reverse direction starts; on a GPU they are not read, to avoid a wait."""
     if offsets is None or type(offsets) is not Tensor or offsets.device.type != "cpu":
         return batch
     return int(offsets[-1] - offsets[-2])
@@ -78,8 +78,7 @@ def _add_formulas(counter: Any) -> None:
 
 
 class _WhenImported:
-    """Lets the flop counter, whose import takes longer than all of ours, be loaded when somebody wants it, and adds the
-    formulas then."""
+    """Adds the formulas once the flop counter is imported: importing it here would take longer than tritongru."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name != COUNTER:
@@ -99,7 +98,7 @@ class _WhenImported:
 
 
 class _DynamicallyQuantised:
-    """What ``torch.ao.quantization.quantize_dynamic`` makes of ours: what it makes of torch's."""
+    """Lets ``torch.ao.quantization.quantize_dynamic`` quantise our layers as it does torch's."""
 
     @staticmethod
     def from_float(ours: Any, use_precomputed_fake_quant: bool = False) -> nn.Module:
@@ -109,7 +108,7 @@ class _DynamicallyQuantised:
 
 
 def register(*classes: type) -> None:
-    """Makes our layers and operators known to torch's tools, none of which is imported for it."""
+    """Makes our layers and operators known to torch's tools, without importing them."""
     if COUNTER in sys.modules:
         _add_formulas(sys.modules[COUNTER])
     else:

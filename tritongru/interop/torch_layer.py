@@ -1,7 +1,7 @@
-"""One layer run by torch's own GRU inside an operator, where autograd does not look.
+"""One layer run by torch's own GRU inside an operator, hidden from autograd.
 
-What a backward needs of the forward is the reserve of cuDNN where cuDNN runs; elsewhere the backward runs the forward
-again. No packed rows. Dropout between layers lies outside, so no mask is drawn twice.
+With cuDNN, the backward pass uses the reserve of the forward pass; otherwise it runs the forward pass again. No packed
+rows. Dropout between layers is applied outside, so no mask is drawn twice.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from tritongru.arguments.records import LayerCall, OutputGradients, Weights
 
-GRU_MODE = 3  # cuDNN's CUDNN_GRU, as torch's operators count
+GRU_MODE = 3  # CUDNN_GRU, as torch's operators number cuDNN's modes
 
 
 def forward(
     call: LayerCall,
     learns: bool,
-    autocast: torch.dtype | None,  # what CPU autocast asks for
+    autocast: torch.dtype | None,  # CPU autocast's dtype
 ) -> tuple[Tensor, Tensor, Tensor]:  # y (N, D, H), hn (D, B, H), cuDNN's reserve or (0,)
     x, (_, D, _, H) = call.x, call.sizes
     if learns and runs_cudnn(x):
@@ -42,7 +42,7 @@ def backward(
     needs: Sequence[bool],  # of the call's leaves
     autocast: torch.dtype | None,
 ) -> list[Tensor | None]:
-    """The gradients that are needed. A reserve is used up: cuDNN writes into it, so it gets a copy."""
+    """The gradients that are needed. cuDNN writes into the reserve, so it gets a copy."""
     if reserve.numel() > 0:
         return _cudnn_backward(grads, call, y, reserve.clone(), needs)
     leaves: list[Any] = [
@@ -59,7 +59,7 @@ def backward(
 
 
 def gradients(grads: OutputGradients, call: LayerCall, needs: Sequence[bool], again: bool) -> tuple[Tensor | None, ...]:
-    """As ``backward``, of packed rows too, and with a graph of its own if it is differentiated ``again``."""
+    """As ``backward``, but also for packed rows, and with its own graph if it is differentiated ``again``."""
     leaves: list[Any] = [t for t, need in zip(call.leaves, needs, strict=True) if need]
     with torch.enable_grad():
         if not again:
@@ -90,7 +90,7 @@ def _run_rows(call: LayerCall) -> tuple[Tensor, Tensor]:
 
 
 def _autograd_looks() -> AbstractContextManager[Any]:
-    """Undoes what torch does around an operator that has a derivative of its own, so that a graph is built again."""
+    """Undoes what torch does around an operator with its own derivative, so that a graph is built again."""
     guard: Any = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
     return guard  # type: ignore[no-any-return]
 
@@ -102,7 +102,7 @@ def runs_cudnn(x: Tensor) -> bool:
 def _run(
     call: LayerCall,
     autocast: torch.dtype | None,
-    train: bool,  # what cuDNN wants to be told before it differentiates
+    train: bool,  # cuDNN needs it to compute gradients
 ) -> tuple[Tensor, Tensor]:
     x, weights = call.x, call.weights
     rest = (weights.b_ih is not None, 1, 0.0, train, weights.w_hh.shape[0] == 2, False)
@@ -111,7 +111,7 @@ def _run(
 
 
 def _per_direction(weights: Weights) -> list[Tensor]:
-    """In torch's order: of each direction w_ih, w_hh, b_ih, b_hh."""
+    """In torch's order: w_ih, w_hh, b_ih, b_hh of each direction."""
     w_ih, w_hh, b_ih, b_hh = weights
     D = w_hh.shape[0]
     kinds = [w_ih.chunk(D), w_hh.unbind()]
@@ -136,8 +136,8 @@ def _sizes(call: LayerCall) -> tuple[object, ...]:
 
 
 def _flat(own: Sequence[Tensor], call: LayerCall) -> Tensor:
-    """The weights in cuDNN's order in one buffer, as ``flatten_parameters`` makes it; of copies, whose place in memory
-    it changes."""
+    """The weights in cuDNN's order in one buffer, as ``flatten_parameters`` makes it; from copies, because it moves
+    them."""
     _, D, _, H = call.sizes
     copies = [weight.clone() for weight in own]
     found: Tensor = torch.ops.aten._cudnn_rnn_flatten_weight.default(

@@ -1,4 +1,4 @@
-"""torch's own GRU for a call, with autocast and dropout as the kernels' path has them."""
+"""torch's own GRU for a call, with autocast and dropout as in the kernels' path."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tritongru.arguments.options import Options, autocast_dtype, batch_of
 def run_torch(
     input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor]:
-    """torch's own GRU. Dropout between layers is drawn here wherever ``torch.gru`` would not take it from torch's
-    generator: cuDNN has a generator of its own, and the decomposition that compilers use forgets the dropout."""
+    """torch's own GRU. Dropout between layers is drawn here whenever ``torch.gru`` would not draw it from torch's
+    generator: cuDNN has its own generator, and the decomposition that compilers use omits dropout."""
     layers, directions = options.num_layers, options.directions
     if hx is None:
         batch, hidden = batch_of(input, batch_sizes, options), weights[1].shape[-1]
         hx = torch.zeros(layers * directions, batch, hidden, dtype=input.dtype, device=input.device)
     if input.is_cuda:
         dtype = autocast_dtype(input)
-        if dtype is not None and dtype != torch.float16:  # under autocast torch.gru computes in float16 regardless
+        if dtype is not None and dtype != torch.float16:  # under autocast torch.gru always computes in float16
             with torch.autocast("cuda", enabled=False):
                 weights = [w.to(dtype) for w in weights]
                 return run_torch(input.to(dtype), hx.to(dtype), weights, batch_sizes, options)

@@ -1,4 +1,4 @@
-"""What a kernel finds by its place: the rows of a batch tile at a step, and the recurrent bias of its units."""
+"""What a kernel locates by its program index: the rows of a batch tile at a step, and the recurrent bias."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ import triton.language as tl
 def tile_at(t, i_b, T, B, N, offsets, BB: tl.constexpr, PACKED: tl.constexpr):
     """First row of batch tile i_b at step t and how many rows are left from there: none outside [0, T).
 
-    On a GPU nobody has seen what ``offsets`` hold. Whatever it is, a step has at most B rows, all among the N."""
+    On a GPU ``offsets`` are not checked. Whatever they hold, a step has at most B rows, all among the N."""
     inside = (t >= 0) & (t < T)
     if PACKED:
         # Read without a sign, a negative value lies behind all rows: one minimum sets both bounds, and 32 bits hold it.

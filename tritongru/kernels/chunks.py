@@ -1,5 +1,5 @@
-"""Blocks of hidden units: H is cut into chunks of 128, 64, 32 and at most one of 16, because a block's sides are
-powers of two and H is not. A block over all units is a tuple with one block for each chunk.
+"""Blocks of hidden units: H is cut into chunks of 128, 64, 32 and at most one of 16, because the sides of a block must
+be powers of two and H need not be. A block over all units is a tuple with one block per chunk.
 """
 
 import triton
@@ -18,10 +18,10 @@ def units(CHUNKS: tl.constexpr, i: tl.constexpr):
 
 @triton.jit
 def pairs(CHUNKS: tl.constexpr, i: tl.constexpr):
-    """Units and slots of a 16-unit chunk laid out over 32 columns, two neighbouring columns a unit.
+    """Units and slots of a 16-unit chunk laid out over 32 columns, two neighbouring columns per unit.
 
     A dot only 16 columns wide would give every warp the same work (three times the instructions at H = 112);
-    32 columns spread over the warps, and a thread holds neighbouring columns, so taking a slot out costs nothing."""
+    32 columns spread over the warps, and a thread holds neighbouring columns, so extracting a slot costs nothing."""
     o = tl.arange(0, 2 * CHUNKS[i])
     return start(CHUNKS, i) + o // 2, o % 2
 

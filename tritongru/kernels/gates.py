@@ -11,12 +11,12 @@ import triton.language as tl
 
 @triton.jit
 def reciprocal(y, REFINE: tl.constexpr):
-    """1 / y for y >= 1, good to about two fp32 ulps (the hardware's ``rsqrt`` is good to 2^-22.9); ``REFINE`` adds a
-    Newton step, which fp32 products deserve and TF32 or 16-bit ones would drown."""
+    """1 / y for y >= 1, accurate to about two fp32 ulps (the hardware's ``rsqrt`` to 2^-22.9); ``REFINE`` adds a Newton
+    step, which matters with fp32 products and is lost in the error of TF32 or 16-bit ones."""
     root = tl.rsqrt(y)
     inverse = root * root
     if REFINE:
-        inverse += tl.where(y < 1e30, inverse * (1.0 - y * inverse), 0.0)  # of an infinite y it would make inf * 0
+        inverse += tl.where(y < 1e30, inverse * (1.0 - y * inverse), 0.0)  # for an infinite y it would compute inf * 0
     return inverse
 
 
@@ -27,9 +27,9 @@ def sigmoid(x, REFINE: tl.constexpr):
 
 @triton.jit
 def tanh(x, SERIES: tl.constexpr, REFINE: tl.constexpr):
-    """For fp32 storage (``SERIES``) 1 - 2e / (1 + e) of e = exp(-2|x|), which keeps the last bits next to 1, and below
-    1/4, where the subtraction would cost them, the Taylor series. For 16-bit storage 2 sigmoid(2x) - 1, and below 1/64
-    x itself: a relative error of 8e-5, a sixth of float16's eps."""
+    """For fp32 storage (``SERIES``) 1 - 2e / (1 + e) with e = exp(-2|x|), which keeps the last bits near 1; below 1/4,
+    where the subtraction would lose them, the Taylor series. For 16-bit storage 2 sigmoid(2x) - 1; below 1/64 x itself,
+    with a relative error of 8e-5, a sixth of float16's eps."""
     if SERIES:
         e = tl.exp2(tl.abs(x) * -2.8853900817779268)
         y = 1.0 - 2.0 * e * reciprocal(1.0 + e, REFINE)
@@ -53,8 +53,8 @@ def gru_step(g_r, g_z, gx_n, a, h, SERIES: tl.constexpr, REFINE: tl.constexpr):
 
 @triton.jit
 def encode_update(z):
-    """z as it is saved for the backward: z itself or, from 1/2 on, z - 1. In 16 bit a z next to 1, a unit with a long
-    memory, would round to 1, and no gradient would reach the unit."""
+    """z as it is saved for the backward pass: z itself or, from 1/2 on, z - 1. In 16 bits a z near 1, a unit with a
+    long memory, would round to 1, and no gradient would reach the unit."""
     return z - ((z >= 0.5) & (z < 1.0)).to(tl.float32)  # z = 1 stays: z - 1 = 0 would read as z = 0
 
 

@@ -1,7 +1,7 @@
-"""Under Triton's interpreter: all programs of a grid at once.
+"""Runs all programs of a grid at once in Triton's interpreter.
 
 The interpreter runs one program after the other, so a program that waits for a later one would wait for ever. Here
-every program has a thread of its own, and its place in the grid.
+every program has its own thread, with its own position in the grid.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from triton.runtime import interpreter
 
 
 class _Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
-    """The interpreter's builder, whose place in the grid is the running thread's."""
+    """The interpreter's builder, with the running thread's position in the grid."""
 
     places: threading.local
     grid: tuple[int, int, int]
@@ -28,7 +28,7 @@ class _Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
 
     @grid_idx.setter
     def grid_idx(self, value: Any) -> None:
-        """Each thread launches a grid of one, whose place is not its own."""
+        """Ignored: each thread launches a grid of one, whose position is not the thread's."""
 
     @property
     def grid_dim(self) -> tuple[int, int, int]:
@@ -46,30 +46,30 @@ class _Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
         return super().create_masked_load(*args)
 
     def _look_around(self) -> None:
-        """Whoever waits lets the others run, and does not wait for one that is gone."""
+        """A waiting program lets the others run, and stops if one of them has raised."""
         if self.raised:
             raise _OtherDiedError
         time.sleep(0)
 
 
 class _OtherDiedError(Exception):
-    """Ends a program after another one raised."""
+    """Ends a program after another one has raised."""
 
 
 _one_grid_at_a_time = threading.Lock()
 
 
 class _Kept:
-    """Stands for patches that end with the grid."""
+    """A placeholder: the patches are undone at the end of the grid."""
 
     def restore(self) -> None: ...
 
 
 @contextlib.contextmanager
 def one_thread_prepares() -> Iterator[None]:
-    """At each call of a function the interpreter patches the language, undoes that at a kernel's end, and at the first
-    call writes the function anew, all in dictionaries that the threads share. Here one thread at a time does it, once
-    for each module, and nothing is undone before the last program has ended."""
+    """At each call of a function the interpreter patches the language, restores it at the kernel's end, and rewrites
+    the function at its first call, all in dictionaries that the threads share. Here one thread at a time does that,
+    once per module, and nothing is restored before the last program has ended."""
     patch, rewrite = interpreter._patch_lang, interpreter.InterpretedFunction.rewrite
     lock, scopes = threading.Lock(), {}
 
@@ -96,13 +96,13 @@ Place = tuple[int, int, int]
 
 
 def launch(kernel: Any, grid: Place, *args: Any, **kwargs: Any) -> None:
-    """``kernel[grid](*args, **kwargs)`` with every program alive from the start. Raises what a program raised."""
+    """``kernel[grid](*args, **kwargs)`` with all programs running from the start. Raises what a program raised."""
     i, j, k = grid
     launch_at(list(itertools.product(range(i), range(j), range(k))), kernel, grid, *args, **kwargs)
 
 
 def launch_at(places: list[Place], kernel: Any, grid: Place, *args: Any, **kwargs: Any) -> None:
-    """``launch``, but only of the programs at these places of the grid."""
+    """``launch``, but only for the programs at these positions of the grid."""
     raised: list[BaseException] = []
     builder: Any = interpreter.interpreter_builder
 
@@ -119,7 +119,7 @@ def launch_at(places: list[Place], kernel: Any, grid: Place, *args: Any, **kwarg
         builder.__dict__.pop("grid_idx", None)
         builder.__dict__.pop("grid_dim", None)
         builder.__class__, builder.places, builder.grid, builder.raised = _Builder, threading.local(), grid, raised
-        # Overflow checks double the time, and kernels run one by one have them.
+        # Overflow checks double the time, and kernels that run one program at a time have them.
         builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
         try:
             with one_thread_prepares():

@@ -13,7 +13,7 @@ from tritongru.kernels.batch_tile import tile_at
 
 
 def device_of(y: Tensor) -> torch.device:
-    """Where kernels for y run; asked here alone, so that a test can let CPU tensors stand in for a GPU's."""
+    """The device on which kernels for y run; the only such place, so that tests can use CPU tensors for a GPU's."""
     return y.device
 
 
@@ -41,9 +41,9 @@ def options_of(num_warps: int, **constants: bool) -> dict[str, Any]:
 
 
 def compiler_options(backend: str, num_warps: int) -> dict[str, Any]:
-    """Fused multiply-adds are asked for by name, because their default changes between Tritons; ``num_stages`` leaves
-    pipelining to the loops that ask for it. Without ``maxnreg`` ptxas spills a few registers to let a second program
-    in, for which there is no shared memory."""
+    """Fused multiply-adds are requested explicitly, because their default changes between versions of Triton;
+    ``num_stages`` leaves pipelining to the loops that request it. Without ``maxnreg`` ptxas spills a few registers to
+    make room for a second program, for which there is no shared memory."""
     options: dict[str, Any] = {"enable_fp_fusion": True, "num_stages": 1}
     if backend == "cuda":
         options["maxnreg"] = min(255, 65536 // (32 * num_warps))
@@ -51,7 +51,7 @@ def compiler_options(backend: str, num_warps: int) -> dict[str, Any]:
 
 
 def forward_sizes(recurrence: Recurrence, outputs: Outputs) -> dict[str, Any]:
-    """What every forward kernel is told besides its tensors."""
+    """The arguments of every forward kernel besides its tensors."""
     (D, B, H), N = outputs.hn.shape, outputs.y.shape[0]
     return {
         "T": recurrence.rows.steps(N),
@@ -67,7 +67,7 @@ def forward_sizes(recurrence: Recurrence, outputs: Outputs) -> dict[str, Any]:
 
 
 def backward_sizes(dy: Tensor | None, dh: Tensor, recurrence: Recurrence, saved: Saved, part: Part) -> dict[str, Any]:
-    """What every backward kernel is told besides its tensors."""
+    """The arguments of every backward kernel besides its tensors."""
     (D, B, H), N = dh.shape, saved.y.shape[0]
     T = recurrence.rows.steps(N)
     return {

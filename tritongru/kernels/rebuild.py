@@ -14,7 +14,7 @@ WARPS = 4
 @triton.jit(do_not_specialize=["n", "i_d"])
 def rebuild_kernel(
     gx,  # (n, 3H)
-    gh,  # (n, 3H) products of the states before, with b_hh
+    gh,  # (n, 3H) products of the previous states, with b_hh
     gates,  # (n, D, H, 4), of which one direction is written
     n,
     i_d,

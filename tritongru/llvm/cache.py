@@ -1,8 +1,7 @@
-"""Compiled code on disk, for the user alone.
+"""A per-user cache of compiled code on disk.
 
-Whoever could write there could run code as the user: so the folder belongs to the user and nobody else may write into
-it, and what is read has the checksum that it was written with. Whatever fails on the way costs a compilation and
-nothing else.
+Anyone who could write to it could run code as the user, so the folder must belong to the user and be writable by nobody
+else, and files are read only if their checksum matches. Any failure costs a compilation and nothing else.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ SHAPING = ("cpu_plan", "instruction_sets")  # files of the plan that shape the c
 
 
 def key_of(*what: str) -> str:
-    """Of the code that these, and our sources, lead to."""
+    """The key of the code that results from ``what`` and our sources."""
     found = hashlib.sha256(SOURCES)
     for text in what:
         found.update(f"{len(text)} {text}".encode())
@@ -36,7 +35,7 @@ def read(key: str) -> bytes | None:
             if not _is_ours(os.fstat(file.fileno())):
                 return None
             checksum, code = file.read(SIZE), file.read()
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
+    except (OSError, RuntimeError):  # RuntimeError: no home directory
         return None
     return code if hashlib.sha256(code).digest() == checksum else None
 
@@ -47,7 +46,7 @@ def write(key: str, code: bytes) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_ours(folder.stat()):
             return
-        handle, name = tempfile.mkstemp(dir=folder)  # readable for the user alone
+        handle, name = tempfile.mkstemp(dir=folder)  # readable by the user only
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(hashlib.sha256(code).digest() + code)
@@ -67,7 +66,7 @@ def _folder() -> Path:
 
 
 def _is_ours(found: os.stat_result) -> bool:
-    if sys.platform == "win32":  # where a user's folders are closed to others
+    if sys.platform == "win32":  # other users have no access to a user's folders there
         return True
     return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
@@ -81,4 +80,4 @@ def _sources() -> bytes:
     return found.digest()
 
 
-SOURCES = _sources()  # when they are imported, not when they may have changed
+SOURCES = _sources()  # at import, before the files can change

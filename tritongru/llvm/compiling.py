@@ -1,5 +1,5 @@
-"""Machine code of the two passes, for an instruction set and a type of numbers: compiled when it is first asked for, or
-read from the cache on disk."""
+"""Machine code of the passes for an instruction set and a type of numbers: compiled when first needed, or read from the
+cache on disk."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _lock = threading.Lock()
 
 
 def _forget_lock() -> None:
-    """In a child of a fork, where the thread that held it does not exist."""
+    """In a forked child, where the thread that held the lock does not exist."""
     global _lock
     _lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_forget_lock)
-_engines: list[Any] = []  # which own the code
+_engines: list[Any] = []  # they own the code
 
 
 @functools.cache
@@ -59,7 +59,7 @@ def _function_of(isa: str, scalar: str, kernel: str) -> Callable[[bytes], None]:
 
 
 def source(isa: InstructionSet, scalar: str, kernel: str) -> str:
-    """LLVM IR. Who writes it is not loaded where the code comes from the disk."""
+    """LLVM IR. The modules that write it are not loaded if the code comes from the disk."""
     from tritongru.llvm.language import Module
     from tritongru.llvm.passes.backward_pass import write_backward
     from tritongru.llvm.passes.forward_pass import write_forward
@@ -72,8 +72,8 @@ def source(isa: InstructionSet, scalar: str, kernel: str) -> str:
 
 
 def optimized(text: str) -> Any:
-    """What the vector language leaves to LLVM: variables into registers, and sums of addresses. Tiles are unrolled
-    already, so that its whole pipeline finds nothing more and takes ten times as long."""
+    """The passes that the vector language leaves to LLVM: variables into registers, and sums of addresses. Tiles are
+    already unrolled, so LLVM's full pipeline would find nothing more and take ten times as long."""
     module = llvm.parse_assembly(text)
     passes = llvm.create_new_module_pass_manager()
     passes.add_sroa_pass()
@@ -85,7 +85,7 @@ def optimized(text: str) -> Any:
 
 
 def assembly(isa: InstructionSet, scalar: str, kernel: str) -> str:
-    """For any instruction set, whatever runs here."""
+    """For any instruction set, supported here or not."""
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     triple = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu"}[isa.architecture]
@@ -95,8 +95,8 @@ def assembly(isa: InstructionSet, scalar: str, kernel: str) -> str:
 
 
 def _host_target(isa: str) -> tuple[str, str]:
-    """The CPU and its features as LLVM names them: this one for its best instruction set, else the oldest that has the
-    set."""
+    """The CPU and its features as LLVM names them: this CPU for its best instruction set, else the oldest CPU that has
+    the set."""
     if isa == host_sets()[0]:
         return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
     return SETS[isa].cpu, ",".join(f"+{feature}" for feature in SETS[isa].features)

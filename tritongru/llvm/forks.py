@@ -1,4 +1,4 @@
-"""Whether this process was forked off one that had loaded this package; so it is imported with the package."""
+"""Whether this process was forked from one that had loaded this package; so it is imported with the package."""
 
 from __future__ import annotations
 

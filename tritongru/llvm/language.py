@@ -1,7 +1,7 @@
-"""A small vector language: Python that writes LLVM IR, as Triton's writes a GPU's.
+"""A small vector language: Python that writes LLVM IR, as Triton's does for GPUs.
 
-A ``Module`` is text that grows function by function. Values know their LLVM type, so that Python's operators choose the
-instruction; a Python number takes the type of the value beside it. Nothing here is about a GRU.
+A ``Module`` is text that grows function by function. Values know their LLVM type, so Python's operators can choose the
+instruction; a Python number takes the type of the other operand. Nothing here is specific to GRUs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def lanes_of(kind: str) -> int:
 
 
 def like(kind: str, scalar: str) -> str:
-    """The vector type of as many lanes, of another scalar."""
+    """The vector type with the same number of lanes, of another scalar."""
     return f"<{lanes_of(kind)} x {scalar}>" if kind.startswith("<") else scalar
 
 
@@ -40,7 +40,7 @@ def is_float(kind: str) -> bool:
 def _literal(number: float, scalar: str) -> str:
     if scalar == "double":
         return f"0x{struct.unpack('<Q', struct.pack('<d', number))[0]:016X}"
-    if scalar == "float":  # LLVM writes a float by the bits of the double that equals it
+    if scalar == "float":  # LLVM writes a float as the bits of the equal double
         single = struct.unpack("<f", struct.pack("<f", number))[0]
         return f"0x{struct.unpack('<Q', struct.pack('<d', single))[0]:016X}"
     return str(int(number))
@@ -48,7 +48,7 @@ def _literal(number: float, scalar: str) -> str:
 
 @dataclass(frozen=True)
 class Value:
-    """An LLVM value. ``function`` is the one that it belongs to."""
+    """An LLVM value. ``function``: the function that it belongs to."""
 
     function: Function
     kind: str
@@ -79,11 +79,11 @@ class Value:
         return self.function.binary("div", other, self)
 
     def __floordiv__(self, other: Operand) -> Value:
-        """Of numbers that are not negative."""
+        """For non-negative numbers."""
         return self.function.binary("udiv", self, other)
 
     def __mod__(self, other: Operand) -> Value:
-        """Of numbers that are not negative."""
+        """For non-negative numbers."""
         return self.function.binary("urem", self, other)
 
     def __lshift__(self, other: Operand) -> Value:
@@ -122,7 +122,7 @@ class Variable:
 
 
 class Function:
-    """One function of a module, while it is written. ``parameters``: name -> LLVM type."""
+    """One function of a module, while it is being written. ``parameters``: name -> LLVM type."""
 
     def __init__(self, module: Module, name: str, parameters: dict[str, str], public: bool) -> None:
         self.module, self.name, self.public = module, name, public
@@ -186,7 +186,7 @@ class Function:
         return self.make(x.kind, f"{prefix}{operation} {x.kind} {x.name}, {y.name}")
 
     def compare(self, relation: str, a: Operand, b: Operand) -> Value:
-        """Of floats an ordered comparison: false where one is NaN."""
+        """For floats an ordered comparison: false if one is NaN."""
         x, y = self._pair(a, b)
         if is_float(x.kind):
             text = f"fcmp o{relation} {x.kind} {x.name}, {y.name}"
@@ -200,7 +200,7 @@ class Function:
         return self.make(x.kind, f"select {condition.kind} {condition.name}, {x.kind} {x.name}, {y.kind} {y.name}")
 
     def least(self, a: Operand, b: Operand) -> Value:
-        """Of two numbers; of floats the second where the first is NaN."""
+        """The smaller number; for floats the second if the first is NaN."""
         x, y = self._pair(a, b)
         return self.select(x < y, x, y)
 
@@ -228,8 +228,8 @@ class Function:
         return self.make(kind, f"bitcast {value.kind} {value.name} to {kind}")
 
     def fma(self, a: Operand, b: Value, c: Operand) -> Value:
-        """a b + c, rounded once where the instruction set can. What is rounded how never depends on what stands beside
-        it: the same expression has the same bits in every function."""
+        """a b + c, rounded once if the instruction set can. Rounding never depends on the surrounding code: the same
+        expression has the same bits in every function."""
         x, y = self._pair(a, b)
         z = self.coerce(c, y.kind)
         if not self.module.isa.fuses:
@@ -258,14 +258,14 @@ class Function:
     # Memory
 
     def local(self, kind: str, count: int = 1) -> Value:
-        """Uninitialised memory of this call."""
+        """Uninitialised memory for the duration of a call."""
         name = f"%{self.fresh('m')}"
         array = kind if count == 1 else f"[{count} x {kind}]"
         self.locals.append(f"  {name} = alloca {array}, align 64")
         return Value(self, PTR, name)
 
     def at(self, pointer: Value, index: Operand, kind: str) -> Value:
-        """The place of an element of type ``kind``."""
+        """The address of an element of type ``kind``."""
         where = self.coerce(index, I64)
         return self.make(PTR, f"getelementptr {kind}, ptr {pointer.name}, i64 {where.name}")
 
@@ -306,7 +306,7 @@ class Function:
         )
 
     def load_lanes(self, pointer: Value, kind: str, mask: Value | None) -> Value:
-        """All lanes, or those of a mask and zeros."""
+        """All lanes, or those of a mask, the others zero."""
         return self.load(pointer, kind) if mask is None else self.masked_load(pointer, kind, mask)
 
     def store_lanes(self, value: Value, pointer: Value, mask: Value | None) -> None:
@@ -316,7 +316,7 @@ class Function:
             self.masked_store(value, pointer, mask)
 
     def next_number(self, pointer: Value) -> Value:
-        """The number there, which is one more for whoever asks next, from any thread."""
+        """The number at ``pointer``, incremented atomically for the next caller in any thread."""
         return self.make(I64, f"atomicrmw add ptr {pointer.name}, i64 1 monotonic, align 8")
 
     # Control
@@ -346,7 +346,7 @@ class Function:
 
     @contextmanager
     def forever(self) -> Iterator[str]:
-        """Until somebody jumps to the label that is given."""
+        """A loop until a jump to the label that it yields."""
         head, done = self.fresh("head"), self.fresh("done")
         self.emit(f"br label %{head}")
         self.label(head)
@@ -405,13 +405,13 @@ class Module:
 
     @contextmanager
     def function(self, name: str, parameters: dict[str, str], public: bool = False) -> Iterator[Any]:
-        """Writes a function that returns nothing; gives the function and its arguments."""
+        """Writes a function that returns nothing; yields the function and its arguments."""
         function = Function(self, name, parameters, public)
         yield function, *function.arguments()
         self.functions.append(function.text())
 
     def once(self, name: str, write: Callable[[Module], Function]) -> Function:
-        """The function of that name, which is written when it is first asked for."""
+        """The function of that name, written when first needed."""
         if name not in self.written:
             self.written[name] = write(self)
         return self.written[name]
@@ -425,7 +425,7 @@ class Module:
 
 
 class Record:
-    """A structure in memory of which every field takes eight bytes: how a call hands its arguments over."""
+    """A structure in memory with fields of eight bytes, in which a call passes its arguments."""
 
     def __init__(self, **fields: str) -> None:
         self.fields = fields  # name -> I64 or PTR

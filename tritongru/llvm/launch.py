@@ -1,7 +1,7 @@
-"""Runs the compiled passes of a layer: the mirror of the launchers of the Triton families.
+"""Runs the compiled passes of a layer: the counterpart of the Triton launchers.
 
-Numbers of 16 bit are widened to fp32 here and narrowed again at the end; weights are packed anew in each call, inside
-it. Every tensor whose address a pass is given is held here until the pass has ended.
+16-bit numbers are converted to fp32 here and back at the end; each call packs the weights again. Every tensor whose
+address is passed is kept alive here until the pass has ended.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from tritongru.planning.cpu_plan import KEPT, chunk_of, exact_dtype, groups_of, 
 from tritongru.planning.launches import VectorLaunch
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
-FEW = 2  # rows of a single step that take the weights as they lie
-SCRATCH_BYTES = 1 << 23  # that a thread keeps for its next call
+FEW = 2  # rows of a single step up to which the weights are not packed
+SCRATCH_BYTES = 1 << 23  # at most kept by a thread for its next call
 _ADDRESSES = struct.Struct(f"{len(TENSORS)}q")
 _kept = threading.local()
 
 
 def scalar_of(dtype: torch.dtype) -> str:
-    """In which tensors of that type are computed, as LLVM calls it."""
+    """LLVM's name of the type in which tensors of that dtype are computed."""
     return SCALARS[exact_dtype(dtype)]
 
 
 class _Pass(NamedTuple):
-    """A compiled pass for calls of one size. ``numbers``: what its record has besides tensors, packed; ``scratch``:
-    bytes that it needs; ``zeros``: the state of a row before the first step, where none is given."""
+    """A compiled pass for calls of one size. ``numbers``: the rest of its record after the tensors, packed;
+    ``scratch``: bytes that it needs; ``zeros``: the initial state of a row if there is no h0."""
 
     run: Callable[[bytes], None]
     numbers: bytes
@@ -55,7 +55,7 @@ def forward(call: LayerCall, keeps: bool, launch: VectorLaunch) -> Outputs:
     N, I = x.shape
     D, _, H = weights.w_hh.shape
     y, hn = in_large_pages(x.new_empty((N, D, H))), x.new_empty((D, B, H))
-    if offsets is not None:  # a row that no step has keeps the state that it was given
+    if offsets is not None:  # a row that occurs in no step keeps its initial state
         hn = x.new_zeros((D, B, H)) if h0 is None else h0.clone()
     kept = in_large_pages(x.new_empty((N, D, KEPT, H))) if keeps else None
     T = N // B if offsets is None else offsets.shape[0] - 1
@@ -67,7 +67,7 @@ def forward(call: LayerCall, keeps: bool, launch: VectorLaunch) -> Outputs:
 
 def infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], each: int, isa: str) -> tuple[Tensor, Tensor]:
     """All layers of one direction without gradients, each tensor contiguous: y (T, B, H) and h_n (L, B, H) of x
-    (T, B, I). A layer of one direction is ``forward``'s whatever its tensors' dimensions: only their memory counts."""
+    (T, B, I). The tensors' dimensions may differ from those in ``forward``: only their memory matters."""
     T, B, I = x.shape
     H, dtype = weights[1].shape[1], x.dtype
     layers = len(weights) // each
@@ -99,7 +99,7 @@ def infer_step(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor | None], i
 def backward(
     grads: OutputGradients, call: LayerCall, saved: Saved, needs: list[bool], launch: VectorLaunch
 ) -> tuple[Tensor, ...]:
-    """As ``layer.backward``; ``saved`` has what the forward kept, or its outputs."""
+    """As ``layer.backward``; ``saved``: what the forward pass kept, or its outputs."""
     dtype = call.x.dtype
     if dtype not in SCALARS:
         exact = exact_dtype(dtype)
@@ -112,10 +112,10 @@ def backward(
     kept = saved.gates.contiguous() if saved.gates.numel() else None
     y = saved.y.contiguous() if kept is None else None
     dy = None if grads.dy is None else grads.dy.contiguous()
-    dhn = grads.dhn  # where the pass leaves the gradient of h0
+    dhn = grads.dhn  # its copy receives the gradient of h0
     dh = x.new_zeros((D, B, H)) if dhn is None else dhn.clone(memory_format=torch.contiguous_format)
     dx = None
-    if needs[0]:  # to which two directions add
+    if needs[0]:  # two directions add to it
         dx = in_large_pages(torch.empty_like(x))
         if D == 2:
             dx.zero_()
@@ -133,8 +133,8 @@ def _kernel_of(T: int, B: int) -> str:
 
 
 def _run(found: _Pass, *tensors: Tensor | None) -> None:
-    """``tensors``: the first of ``TENSORS``; then none, ``zeros`` (of H, where there is no h0) and the scratch, which a
-    thread keeps from call to call."""
+    """``tensors``: the first of ``TENSORS``; the rest are null, except the last two: ``zeros`` (H, in place of h0) and
+    the scratch memory, which a thread keeps from call to call."""
     scratch = getattr(_kept, "scratch", None)
     if scratch is None or scratch.numel() < found.scratch:
         scratch = torch.empty(found.scratch, dtype=torch.uint8)
@@ -185,7 +185,7 @@ def _dense(call: LayerCall) -> LayerCall:
 
 
 def _widened(call: LayerCall) -> LayerCall:
-    """The call in the type in which it is computed."""
+    """The call, converted to the dtype that is computed in."""
     x, weights, h0, rows = call
     dtype = exact_dtype(x.dtype)
     own = Weights(*(None if w is None else w.to(dtype) for w in weights))  # type: ignore[arg-type]

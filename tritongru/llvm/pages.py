@@ -1,8 +1,8 @@
 """Large pages for large tensors.
 
-glibc maps fresh memory for whatever is larger than 32 MB, in every call anew, and the system fills in page after page
-of 4 KiB when they are first written: of 211 MB that took longer than the forward pass that wrote them. Pages of 2 MiB,
-where the system has them on demand, took a quarter of that time.
+glibc maps fresh memory for every allocation above 32 MB, and the system provides it in pages of 4 KiB when they are
+first written: for 211 MB that took longer than the forward pass that wrote them. Pages of 2 MiB, if the system provides
+them on request, took a quarter of that time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LEAST = 32 << 20  # bytes
 
 @functools.cache
 def _advise() -> Callable[[int, int], object] | None:
-    """Asks the system for large pages from an address on, for so many bytes; None where there is nobody to ask."""
+    """A function that requests large pages for an address and a length; None if the system has none."""
     wanted = getattr(mmap, "MADV_HUGEPAGE", None)
     try:
         madvise = ctypes.CDLL(None).madvise
@@ -28,11 +28,11 @@ def _advise() -> Callable[[int, int], object] | None:
     if wanted is None:
         return None
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return lambda address, length: madvise(address, length, wanted)  # advice: a refusal costs nothing but time
+    return lambda address, length: madvise(address, length, wanted)  # advice: a refusal only costs time
 
 
 def in_large_pages(tensor: Tensor) -> Tensor:
-    """The tensor, which nobody has written yet."""
+    """The same tensor, not yet written, after requesting large pages for it."""
     length = tensor.nbytes
     if length < LEAST:
         return tensor

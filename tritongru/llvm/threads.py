@@ -1,7 +1,7 @@
-"""Who runs the tasks of a phase side by side: torch's own OpenMP threads, or a pool of Python's.
+"""Runs the tasks of a phase in parallel: with torch's own OpenMP threads, or a pool of Python threads.
 
-Both have the arguments of ``GOMP_parallel``: a function, what it is given, and how many threads call it. Torch's wheels
-for Linux bring the OpenMP library that its operators use; its team is used, so that there is one.
+Both have the arguments of ``GOMP_parallel``: a function, its argument, and how many threads call it. Torch's wheels for
+Linux include the OpenMP library that its operators use; the same team of threads is used here.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ MOST = 256  # threads of the pool
 
 
 def count() -> int:
-    """As many as torch's operators take; one in a child of a fork, in which OpenMP's team does not exist."""
+    """As many as torch's operators use; one in a forked child, where OpenMP's team does not exist."""
     return 1 if forks.is_child() else torch.get_num_threads()
 
 
 def parallel() -> int:
-    """The address of who runs things side by side."""
+    """The address of the function that runs tasks in parallel."""
     return _openmp() or _pool()
 
 
 @functools.cache
 def _openmp() -> int:
-    """``GOMP_parallel`` of the library that torch has loaded, or 0 where there is none."""
+    """``GOMP_parallel`` of the library that torch has loaded, or 0 if there is none."""
     if sys.platform != "linux":
         return 0
     for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*")):
         try:
             library = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD)
             return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
-        except (OSError, AttributeError):  # not loaded, or not what its name says
+        except (OSError, AttributeError):  # not loaded, or another library of that name
             continue
     return 0
 
@@ -55,7 +55,7 @@ def _executor() -> concurrent.futures.ThreadPoolExecutor:
 
 
 class _Job:
-    """A function that threads may enter until it is closed; from then on nobody is in it, and nobody enters."""
+    """A function that threads may enter until it is closed; ``close`` waits until all have left."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self.work, self.open, self.inside = work, True, 0
@@ -81,8 +81,8 @@ class _Job:
 
 
 def _in_pool(function: int, given: int, number: int, _: int) -> None:
-    """Nothing may end this before the job is closed: what is given lies on the caller's stack. This thread alone does
-    all the work where no other can be had, as when Python ends."""
+    """Nothing may end this before the job is closed: ``given`` is on the caller's stack. This thread does all the work
+    if no other can be started, as when Python exits."""
     work = functools.partial(_WORK(function), given)
     job, interrupted, asked, closed = _Job(work), False, 0, False
     while not closed:
@@ -95,12 +95,12 @@ def _in_pool(function: int, given: int, number: int, _: int) -> None:
         except KeyboardInterrupt:
             interrupted = True
         try:
-            work()  # a second time there is nothing to do
+            work()  # the second time there is nothing to do
             job.close()
             closed = True
         except KeyboardInterrupt:
             interrupted = True
-    if interrupted:  # from here no exception gets through
+    if interrupted:  # exceptions do not propagate from here
         _thread.interrupt_main()
 
 

@@ -1,4 +1,4 @@
-"""The configurations that could run a layer on a device, each with what the model expects of it."""
+"""The configurations that could run a layer on a device, each with its predicted cost."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ Option = tuple[cost_model.Cost | None, AnyLaunch]
 def cheapest(
     device: Device, kernel: str, kind: str, hidden: int, batch: int, directions: int, asked: str | None = None
 ) -> Option | None:
-    """The cheapest configuration of any family by the model, or the persistent one of the name that is ``asked`` for.
-    What holds W_hh on chip goes before what reads it at every step."""
+    """The cheapest configuration of any family by the model, or the persistent one named ``asked``. Configurations that
+    hold W_hh on chip are preferred to those that read it at every step."""
     options: list[Option] = [*persistent_options(device, kernel, kind, hidden, batch, directions)]
     named = [option for option in options if isinstance(option[1], PersistentLaunch) and option[1].name == asked]
     if named:
@@ -56,15 +56,15 @@ def resident_cost(device: Device, launch: Launch, batch: int, directions: int) -
 
 
 def smallest(device: Device, kernel: str, kind: str, size: int) -> Launch | None:
-    """The configuration of the smallest size, from ``size`` on, that fits the device: a few sizes have none of their
-    own, because every form of theirs spills registers."""
+    """The configuration of the smallest size of at least ``size`` that fits the device: a few sizes have none of their
+    own, because all their forms spill registers."""
     sizes = sorted(key[3] for key in launches() if key[:3] == (device.backend, kernel, kind) and key[3] >= size)
     rows = (row for size in sizes for row in launches()[device.backend, kernel, kind, size])
     return next((row for row in rows if fits(row, device)), None)
 
 
 def fits(launch: AnyLaunch, device: Device) -> bool:
-    """Whether the device has room for it and the compiler made sound code without spilling."""
+    """Whether the device has room for it, and its machine code is sound and does not spill."""
     sound = device.family not in launch.spills_on and not (launch.faults and device.family == "sm_90")
     return sound and launch.shared_bytes <= device.shared_bytes
 
@@ -78,8 +78,8 @@ def persistent_options(
     directions: int,
     rows: tuple[PersistentLaunch, ...] | None = None,
 ) -> list[tuple[cost_model.Cost, PersistentLaunch]]:
-    """Every configuration, of the table or of the given rows, that is resident on the device as a whole, with its
-    predicted cost."""
+    """Every configuration, from the table or from the given rows, all of whose programs fit on the device at once, with
+    its predicted cost."""
     if device.backend != "cuda" or device.clock_mhz <= 0 or not device.mma:
         return []
     if rows is None:
@@ -100,7 +100,7 @@ def persistent_options(
             continue
         groups = math.ceil(tiles / math.ceil(tiles / groups))  # no program idles in the last turn if that costs nothing
         exchanged = tiles * directions * row.slots * row.tile_bytes
-        if exchanged > device.l2_bytes // 2:  # what is exchanged should never leave L2
+        if exchanged > device.l2_bytes // 2:  # the exchanged data should stay in L2
             continue
         cost = cost_model.persistent(
             device,

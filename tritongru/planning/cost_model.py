@@ -1,7 +1,7 @@
-"""What a time step should cost, in microseconds: a model, to be replaced by rows wherever there are any.
+"""A model of the time of a step, in microseconds, used wherever there are no measurements.
 
 Each constant has its unit and its source. *published*: taken from public figures, not measured here; *assumed*: a guess
-that the first measured rows must replace.
+to be replaced by the first measurements.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from tritongru.planning.devices import Device
 SCHEDULERS = 4  # instruction schedulers of a multiprocessor, one warp's instruction a clock each (published)
 BARRIER_CLOCKS = 30  # a block-wide barrier (assumed)
 SHARED_BYTES_PER_CLOCK = 128  # of shared memory, a multiprocessor (published)
-L2_BYTES_PER_CLOCK = 24  # that L2 gives out, for each multiprocessor of the chip: about 5.5 TB/s on an H100 (published)
-L2_BYTES_PER_CLOCK_ALONE = 64  # that a multiprocessor takes in (published)
+L2_BYTES_PER_CLOCK = 24  # that L2 delivers for each multiprocessor of the chip: about 5.5 TB/s on an H100 (published)
+L2_BYTES_PER_CLOCK_ALONE = 64  # that one multiprocessor can receive (published)
 L2_LATENCY_US = 0.2  # from a load to its value in L2 (published: 0.13 to 0.2 on an H100)
-HOP_US = 0.65  # from one multiprocessor's store with release to another's sight of it (published, H100)
+HOP_US = 0.65  # from a store with release until another multiprocessor sees it (published, H100)
 BARRIER_US = 0.98  # a barrier of all multiprocessors without its arrivals (published: 1.07 to 1.09 with 132 of them)
 ARRIVAL_US = 0.00074  # one more atomic on the same address (published, H100)
-READINGS = 2.0  # how often a tile is read until all of it is there, where the data is its own flag (assumed)
+READINGS = 2.0  # how often a tile is read until it is complete, if the data is its own flag (assumed)
 LAUNCH_US = 3.0  # one more kernel launch that nothing hides (assumed)
-STEP_LAUNCH_US = 15.0  # one Triton launch from Python, of which the stepwise family has one a step (assumed)
-STEP_SHARE = 0.7  # of memory's and the tensor cores' rate that such a launch reaches (assumed)
+STEP_LAUNCH_US = 15.0  # one Triton launch from Python; the stepwise family needs one per step (assumed)
+STEP_SHARE = 0.7  # share of the memory's and the tensor cores' rate that such a launch reaches (assumed)
 TORCH_STEP_US = 7.0  # cuDNN's standard algorithm, two launches a step (published: 7 to 12 at small batch)
-TORCH_SMALL_H = 192  # up to here cuDNN has an algorithm of its own, of which no figure is known
-TORCH_POINTWISE_US = 4.0  # of a step, what is not the product (assumed)
-TORCH_MMA_SHARE = 0.5  # of the warp-level tensor-core rate that a product of a step reaches (assumed)
-FP32_LANES = 128  # fp32 multiply-adds of a multiprocessor in a clock without tensor cores (published); on sm_80 half
-TORCH_FP32_SHARE = 0.7  # of that rate that cuDNN's product in IEEE fp32 reaches (assumed)
+TORCH_SMALL_H = 192  # up to here cuDNN uses a different algorithm, for which there are no figures
+TORCH_POINTWISE_US = 4.0  # the part of a step that is not the product (assumed)
+TORCH_MMA_SHARE = 0.5  # share of the warp-level tensor-core rate that a step's product reaches (assumed)
+FP32_LANES = 128  # fp32 multiply-adds per clock of a multiprocessor without tensor cores (published); half on sm_80
+TORCH_FP32_SHARE = 0.7  # share of that rate that cuDNN's product in IEEE fp32 reaches (assumed)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Microseconds of one time step. ``exchange``: until everybody's arrival is seen. ``l2``: the tile on its way from
-    L2. ``tensor``, ``shared``, ``issue``: tensor cores, shared memory and instruction issue, which overlap;
-    ``barriers``: inside a program. ``turns``: batch tiles that a program serves one after the other. ``us``: all."""
+    """Microseconds of one time step. ``exchange``: until the arrival of all programs is seen. ``l2``: reading the tile
+    from L2. ``tensor``, ``shared``, ``issue``: tensor cores, shared memory and instruction issue, which overlap;
+    ``barriers``: inside a program. ``turns``: batch tiles that a program serves one after the other. ``us``: total."""
 
     us: float
     exchange: float
@@ -53,7 +53,7 @@ class Cost:
 
 
 def resident(device: Device, instructions: int, barriers: int, num_warps: int, waves: int) -> Cost:
-    """One program alone: instruction issue and barriers; the tensor cores' work is in the instructions."""
+    """One program by itself: instruction issue and barriers; the instructions include the tensor cores' work."""
     issue = instructions * max(1.0, num_warps / SCHEDULERS) / device.clock_mhz
     waiting = BARRIER_CLOCKS * barriers / device.clock_mhz
     return Cost(waves * (issue + waiting), 0.0, 0.0, 0.0, 0.0, issue, waiting, waves)
@@ -79,10 +79,10 @@ def persistent(
     """A step of ``programs`` programs, of which ``neighbours`` share a tile, each serving ``turns`` tiles.
 
     ``tile_bytes``: state that a program collects for a tile. ``weight_bytes``: its slice of W_hh, read from shared
-    memory for each tile. ``part_bytes``: products that its warps write to shared memory, to be read and added up there.
-    ``multiply_adds``: of a tile, in numbers of ``bits`` bits. ``per_multiprocessor``: programs that share one. While
-    one tile's state is on its way, a program with several works on another: then the exchange costs nothing, and what
-    is left is the slower of L2 and the programs' own work."""
+    memory for each tile. ``part_bytes``: products that its warps write to shared memory and add up there.
+    ``multiply_adds``: of a tile, on numbers of ``bits`` bits. ``per_multiprocessor``: programs that share one. While
+    one tile's state is in transit, a program with several tiles works on another: then the exchange costs nothing, and
+    the time is that of L2 or of the programs' own work, whichever is longer."""
     busy = min(per_multiprocessor, math.ceil(programs / device.multiprocessors))  # programs on the fullest one
     clocks = 1.0 / device.clock_mhz
     alone = busy * tile_bytes / L2_BYTES_PER_CLOCK_ALONE * clocks
@@ -105,8 +105,8 @@ def persistent(
 
 
 def stepwise(device: Device, weight_bytes: int, tiles: int, multiply_adds: int, bits: int) -> Cost:
-    """A launch for each step, which reads W_hh again: from L2 where it fits, else from memory; and each of the batch
-    tiles reads it from L2."""
+    """A launch for each step, which reads W_hh again: from L2 if it fits, else from memory; each batch tile then reads
+    it from L2."""
     tensor = multiply_adds / (STEP_SHARE * device.mma * 16 / bits) / device.multiprocessors / device.clock_mhz
     reading = max(_reading_us(device, weight_bytes), _l2_us(device, tiles * weight_bytes)) / STEP_SHARE
     return Cost(max(STEP_LAUNCH_US, reading, tensor), 0.0, reading, tensor, 0.0, 0.0, 0.0)
@@ -125,9 +125,9 @@ def _l2_us(device: Device, size: int) -> float:
 def torch_us(
     device: Device, hidden: int, bits: int, batch: int, directions: int, tensor_cores: bool = True
 ) -> float | None:
-    """A step of torch's own GRU, forward, and as much again backward; or None where nothing is known of it. Two
-    directions are taken to overlap but for their work. ``tensor_cores``: whether its products may use them, which IEEE
-    fp32 forbids."""
+    """A forward step of torch's own GRU, and the same for a backward step; None if nothing is known. Two directions are
+    assumed to overlap except for their work. ``tensor_cores``: whether its products may use them, which IEEE fp32
+    forbids."""
     if torch_unknown(device, hidden):
         return None
     rate = TORCH_MMA_SHARE * device.mma * 16 / bits
@@ -141,11 +141,11 @@ def torch_us(
 
 
 def torch_unknown(device: Device, hidden: int) -> str:
-    """Why nothing is known of torch's own GRU there; empty where something is."""
+    """Why the model has no figures for torch's own GRU there; empty if it has."""
     if device.backend != "cuda":
-        return f"no figure of torch's GRU is known on {device.name}"
+        return f"the model has no figures for torch's GRU on {device.name}"
     if not device.mma or not device.clock_mhz:
-        return f"the clock and the tensor cores' rate of {device.name} are not known"
+        return f"the clock and the tensor-core rate of {device.name} are not known"
     if hidden <= TORCH_SMALL_H:
-        return f"up to hidden size {TORCH_SMALL_H} cuDNN has an algorithm of its own, of which no figure is known"
+        return f"up to hidden size {TORCH_SMALL_H} cuDNN uses a different algorithm, for which the model has no figures"
     return ""

@@ -1,4 +1,4 @@
-"""The loop on a CPU: how a call is cut into chunks, what memory that takes, and where torch's own GRU is faster."""
+"""The loop on a CPU: how a call is cut into chunks, how much memory it needs, and where torch's own GRU is faster."""
 
 from __future__ import annotations
 
@@ -14,25 +14,34 @@ import torch
 from tritongru.planning.instruction_sets import SETS, host_sets, refusal
 from tritongru.planning.memory import Memory, gate_bytes, saves
 
-KEPT = 5  # values that a forward keeps of each output: r, z, n, a = W_hn h + b_hn, and the state before the step
+KEPT = 5  # values that a forward pass keeps for each output: r, z, n, a = W_hn h + b_hn, and the state before the step
 GRADIENTS = 4  # of n, r, z and a, of each output
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-LINE = 64  # bytes of a line of the caches
-FORWARD_BYTES = 1 << 20  # of the inputs' products of a chunk, for each thread: they stay in the second cache
-BACKWARD_BYTES = 1 << 21  # of the gradients of a chunk; its rows are summed together, so threads do not count
-LEAST_WORK = 1 << 18  # multiply-adds that a thread is worth while for: about ten microseconds
-LEAST_ROWS = 256  # of a chunk of a backward, which make its products worth while
+LINE = 64  # bytes of a cache line
+FORWARD_BYTES = 1 << 20  # of the input products of a chunk, for each thread: they stay in the L2 cache
+BACKWARD_BYTES = 1 << 21  # of the gradients of a chunk; independent of threads, because its rows are summed together
+LEAST_WORK = 1 << 18  # multiply-adds that make a thread worthwhile: about ten microseconds
+LEAST_ROWS = 256  # of a backward chunk, which make its products worthwhile
 
-# Where in a direction's share of scratch the parts of it begin; W_hh comes first.
+# Parts of a direction's share of scratch, after W_hh.
 PARTS = ("w_ih", "bias", "bias_a", "gx", "w_hh_back", "w_ih_back", "rebuilt", "rebuilt_y", "dg")
 
 
 @dataclass(frozen=True)
 class Loop:
-    """How the compiled loop of a CPU runs: in which instruction set, with register tiles of so many ``rows`` by three
-    gates by ``lanes`` units, the rows cut into ``groups`` that ``threads`` threads walk, and the steps into chunks.
-    ``weight_bytes``: of the weights, packed in each call; ``scratch_bytes``: of all that a call needs for itself, the
-    larger of its passes."""
+    """How the compiled loop runs on a CPU.
+
+    Attributes:
+        isa: instruction set.
+        rows: sequences in a register tile, by three gates and ``lanes`` hidden units.
+        lanes: hidden units in a register tile.
+        threads: threads of a call.
+        groups: groups into which the batch is split, each processed by one thread.
+        chunk_forward: steps of a chunk in the forward pass.
+        chunk_backward: steps of a chunk in the backward pass, if there is one.
+        weight_bytes: size of the weights that each call packs.
+        scratch_bytes: scratch memory of a call, for the larger of its passes.
+    """
 
     isa: str
     rows: int
@@ -46,29 +55,29 @@ class Loop:
 
 
 def exact_dtype(dtype: torch.dtype) -> torch.dtype:
-    """In which the loop computes."""
+    """The dtype in which the loop computes."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def refusal_on_cpu(device: torch.device, dtype: torch.dtype) -> str:
     """Why no loop can be compiled for tensors there, or an empty string."""
     if device.type != "cpu":
-        return f"the tensors are on {device}, and it runs on the CPU; move module and input there"
+        return f"the tensors are on {device}, but the compiled loop needs a CPU; move the module and the input there"
     found = refusal()
     return found if found or dtype in DTYPES else refusal_of(host_sets()[0], str(dtype).removeprefix("torch."))
 
 
 def refusal_of(isa: str, dtype: str) -> str:
-    """The same for an instruction set, or for none: that this machine has none."""
+    """The same for an instruction set; without one, why this machine has none."""
     if not isa:
         return refusal()
     names = [str(known).removeprefix("torch.") for known in DTYPES]
-    return "" if dtype in names else f"no loop computes in {dtype}; convert to one of {', '.join(names)}"
+    return "" if dtype in names else f"the compiled loop does not support {dtype}; convert to one of {', '.join(names)}"
 
 
 def strip_length(K: int, lanes: int, itemsize: int) -> int:
-    """Elements from one strip of packed weights to the next: a line more than it has, or many would share one set of a
-    cache."""
+    """Elements from one strip of packed weights to the next: one cache line more than its length, or many strips would
+    share one cache set."""
     return K * lanes + LINE // itemsize
 
 
@@ -87,19 +96,19 @@ def chunk_of(T: int, B: int, H: int, itemsize: int, threads: int, backward: bool
 
 
 def threads_of(T: int, B: int, I: int, H: int, threads: int) -> int:
-    """How many of the threads a call takes: fewer than there are where they would have too little to do."""
+    """How many threads a call uses: fewer than available if they would have too little to do."""
     return max(1, min(threads, T * B * 3 * H * (I + H) // LEAST_WORK))
 
 
 def groups_of(isa: str, B: int, threads: int) -> int:
-    """Into how many groups the rows of a batch are cut, each of which one thread walks."""
+    """Into how many groups the rows of a batch are split, each processed by one thread."""
     return max(1, min(threads, math.ceil(B / SETS[isa].rows)))
 
 
 def parts(
     isa: str, *, I: int, H: int, B: int, rows: int, itemsize: int, backward: bool, rebuilds: bool
 ) -> tuple[int, dict[str, int]]:
-    """A direction's share of scratch (elements) for so many rows of a chunk, and where its ``PARTS`` begin."""
+    """A direction's share of scratch (elements) for a chunk of ``rows`` rows, and where its ``PARTS`` begin."""
     lanes = SETS[isa].bytes // itemsize
     units, inputs = math.ceil(H / lanes), math.ceil(I / lanes)
     of_h, of_i, of_gates = (strip_length(K, lanes, itemsize) for K in (H, I, 3 * H))
@@ -136,7 +145,7 @@ def loop_of(
     itemsize: int,
     training: bool,
 ) -> Loop:
-    """For a layer of the widest input among ``layers``."""
+    """For the layer with the widest input among ``layers``."""
     own, widest = SETS[isa], max(I, directions * H) if layers > 1 else I
     packed = (
         directions
@@ -164,7 +173,7 @@ def scratch_bytes(
     backward: bool,
     rebuilds: bool,
 ) -> int:
-    """That a call of one layer needs for itself."""
+    """Scratch memory of a call of one layer."""
     rows = chunk_of(T, B, H, itemsize, threads, backward) * B
     sizes = {"I": I, "H": H, "B": B, "rows": rows, "itemsize": itemsize}
     return directions * itemsize * parts(isa, **sizes, backward=backward, rebuilds=rebuilds)[0]
@@ -185,7 +194,7 @@ def memory_on_cpu(
     memory: str,
     learns: bool,
 ) -> Memory:
-    """As ``memory.memory_of``; ``itemsize``: of what is computed, 4 for 16-bit tensors."""
+    """As ``memory.memory_of``; ``itemsize``: of the dtype computed in, 4 for 16-bit tensors."""
     output = T * B * directions * H * itemsize
     kept = KEPT * output
     widest = max(I, directions * H) if layers > 1 else I
@@ -204,27 +213,27 @@ def memory_on_cpu(
 
 
 def kept_bytes(family: str, rows: int, hidden: int, directions: int, layers: int, dtype: torch.dtype) -> int:
-    """Of what the forwards of all layers keep for the backward."""
+    """Size of what all layers keep for the backward pass."""
     if family == "triton":
         return gate_bytes(rows, hidden, directions, layers, dtype.itemsize)
     return KEPT * rows * hidden * directions * layers * exact_dtype(dtype).itemsize
 
 
 def least_rows(isa: str, hidden: int, training: bool) -> int:
-    """Rows T * B from which on the loop is faster than torch's GRU, by rows in bench/results. Between two sizes that
-    were measured the larger counts, and where an instruction set was not measured, all others."""
+    """T * B from which on the loop is faster than torch's GRU, by measurements in bench/results. Between two measured
+    sizes the larger counts; for an instruction set that was not measured, all others count."""
     return _least("least_rows", isa, hidden, training)
 
 
 def least_steps(isa: str, hidden: int, training: bool) -> int:
-    """Likewise the time steps T of several rows: of a single one torch's GRU is nothing but products."""
+    """Likewise the time steps T of several sequences: in a single step torch's GRU is nothing but products."""
     return _least("least_steps", isa, hidden, training)
 
 
 @functools.lru_cache(maxsize=256)
 def takes_cell(isa: str, hidden: int, rows: int) -> bool:
-    """Whether a step of so many rows is faster with the loop than with torch's cell, by the same rows, which are of one
-    row."""
+    """Whether a step of ``rows`` sequences is faster with the loop than with torch's cell, by the same measurements,
+    all of one sequence."""
     return rows == 1 and _of("least_rows", isa, hidden, "cell") == 1
 
 
@@ -232,7 +241,7 @@ def _least(what: str, isa: str, hidden: int, training: bool) -> int:
     return _of(what, isa, hidden, "train" if training else "forward")
 
 
-@functools.lru_cache(maxsize=1024)  # asked in every call
+@functools.lru_cache(maxsize=1024)  # called in every call
 def _of(what: str, isa: str, hidden: int, kind: str) -> int:
     found = [row for row in _table() if row["pass"] == kind and what in row]
     own = [row for row in found if row["isa"] == isa] or found
@@ -242,30 +251,31 @@ def _of(what: str, isa: str, hidden: int, kind: str) -> int:
 
 
 def refusal_by_size(isa: str, hidden: int, training: bool, T: int, B: int, threads: int) -> str:
-    """Why ``impl="auto"`` leaves a call of that size to torch's GRU, or an empty string."""
+    """Why ``impl="auto"`` runs torch's GRU for a call of that size, or an empty string."""
     what = f"torch's GRU was measured to be faster for {'a training step' if training else 'a call'}"
     rows, steps = least_rows(isa, hidden, training), least_steps(isa, hidden, training)
     if rows > T * B:
-        return f"{what} of fewer than {rows} rows T * B"
+        return f"{what} with T * B < {rows} (time steps times sequences)"
     if B > 1 and steps > T:
-        return f"{what} of fewer than {steps} time steps of several rows"
+        return f"{what} with fewer than {steps} time steps and several sequences"
     if T > 1 and is_slower(isa, hidden, training, B, threads):
         near = nearest(isa, hidden, training, B, threads)
-        return f"{what} of H = {near['hidden']} and B = {near['batch']} with {near['threads']} threads of {near['isa']}"
+        count = f"{near['threads']} thread{'s' if near['threads'] != 1 else ''}"
+        return f"{what} with H = {near['hidden']}, B = {near['batch']} and {count} ({SETS[near['isa']].title})"
     return ""
 
 
 def is_slower(isa: str, hidden: int, training: bool, B: int, threads: int) -> bool:
-    """Whether the nearest call that was measured lost to torch's GRU in nine rounds of ten."""
+    """Whether the nearest measured call was slower than torch's GRU in nine rounds of ten."""
     found = nearest(isa, hidden, training, B, threads)
     return bool(found) and found["high"] < 1
 
 
 @functools.lru_cache(maxsize=1024)
 def nearest(isa: str, hidden: int, training: bool, B: int, threads: int) -> dict[str, Any]:
-    """Of all calls of many steps that were measured the nearest, empty without any. Near is what differs by few factors
-    of two in H, B and threads together; another instruction set counts for one. Of several that are as near, the own
-    instruction set's counts, then the slowest."""
+    """The nearest of all measured calls with many steps, or empty. The distance is the number of factors of two in H, B
+    and threads together; another instruction set counts as one. Among equally near calls, the own instruction set's
+    counts, then the slowest."""
     kind = "train" if training else "forward"
     found = [row for row in _table("cells") if row["pass"] == kind]
 
@@ -280,6 +290,6 @@ def nearest(isa: str, hidden: int, training: bool, B: int, threads: int) -> dict
 
 @functools.cache
 def _table(part: str = "rows") -> list[dict[str, Any]]:
-    """Of what was measured: ``rows``, from how many on the loop is faster, and ``cells``, nn.GRU's time over ours."""
+    """Measurements: ``rows``, from how many on the loop is faster, and ``cells``, nn.GRU's time over ours."""
     text = importlib.resources.files("tritongru.planning").joinpath("tables/cpu.json").read_text()
     return json.loads(text)[part]  # type: ignore[no-any-return]

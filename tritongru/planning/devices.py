@@ -1,4 +1,4 @@
-"""Facts of the devices that the plan knows, so that a decision can be asked for without the device."""
+"""Facts about the devices that the plan knows, so that it can decide without the device."""
 
 from __future__ import annotations
 
@@ -18,17 +18,25 @@ KB, MB, GB = 1024, 1024**2, 10**9  # memory is sold by powers of ten
 
 @dataclass(frozen=True)
 class Device:
-    """What the plan needs to know of a device, from the vendors' data sheets.
+    """What the plan needs to know about a device, from the vendors' data sheets.
 
-    ``arch``: of a CPU the instruction set of the loop, of ``instruction_sets.SETS``, or nothing where there is none.
-    ``shared_bytes``: most shared memory one program may use (bytes; a multiprocessor has about 1 KB more).
-    ``clock_mhz``: boost clock. ``l2_bytes``: size of the last cache that all multiprocessors share. ``mma``: 16-bit
-    multiply-adds with fp32 sums that a multiprocessor's tensor cores do in a clock through warp-level instructions.
-    ``memory_bytes``, ``memory_gbs``: size of the device's memory, and its bandwidth in 10^9 bytes a second."""
+    Attributes:
+        name: the device's name.
+        backend: "cuda", "hip" or "cpu".
+        arch: "sm_90", "gfx942", ...; for a CPU the instruction set of the loop, or empty if there is none.
+        multiprocessors: number of multiprocessors; for a CPU, of threads.
+        shared_bytes: most shared memory that one program may use (a multiprocessor has about 1 KB more).
+        clock_mhz: boost clock.
+        l2_bytes: size of the last cache that all multiprocessors share.
+        mma: 16-bit multiply-adds with fp32 sums per clock of a multiprocessor's tensor cores, through warp-level
+            instructions.
+        memory_bytes: size of the device's memory.
+        memory_gbs: bandwidth of the device's memory in 10^9 bytes per second.
+    """
 
     name: str
-    backend: str  # "cuda", "hip" or "cpu"
-    arch: str  # "sm_90", "gfx942", ...
+    backend: str
+    arch: str
     multiprocessors: int
     shared_bytes: int
     clock_mhz: int
@@ -46,7 +54,7 @@ class Device:
 
 
 # mma: the data sheets' dense rate over clock and multiprocessors; on sm_90 and sm_100 warp-level instructions reach
-# only a part of it, on an H100 62 % (arXiv:2402.13499), and that share is assumed for the B200 as well.
+# only part of it: 62 % on an H100 (arXiv:2402.13499), assumed for the B200 as well.
 GPUS = {
     "a100": Device("A100", "cuda", "sm_80", 108, 163 * KB, 1410, 40 * MB, 1024, 80 * GB, 2039),
     "rtx3090": Device("RTX 3090", "cuda", "sm_86", 82, 99 * KB, 1695, 6 * MB, 256, 24 * GB, 936),
@@ -61,8 +69,8 @@ GPUS = {
 AMD_CHIPS = ("gfx942", "gfx950")
 CPU = Device("the CPU", "cpu", "", 0, 0, 0)
 
-# What `explain` answers. A plan is for one GPU, and the largest above has 288 GB: a size beyond these is a slip of the
-# hand, for which the model would print figures that mean nothing.
+# The largest sizes that `explain` accepts. A plan is for one GPU, and the largest above has 288 GB: a larger size is a
+# typo, for which the model's figures would mean nothing.
 MOST = {
     "hidden": 100_000,  # W_hh then takes 60 GB in 16 bit
     "inputs": 10_000_000,  # more than the words of any vocabulary
@@ -70,12 +78,12 @@ MOST = {
     "time": 1_000_000_000,  # almost six hours of sound at 48 kHz
     "layers": 1_000,
 }
-ASSUMED_BYTES = 8 * GB  # of memory, where the operating system is not asked: on Windows
+ASSUMED_BYTES = 8 * GB  # of memory on Windows, where the operating system is not queried
 MOST_VALUES = 10**12  # weights, and the outputs of a layer, together: 2 TB in 16 bit, seven times the largest memory
 
 
 def find_gpu(name: str) -> Device | None:
-    """The known GPU of that name, in whatever case."""
+    """The known GPU of that name, ignoring case."""
     return GPUS.get(name.lower())
 
 
@@ -94,14 +102,14 @@ def check_sizes(directions: int, **sizes: Any) -> dict[str, int]:
     if values > MOST_VALUES:
         shown = ", ".join(f"{name} {value}" for name, value in found.items())
         raise ValueError(
-            f"the weights and one layer's output of these sizes ({shown}) have {values:.1e} values, and no GPU holds "
+            f"the weights and one layer's output of these sizes ({shown}) have {values:.1e} values, but no GPU holds "
             f"more than {MOST_VALUES:.0e}; give smaller sizes"
         )
     return found
 
 
 def check_size(name: str, value: Any) -> int:
-    """One of the sizes of ``MOST``, as an int; errors as of :func:`check_sizes`."""
+    """One of the sizes of ``MOST``, as an int; errors as in ``check_sizes``."""
     try:
         if isinstance(value, bool):  # an int to Python, and a mistake here
             raise TypeError
@@ -119,14 +127,14 @@ def check_size(name: str, value: Any) -> int:
 
 
 def is_served(device: Device) -> bool:
-    """Whether the compile matrix covers the chip: older tensor cores know neither bfloat16 nor asynchronous copies."""
+    """Whether the compile matrix covers the chip: older tensor cores have neither bfloat16 nor asynchronous copies."""
     if device.backend == "hip":
         return device.arch in AMD_CHIPS
     return int(device.arch.removeprefix("sm_")) >= 80
 
 
 def device_facts(device: torch.device) -> Device:
-    """Facts of a torch device; with TRITON_INTERPRET=1 the CPU stands in for an H200, whose kernels it then runs."""
+    """Facts about a torch device; with TRITON_INTERPRET=1 the CPU stands in for an H200 and runs its kernels."""
     if device.type == "cuda":
         return _cuda_facts(torch.cuda.current_device() if device.index is None else device.index)
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
@@ -135,8 +143,8 @@ def device_facts(device: torch.device) -> Device:
 
 
 def cpu_facts(isa: str | None = None) -> Device:
-    """This machine's CPU, its multiprocessors being the threads that torch takes now; or one with another instruction
-    set, and all else as here."""
+    """This machine's CPU, with torch's current number of threads as multiprocessors; or one with another instruction
+    set and otherwise the same."""
     here = _cpu_facts()
     if isa is not None:
         here = replace(here, name=f"a CPU with {SETS[isa].title}", arch=isa)

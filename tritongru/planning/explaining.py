@@ -1,4 +1,4 @@
-"""``explain``: the plan of a module's layers, for whoever asks before a call."""
+"""``explain``: the plan of a module's layers, without a call."""
 
 from __future__ import annotations
 
@@ -12,22 +12,31 @@ from tritongru.planning.plan import Plan, plan_on
 def explain(
     gru: nn.RNNBase, *, batch: int = 1, time: int = 1, device: torch.device | str | Device | None = None
 ) -> Plan:
-    """The plan of a module's layers: which kernel family runs each pass, with which tiles, what a step should cost, how
-    that compares with torch's own GRU, and the memory that it needs. Its times are a model's, not measured.
+    """Explain how a module would run: kernel family and tiles of each pass, predicted time per step, comparison with
+    torch's own GRU, and memory. The times come from a model, not from measurements.
 
     Args:
-        gru: a :class:`GRU`. Its dtype, and whether it is in training mode, count.
+        gru: a `tritongru.GRU`. Its dtype and training mode matter.
         batch: batch size B.
         time: time steps T.
-        device: the name of a GPU in ``tritongru.plan.GPUS``, e.g. ``"h200"``, in whatever case; else a torch device
-            or the facts of one. None is the module's own.
+        device: the name of a GPU in ``tritongru.plan.GPUS``, e.g. ``"h200"`` (case is ignored), a torch device, or a
+            ``Device``. None is the module's own device.
+
+    Returns:
+        The plan; ``print(plan)`` shows it in words.
 
     Raises:
-        TypeError: if the module is no GRU, or if batch or time is not a whole number.
-        ValueError: if batch or time is below 1 or beyond what a GPU could hold, or if there is no such device.
+        TypeError: if the module is not a GRU, or batch or time is not a whole number.
+        ValueError: if batch or time is below 1 or more than a GPU could hold, or if the device does not exist.
+
+    Example:
+        >>> import torch, tritongru
+        >>> gru = tritongru.GRU(64, 128, dtype=torch.float16)
+        >>> tritongru.explain(gru, batch=64, time=512, device="h200").family
+        'resident'
     """
-    if getattr(gru, "mode", None) != "GRU":  # a plan of an LSTM's or a cell's sizes would be about something else
-        raise TypeError(f"gru should be a tritongru.GRU, got {type(gru).__name__}; give such a layer")
+    if getattr(gru, "mode", None) != "GRU":  # a plan for an LSTM's or a cell's sizes would be wrong
+        raise TypeError(f"gru should be a tritongru.GRU, got {type(gru).__name__}")
     directions = 2 if gru.bidirectional else 1
     sizes = check_sizes(
         directions, hidden=gru.hidden_size, inputs=gru.input_size, batch=batch, time=time, layers=gru.num_layers
@@ -37,7 +46,7 @@ def explain(
     impl = getattr(gru, "impl", "auto")
     if impl == "torch":
         name = where.name if isinstance(where, Device) else str(where)
-        return Plan("torch", "impl='torch' was asked for", name, str(weight.dtype).removeprefix("torch."))
+        return Plan("torch", "impl='torch' was requested", name, str(weight.dtype).removeprefix("torch."))
     if impl != "triton" and isinstance(where, torch.device) and where.type == "cpu":
         where = cpu_facts()  # the interpreter serves impl="triton" alone
     return plan_on(
@@ -60,9 +69,9 @@ def _place(device: torch.device | str | Device) -> torch.device | Device:
     try:
         place = torch.device(device)
     except (RuntimeError, TypeError, ValueError):
-        raise ValueError(f"device {device!r} is neither a known GPU nor a device of torch; {known}") from None
+        raise ValueError(f"device {device!r} is neither a known GPU nor a torch device; {known}") from None
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if place.type == "cuda" and (place.index or 0) >= count:
         here = f"only {count} GPU{'s' if count != 1 else ''}" if count else "no GPU"
-        raise ValueError(f"torch sees {here} here, got device {str(place)!r}; to ask about another machine, {known}")
+        raise ValueError(f"torch sees {here} here, got device {str(place)!r}; for another machine, {known}")
     return place

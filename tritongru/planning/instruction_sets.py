@@ -1,5 +1,5 @@
-"""The instruction sets that the loop on a CPU is compiled for, the register tiles that suit them, and which of them
-this machine has."""
+"""The instruction sets that the loop on a CPU is compiled for, their register tiles, and which of them this machine
+has."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """``title``: as its maker writes it. ``bytes``: of a vector. ``tiles``: for a number of rows, the numbers of
-    vectors beside each other that a register tile may have, widest first; the widest fill the registers with sums of
-    products. ``gate_tiles``: likewise where three vectors are the gates of the same units. ``fuses``: whether there is
-    a fused multiply-add. ``features``: what LLVM calls them, all of which the CPU must have. ``cpu``: the oldest CPU
-    that has them, for whose sake nothing newer is used."""
+    """``title``: as its vendor writes it. ``bytes``: of a vector. ``tiles``: for each number of rows, the numbers of
+    vectors that a register tile may have side by side, widest first; the widest fill the registers with sums of
+    products. ``gate_tiles``: likewise if three vectors are the gates of the same units. ``fuses``: whether there is a
+    fused multiply-add. ``features``: LLVM's names of the features that the CPU must have. ``cpu``: the oldest CPU that
+    has them, for which code is generated."""
 
     name: str
     title: str
@@ -32,7 +32,7 @@ class InstructionSet:
 
     @property
     def rows(self) -> int:
-        """Of the largest tile."""
+        """Rows of the largest tile."""
         return max(self.tiles)
 
 
@@ -43,7 +43,7 @@ WIDE = {8: (3, 2, 1), 4: (6, 4, 2, 1), 2: (12, 8, 4, 2, 1), 1: (12, 8, 4, 2, 1)}
 WIDE_GATES = {8: (3,), 4: (6, 3), 2: (12, 6, 3), 1: (12, 6, 3)}
 NARROW = {4: (3, 2, 1), 2: (6, 4, 2, 1), 1: (12, 8, 4, 2, 1)}
 NARROW_GATES = {4: (3,), 2: (6, 3), 1: (12, 6, 3)}
-# Without a fused multiply-add each product needs a register of its own.
+# Without a fused multiply-add each product needs its own register.
 UNFUSED = {4: (2, 1), 2: (4, 2, 1), 1: (8, 4, 2, 1)}
 UNFUSED_GATES = {3: (3,), 2: (3,), 1: (9, 6, 3)}
 SETS = {
@@ -62,14 +62,14 @@ SETS = {
     "sse2": InstructionSet("sse2", "SSE2", "x86_64", 16, UNFUSED, UNFUSED_GATES, False, ("sse2",), "x86-64"),
     "neon": InstructionSet("neon", "NEON", "aarch64", 16, WIDE, WIDE_GATES, True, ("neon",), "generic"),
 }
-LLVMLITE = (0, 45)  # the oldest that takes the loop's LLVM IR: before it pointers had types
+LLVMLITE = (0, 45)  # the oldest that accepts the loop's LLVM IR, which has opaque pointers
 INSTALL = "pip install 'tritongru[cpu]'"
 
 
 @functools.cache
 def host_sets() -> tuple[str, ...]:
-    """The instruction sets that this CPU and its operating system have, the best first; none on an architecture that
-    nothing is known of, or without llvmlite, which tells."""
+    """The instruction sets that this CPU and its operating system support, the best first; empty on an unknown
+    architecture, or without llvmlite, which detects them."""
     if _llvmlite() < LLVMLITE:
         return ()
     import llvmlite.binding as llvm
@@ -94,25 +94,25 @@ def refusal() -> str:
         found, least = (".".join(map(str, numbers)) for numbers in (version, LLVMLITE))
         return f"llvmlite {found} is older than {least}; install a newer one with: {INSTALL}"
     if not host_sets():
-        return f"there is no loop for this CPU's instruction set; those known are {', '.join(SETS)}"
+        return f"this CPU's instruction set is not supported; supported are {', '.join(SETS)}"
     if not _may_execute():
-        return "this process may not make memory executable, which compiled code needs"
+        return "this process is not allowed to make memory executable, which compiled code needs"
     return ""
 
 
 def _llvmlite() -> tuple[int, ...]:
-    """Major and minor version, or nothing where it is not installed."""
+    """Major and minor version, or empty if it is not installed."""
     if importlib.util.find_spec("llvmlite") is None:
         return ()
     try:
         numbers = importlib.metadata.version("llvmlite").split(".")[:2]
         return tuple(int(number) for number in numbers)
-    except (importlib.metadata.PackageNotFoundError, ValueError):  # somebody's own build
+    except (importlib.metadata.PackageNotFoundError, ValueError):  # a custom build
         return LLVMLITE
 
 
 def _may_execute() -> bool:
-    """Whether written memory may become executable, as LLVM makes it: it ends the process where it may not."""
+    """Whether written memory may become executable: LLVM needs that, and ends the process if it fails."""
     if sys.platform == "win32" or sys.platform == "darwin":
         return True
     with mmap.mmap(-1, mmap.PAGESIZE) as page:

@@ -1,7 +1,7 @@
 """The tables of launch configurations, read from the JSON files in ``tables``.
 
-A row is a configuration with what each of several Tritons made of it (``bench/compile/readings.py``). The launches are
-those of this process's Triton.
+A row is a configuration with compiler readings from several versions of Triton (``bench/compile/readings.py``). The
+launches are those of this process's Triton.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ BLOCK_B = 16  # rows of a tensor-core tile, the smallest batch tile
 @dataclass(frozen=True)
 class Launch:
     """One compiled form of a resident kernel. ``chunks``: widths into which the hidden units are cut; ``stages``: steps
-    that loads run ahead; ``instructions``, ``barriers``: of one time step and warp, read from the machine code for
-    sm_90 (None where there is no such reading); ``spills_on``: chips on which registers would go to memory; ``faults``:
-    what is wrong with that machine code (``bench/compile/hazards.py``)."""
+    by which loads run ahead; ``instructions``, ``barriers``: of one time step and warp, read from the machine code for
+    sm_90 (None without such a reading); ``spills_on``: chips on which registers would spill to memory; ``faults``:
+    faults of that machine code (``bench/compile/hazards.py``)."""
 
     chunks: tuple[int, ...]
     block_b: int
@@ -69,7 +69,7 @@ class PersistentLaunch:
 
     @property
     def name(self) -> str:
-        form = "-two" if self.kernel == "forward" and not self.pad else ""  # products a chunk
+        form = "-two" if self.kernel == "forward" and not self.pad else ""  # products per chunk
         return f"{self.block_b}x{self.block_h}-{self.num_warps}w-{self.exchange}{form}"
 
     @property
@@ -78,7 +78,7 @@ class PersistentLaunch:
 
     @property
     def products(self) -> int:
-        """Tensor-core products for one: IEEE fp32 is made of three."""
+        """Tensor-core products per product: IEEE fp32 takes three."""
         return 3 if self.dot_precision == "tf32x3" else 1
 
     @functools.cached_property
@@ -98,7 +98,7 @@ class PersistentLaunch:
 
     @functools.cached_property
     def tile_bytes(self) -> int:
-        """What a program collects of a tile: the states of all units, or their gradients of three gates."""
+        """What a program collects for a tile: the states of all units, or the gradients of their three gates."""
         return self.block_b * self.k_split * sum(self.chunks) * self.bits // 8
 
     def programs(self, hidden: int) -> int:
@@ -109,7 +109,7 @@ class PersistentLaunch:
 @dataclass(frozen=True)
 class StepwiseLaunch:
     """One compiled form of a stepwise kernel. At one step a program owns ``block_h`` hidden units of ``block_b`` rows;
-    it reads W_hh in blocks of ``block_k``, ``stages`` of which are under way at a time. The counts are of one such
+    it reads W_hh in blocks of ``block_k``, ``stages`` of them in flight at a time. The counts are of one such
     block and warp, for sm_90."""
 
     block_b: int
@@ -140,14 +140,14 @@ AnyLaunch = Launch | PersistentLaunch | StepwiseLaunch
 
 
 def launch_name(launch: AnyLaunch) -> str | None:
-    """As in rows; a resident launch has none, because the plan offers one for each size."""
+    """The name in result rows; None for a resident launch, because the plan has only one for each size."""
     return None if isinstance(launch, Launch) else launch.name
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What rows in bench/results say of a shape: microseconds of a step, and the configuration that took them. Of a
-    training step, ``us`` and ``torch_us`` are of forward and backward, and ``launch`` is the backward's."""
+    """Measurements of a shape from bench/results: microseconds per step, and the configuration measured. For training,
+    ``us`` and ``torch_us`` are forward and backward together, and ``launch`` is the backward's."""
 
     us: float
     torch_us: float
@@ -159,7 +159,7 @@ FAMILIES: dict[str, type[Any]] = {"resident": Launch, "persistent": PersistentLa
 
 
 def rows_of(table: str) -> list[Row]:
-    """Of a family's table, or of "measured"."""
+    """The rows of a family's table, or of "measured"."""
     path = importlib.resources.files("tritongru.planning") / "tables" / f"{table}.json"
     rows: list[Row] = json.loads(path.read_text())
     return rows
@@ -167,19 +167,19 @@ def rows_of(table: str) -> list[Row]:
 
 @functools.cache
 def tritons_read() -> tuple[str, ...]:
-    """The versions of Triton of which every NVIDIA row has readings."""
+    """The versions of Triton for which every NVIDIA row has readings."""
     return tuple(rows_of("resident")[0]["readings"])
 
 
 @functools.cache
 def read_with() -> str:
-    """The version whose readings count in this process."""
+    """The version whose readings this process uses."""
     return triton_versions.read_with(tritons_read())
 
 
 def launch_of(family: str, row: Row, triton: str | None = None) -> Any:
-    """A row as a launch, with what that Triton made of it, if one is named. Where it was not asked about the row or a
-    chip, another that was stands for it."""
+    """A row as a launch, with the readings of ``triton``, if given. Readings that this version does not have for the
+    row or a chip are taken from another version."""
     found = {"shared_bytes": 0, "dot_precision": dot_precision(row["backend"], row["kind"])} | row
     if family != "stepwise":
         found["chunks"] = tuple(row["chunks"])
@@ -199,7 +199,7 @@ def launch_of(family: str, row: Row, triton: str | None = None) -> Any:
 
 
 def _table(family: str, triton: str | None, *names: str) -> dict[Any, tuple[Any, ...]]:
-    """Launches by what the rows have under some names, in their order."""
+    """Launches by the values that the rows have for ``names``, in their order."""
     table: dict[Any, tuple[Any, ...]] = {}
     for row in rows_of(family):
         key = tuple(row[name] for name in names)
@@ -209,8 +209,8 @@ def _table(family: str, triton: str | None, *names: str) -> dict[Any, tuple[Any,
 
 @functools.cache
 def launches(triton: str | None = None) -> dict[tuple[str, str, str, int], tuple[Launch, ...]]:
-    """(backend, kernel, kind, padded hidden size) -> configurations, the cheapest first; of this process's Triton, or
-    of the version that is named."""
+    """(backend, kernel, kind, padded hidden size) -> configurations, the cheapest first; for this process's Triton, or
+    for the given version."""
     return _table("resident", triton, "backend", "kernel", "kind", "hidden")
 
 
@@ -231,7 +231,7 @@ Shape = tuple[str, str, int, int, int]  # chip, kind, hidden size, batch tiles o
 
 @functools.cache
 def measured() -> dict[tuple[str, Shape], Measured]:
-    """("forward" or "train", shape) -> what was measured there."""
+    """("forward" or "train", shape) -> its measurement."""
     return {
         (row["mode"], (row["arch"], row["kind"], row["hidden"], row["tiles"], row["directions"])): Measured(
             row["us"], row["torch_us"], row["launch"]
@@ -249,15 +249,15 @@ def bits_of(kind: str) -> int:
 
 
 def dot_precision(backend: str, kind: str) -> str:
-    """The ``input_precision`` of the kernel's products. IEEE is reached on NVIDIA's tensor cores by three TF32
-    products (error near 2^-22); AMD's matrix cores take fp32 as it is."""
+    """The ``input_precision`` of the kernel's products. On NVIDIA's tensor cores IEEE precision takes three TF32
+    products (error near 2^-22); AMD's matrix cores support fp32 directly."""
     if backend == "hip":
         return "ieee"
     return "tf32x3" if kind == "ieee" else "tf32"
 
 
 def padded(hidden: int) -> int:
-    """Hidden units that a resident kernel works on: a multiple of 16, and 32 at least."""
+    """Hidden units that a resident kernel works on: a multiple of 16, at least 32."""
     return max(32, math.ceil(hidden / 16) * 16)
 
 

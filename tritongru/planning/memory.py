@@ -1,8 +1,8 @@
-"""What a layer keeps for its backward and what else it needs, in bytes, and the parts in which its backward is walked.
+"""What a layer keeps for its backward pass and what else it needs, in bytes, and the parts of the backward pass.
 
-With ``memory="save"`` the forward writes four gate values for each output, which the backward reads. With
-``"recompute"`` it keeps the states alone, and the backward rebuilds the gates from them. Either way the backward walks
-the steps in parts, so that what it needs besides is a part's and not the whole sequence's.
+With ``memory="save"`` the forward pass writes four gate values for each output, which the backward pass reads. With
+``"recompute"`` it keeps only the states, and the backward pass rebuilds the gates from them. Either way the backward
+pass processes the steps in parts, so that its temporary memory is that of a part, not of the whole sequence.
 """
 
 from __future__ import annotations
@@ -11,22 +11,27 @@ import math
 from dataclasses import dataclass
 
 MEMORIES = ("auto", "save", "recompute")
-SHARE = 8  # "auto" saves the gates of all layers where they take at most this part of the device's memory
+SHARE = 8  # "auto" saves the gates of all layers if they take at most 1 / SHARE of the device's memory
 MIB = 1024**2
-PART_BYTES = 128 * MIB  # of a part: long enough that launching its products costs little
-PARTS = 8  # at least, where gates are rebuilt, for whom memory counts more than time
+PART_BYTES = 128 * MIB  # of a part: enough that launching its products costs little
+PARTS = 8  # at least, if gates are rebuilt: then memory matters more than time
 LEAST_STEPS = 16  # of a part
-# Values of a part for each output: with saved gates, their gradients (3), da and the states before; rebuilt ones (4)
-# come from a product of the inputs (3) and one of the states before (3), which are gone when the gradients come.
+# Values of a part for each output: with saved gates, their gradients (3), da and the previous states; rebuilt gates (4)
+# come from a product of the inputs (3) and one of the previous states (3), which are freed before the gradients exist.
 SAVED_VALUES, REBUILT_VALUES = 5, 11
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a stack of layers, without weights, input and the exchange between programs. ``mode``: "save",
-    "recompute", or "none" without a backward. ``kept``: from the forward to the backward, outputs included.
-    ``forward``, ``backward``: the most during each, the latter with the gradients of output and input. ``parts``: in
-    which a layer's backward is walked."""
+    """Memory of a stack of layers in bytes, without weights, input and the exchange between programs.
+
+    Attributes:
+        mode: "save", "recompute", or "none" without a backward pass.
+        kept: kept from the forward to the backward pass, outputs included.
+        forward: peak of the forward pass.
+        backward: peak of the backward pass, including the gradients of output and input.
+        parts: parts of a layer's backward pass.
+    """
 
     mode: str
     kept: int
@@ -35,22 +40,22 @@ class Memory:
     parts: int
 
     def lines(self) -> list[str]:
-        found = [f"  memory besides weights and input: {self.forward / MIB:.1f} MiB at most in the forward"]
+        found = [f"  memory besides weights and input: at most {self.forward / MIB:.1f} MiB in the forward pass"]
         if self.parts:
-            what = "gates saved" if self.mode == "save" else "gates rebuilt in the backward"
-            found[0] += f", {self.kept / MIB:.1f} kept ({what})"
+            what = "gates saved" if self.mode == "save" else "gates recomputed"
+            found[0] += f", {self.kept / MIB:.1f} MiB kept ({what})"
             parts = f"{self.parts} part{'s' if self.parts != 1 else ''}"
-            found.append(f"    {self.backward / MIB:.1f} MiB at most in the backward, walked in {parts}")
+            found.append(f"    at most {self.backward / MIB:.1f} MiB in the backward pass, in {parts}")
         return found
 
 
 def saves(memory: str, gate_bytes: int, device_bytes: int) -> bool:
-    """Whether the forward saves the gates: as asked for or, for "auto", where they take a small share of the device."""
+    """Whether the forward pass saves the gates: as requested or, for "auto", if they take little of the device."""
     return memory == "save" or (memory == "auto" and gate_bytes * SHARE <= device_bytes)
 
 
 def gate_bytes(rows: int, hidden: int, directions: int, layers: int, itemsize: int) -> int:
-    """Of the gates of all layers."""
+    """Size of the gates of all layers."""
     return 4 * rows * hidden * directions * layers * itemsize
 
 
@@ -76,10 +81,10 @@ def memory_of(
     device_bytes: int,
     learns: bool,
 ) -> Memory:
-    """Of layers of ``hidden`` units in each direction, of which the first has ``inputs`` input features."""
+    """For layers with ``hidden`` units in each direction, the first with ``inputs`` input features."""
     row = directions * hidden * itemsize
     output = time * batch * row
-    if not learns:  # a layer's input is gone when its output is there
+    if not learns:  # a layer's input is freed once its output exists
         return Memory("none", output, (5 if layers > 1 else 4) * output, 0, 0)
     saved = saves(memory, gate_bytes(time * batch, hidden, directions, layers, itemsize), device_bytes)
     kept = layers * output * (5 if saved else 1)

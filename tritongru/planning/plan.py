@@ -1,9 +1,9 @@
 """Which kernel family runs a GRU layer, with which tiles, and what a time step should cost.
 
-``plan`` is a pure function of (shape, dtype, precision, device facts), so every decision can be asked for without the
-device. The launches themselves are data: ``tables/resident.json``, ``persistent.json`` and ``stepwise.json`` list, for
-each kernel, kind of arithmetic and padded hidden size, the configurations that compile without spilling, and
-``tables/measured.json`` the shapes for which rows in bench/results say otherwise than the model does.
+``plan`` is a pure function of (shape, dtype, precision, device facts), so it needs no device. The launches themselves
+are data: ``tables/resident.json``, ``persistent.json`` and ``stepwise.json`` list, for each kernel, kind of arithmetic
+and padded hidden size, the configurations that compile without spilling, and ``tables/measured.json`` the shapes for
+which measurements in bench/results disagree with the model.
 """
 
 from __future__ import annotations
@@ -34,14 +34,21 @@ from tritongru.planning.plan_text import MODEL, words
 PRECISIONS = ("tf32", "ieee")
 DTYPES = ("float32", "float16", "bfloat16")
 MARGIN = 0.05  # by which a kernel must be expected to be faster than torch
-STEPWISE_MARGIN = 0.5  # the same of one launch a step: most of what the model says of it is assumed
-LARGEST_BATCH = 1 << 16  # up to which `limits` looks for a batch size that torch should run
+STEPWISE_MARGIN = 0.5  # the same for one launch per step, where most of the model's constants are assumed
+LARGEST_BATCH = 1 << 16  # up to here `limits` looks for a batch size that torch should run
 
 
 @dataclass(frozen=True)
 class Pass:
-    """How the time loop of one pass, forward or backward, runs: a kernel family's configuration, and the model's
-    prediction of a step, which is no measurement; products outside the loop are not in it."""
+    """How the time loop of one pass, forward or backward, runs.
+
+    Attributes:
+        family: "resident", "persistent" or "stepwise".
+        launch: the configuration of the kernel.
+        programs: programs of a launch.
+        turns: batch tiles that each program serves one after the other.
+        cost: the model's prediction for a step, without the products outside the loop; not a measurement.
+    """
 
     family: str
     launch: AnyLaunch
@@ -51,14 +58,29 @@ class Pass:
 
     @property
     def us_per_step(self) -> float | None:
+        """Predicted microseconds per step."""
         return None if self.cost is None else self.cost.us
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The decision for one layer. ``forward`` and ``backward`` are None where torch runs it; what the plan would have
-    taken is then in ``considered``. ``loop``: on a CPU, where it is ours. ``torch_us_per_step`` is of the forward pass,
-    and backward as much again; where it is None though a kernel of ours would run, ``torch_unknown`` says why."""
+    """The decision for one layer. ``str(plan)`` shows it in words.
+
+    Attributes:
+        family: "resident", "persistent", "stepwise", "llvm" (the compiled loop for CPUs) or "torch".
+        reason: the reason in words.
+        device: name of the device.
+        dtype: name of the dtype.
+        precision: "tf32" or "ieee" for fp32 products on a GPU, else None.
+        time: time steps T, if known.
+        forward: forward pass, or None if torch or a CPU runs it.
+        backward: backward pass, likewise.
+        considered: the passes that were considered if torch runs the layer.
+        torch_us_per_step: predicted microseconds per step of torch's forward pass; backward is taken as the same.
+        torch_unknown: why ``torch_us_per_step`` is None, if the model has no figures.
+        memory: memory of the layers, if the sizes are known.
+        loop: the compiled loop on a CPU.
+    """
 
     family: str
     reason: str
@@ -75,6 +97,7 @@ class Plan:
     loop: cpu_plan.Loop | None = None
 
     def as_dict(self) -> dict[str, Any]:
+        """The plan as a dictionary that JSON can represent."""
         return asdict(self) | {
             "us_per_step": self.us_per_step,
             "expected_ratio_forward": self.expected_ratio_forward,
@@ -84,22 +107,23 @@ class Plan:
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        """What ours runs or, where torch runs, would have run: forward first."""
+        """The passes that run or, if torch runs, would have run: forward first."""
         return tuple(found for found in (self.forward, self.backward) if found) or self.considered
 
     @property
     def us_per_step(self) -> float | None:
-        """Of forward and, if there is one, backward together."""
+        """Predicted microseconds per step of all passes together."""
         return _us(tuple(found for found in (self.forward, self.backward) if found))
 
     @property
     def expected_ratio(self) -> float | None:
-        """Torch's time over ours in ``passes`` together, of the time loops alone: a model, not a measurement, and None
-        where the model has no figure of one of the two."""
+        """Torch's time over this kernel's for all ``passes``, time loops only: a model, not a measurement. None if the
+        model has no figures for one of the two."""
         return self._ratio(self.passes)
 
     @property
     def expected_ratio_forward(self) -> float | None:
+        """The same for the forward pass."""
         return self._ratio(self.passes[:1])
 
     def _ratio(self, passes: tuple[Pass, ...]) -> float | None:
@@ -131,22 +155,25 @@ def plan(
     layers: int = 1,
     memory: str = "auto",
 ) -> Plan:
-    """The plan of one layer; with ``inputs``, that of a stack of layers together with the memory it needs.
+    """The plan of one layer or, with ``inputs``, of a stack of layers including its memory.
 
     Args:
         hidden: hidden size H.
-        dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or any other torch dtype's name (which no kernel serves).
-        device: facts of the device, e.g. ``GPUS["h200"]``.
+        dtype: name of a torch dtype; kernels support ``"float32"``, ``"float16"`` and ``"bfloat16"``, and on CPUs
+            ``"float64"``.
+        device: facts about the device, e.g. ``GPUS["h200"]``.
         batch: batch size B.
         time: time steps T, if known.
         directions: 1, or 2 for a bidirectional layer.
-        precision: ``"tf32"`` or ``"ieee"``: how fp32 products are made; 16-bit types ignore it.
-        training: whether a backward pass must be possible as well.
-        impl: ``"auto"`` gives torch what torch is expected to do faster; ``"triton"`` takes a kernel wherever there is
-            one.
-        inputs: input features I of the first layer, of which only memory depends.
+        precision: ``"tf32"`` or ``"ieee"``: precision of fp32 products; 16-bit types ignore it.
+        training: whether a backward pass is needed as well.
+        impl: ``"auto"`` uses torch where it is expected to be faster; ``"triton"`` uses a kernel wherever there is one.
+        inputs: input features I of the first layer; only memory depends on it.
         layers: stacked layers L, likewise.
-        memory: ``"auto"``, ``"save"`` or ``"recompute"``, as of :func:`tritongru.gru`.
+        memory: ``"auto"``, ``"save"`` or ``"recompute"``, as in `tritongru.gru`.
+
+    Returns:
+        The plan.
     """
     answer = Plan("torch", "", device.name, dtype, precision if dtype == "float32" else None, time)
     if device.backend == "cpu":
@@ -155,9 +182,9 @@ def plan(
         return _on_cpu(answer, device, sizes, several, training, impl, memory if inputs is not None else None)
     if not is_served(device):
         served = f"NVIDIA chips from sm_80 on and AMD's {' and '.join(AMD_CHIPS)}"
-        return replace(answer, reason=f"the kernels are made for {served}, and {device.name} is {device.arch}")
+        return replace(answer, reason=f"the kernels support {served}, but {device.name} is {device.arch}")
     if dtype not in DTYPES:
-        return replace(answer, reason=f"no kernel computes in {dtype}; convert to one of {', '.join(DTYPES)}")
+        return replace(answer, reason=f"the kernels do not support {dtype}; convert to one of {', '.join(DTYPES)}")
     kind = kind_of(dtype, precision)
     forward = _pass(device, "forward", kind, hidden, batch, directions)
     backward = _pass(device, "backward", kind, hidden, batch, directions) if training else None
@@ -172,12 +199,13 @@ def plan(
         if refusal is not None:
             return replace(answer, reason=refusal, considered=passes)
     kb = 3 * hidden * hidden * bits // 8 / KB
+    weights = f"the recurrent weights W_hh ({kb:.0f} KB)"
     reason = {
-        "resident": f"W_hh ({kb:.0f} KB) fits one multiprocessor, so one launch runs the whole time loop",
-        "persistent": f"W_hh ({kb:.0f} KB) stays on chip, spread over several programs for each batch tile, so one "
-        "launch runs the whole time loop",
-        "stepwise": f"W_hh ({kb:.0f} KB) does not stay on chip with batch {batch}, so each time step is one launch "
-        "that reads it again",
+        "resident": f"{weights} fit on one multiprocessor, so one launch runs the whole time loop",
+        "persistent": f"{weights} stay on chip, spread over several programs for each batch tile, so one launch runs "
+        "the whole time loop",
+        "stepwise": f"{weights} do not fit on the chip with batch {batch}, so each time step is one launch that reads "
+        "them again",
     }
     if inputs is not None and time is not None:
         sizes = {"layers": layers, "directions": directions, "itemsize": bits // 8}
@@ -195,10 +223,10 @@ def _on_cpu(
     several: dict[str, int],  # layers and directions
     training: bool,
     impl: str,
-    memory: str | None,  # None: is not asked for
+    memory: str | None,  # None: not requested
 ) -> Plan:
     if impl == "triton":
-        return replace(answer, reason=f"the tensors are on {device.name}, and Triton's kernels need a GPU")
+        return replace(answer, reason=f"the tensors are on {device.name}, but the Triton kernels need a GPU")
     if not device.arch and device.name != CPU.name:
         return replace(answer, reason=f"the tensors are on {device.name}, where torch's own GRU runs")
     refusal = cpu_plan.refusal_of(device.arch, answer.dtype)
@@ -208,19 +236,19 @@ def _on_cpu(
         shape = sizes["H"], training, sizes["T"], sizes["B"]
         refusal = cpu_plan.refusal_by_size(device.arch, *shape, device.multiprocessors)
         if refusal:
-            return replace(answer, reason=f"{refusal}; impl='llvm' runs ours regardless")
+            return replace(answer, reason=f"{refusal}; impl='llvm' runs the compiled loop anyway")
     threads, itemsize = device.multiprocessors, 8 if answer.dtype == "float64" else 4
     loop = cpu_plan.loop_of(device.arch, **sizes, threads=threads, itemsize=itemsize, training=training, **several)
     if memory is not None:
         of_stack = {"itemsize": itemsize, "threads": threads, "device_bytes": device.memory_bytes, **several}
         needed = cpu_plan.memory_on_cpu(device.arch, **sizes, **of_stack, memory=memory, learns=training)
         answer = replace(answer, memory=needed)
-    reason = "the whole time loop is one compiled function, in which the gates never leave the registers"
+    reason = "one compiled function runs the whole time loop and keeps the gates in registers"
     return replace(answer, family="llvm", reason=reason, precision=None, loop=loop)
 
 
 def _pass(device: Device, kernel: str, kind: str, hidden: int, batch: int, directions: int) -> Pass | None:
-    """The cheapest configuration by the model, or the one that rows say is best."""
+    """The cheapest configuration by the model, or the measured best."""
     found = measured().get(
         ("forward" if kernel == "forward" else "train", _shape(device, kind, hidden, batch, directions))
     )
@@ -253,39 +281,40 @@ def _slower(
     theirs: float | None,
 ) -> str | None:
     """Why torch is expected to win, if it is."""
-    step = "a step" if len(passes) == 1 else "a step of forward and backward"
+    step = "per step" if len(passes) == 1 else "per step of forward and backward"
     found = measured().get(
         ("forward" if len(passes) == 1 else "train", _shape(device, kind, hidden, batch, directions))
     )
     if found is not None:
         if found.us <= found.torch_us:
             return None
-        return f"torch's GRU was measured at {found.torch_us:.2f} us {step} on {device.name}, ours at {found.us:.2f}"
+        measured_us = f"{found.torch_us:.2f} us {step} on {device.name}, the kernel at {found.us:.2f} us"
+        return f"torch's GRU was measured at {measured_us}"
     ours = _us(passes)
     if ours is None or theirs is None:
         return None
     theirs *= len(passes)
     if any(found.family == "stepwise" for found in passes) and (1 - STEPWISE_MARGIN) * theirs < ours < theirs:
         return (
-            f"hidden size {hidden} with batch {batch} takes one launch a step on {device.name}, of which too little is "
-            f"known to prefer it ({ours:.2f} us {step} expected) to torch's GRU ({theirs:.2f}); impl='triton' runs "
-            "ours regardless"
+            f"hidden size {hidden} with batch {batch} needs one launch per step on {device.name}, and the predicted "
+            f"gain ({ours:.2f} us {step}, torch's GRU {theirs:.2f} us) is too uncertain; impl='triton' runs the kernel "
+            "anyway"
         )
     if ours > (1 - MARGIN) * theirs:
         return (
             f"no gain is expected with hidden size {hidden} and batch {batch} on {device.name}: torch's GRU should "
-            f"take {theirs:.2f} us {step}, ours {ours:.2f}; impl='triton' runs ours regardless"
+            f"take {theirs:.2f} us {step}, the kernel {ours:.2f} us; impl='triton' runs the kernel anyway"
         )
     if time is not None and time < shortest(ours, theirs, len(passes)):
         return (
-            f"with {time} step{'s' if time != 1 else ''} the launches around the time loop cost more than the loop "
-            "saves; impl='triton' runs ours regardless"
+            f"with {time} step{'s' if time != 1 else ''} launches around the time loop cost more than the loop saves; "
+            "impl='triton' runs the kernel anyway"
         )
     return None
 
 
 def shortest(ours: float, theirs: float, passes: int = 1) -> int:
-    """Steps from which the time saved pays for one more launch a pass (of what clears the exchange)."""
+    """Steps from which on the time saved pays for one more launch per pass (which clears the exchange)."""
     return 1 if ours >= theirs else math.ceil(passes * cost_model.LAUNCH_US / (theirs - ours))
 
 
@@ -299,15 +328,15 @@ def _too_large(kernel: str, kind: str, hidden: int, dtype: str, device: Device) 
     arithmetic = f"{dtype} ({kind})" if dtype == "float32" else dtype
     hint = "" if kernel == "forward" else "; without gradients (torch.no_grad, eval) the forward kernels run it"
     return (
-        f"hidden size {hidden} in {arithmetic} has no {kernel} kernel on {device.name}, which goes up to "
+        f"hidden size {hidden} in {arithmetic} has no {kernel} kernel on {device.name}, where the largest is "
         f"{max(sizes, default=0)}{hint}"
     )
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Where ``impl="auto"`` takes a kernel: from ``shortest`` time steps and up to ``largest`` rows of a batch;
-    ``reason`` says why torch runs everything else, or, if ``largest`` is 0, everything."""
+    """Where ``impl="auto"`` uses a kernel: from ``shortest`` time steps on and up to batch size ``largest``.
+    ``reason``: why torch runs the rest or, if ``largest`` is 0, everything."""
 
     reason: str
     shortest: int
@@ -318,7 +347,7 @@ class Limits:
 def limits(
     hidden: int, dtype: str, device: Device, *, directions: int = 1, precision: str = "tf32", training: bool = True
 ) -> Limits:
-    """The plan's answers for all batch sizes and lengths at once, so that a compiler may keep both symbolic."""
+    """The plan's decisions for all batch sizes and lengths at once, so that a compiler may keep both symbolic."""
 
     def at(batch: int) -> Plan:
         return plan(hidden, dtype, device, batch=batch, directions=directions, precision=precision, training=training)
@@ -350,7 +379,7 @@ def plan_on(
     layers: int = 1,
     memory: str = "auto",
 ) -> Plan:
-    """``plan`` for a torch device (or for the facts of one) under torch's present precision switch."""
+    """``plan`` for a torch device (or for facts about one) under torch's current precision setting."""
     return plan(
         hidden,
         str(dtype).removeprefix("torch."),
@@ -370,7 +399,7 @@ def plan_on(
 def limits_on(
     device: torch.device | Device, hidden: int, dtype: torch.dtype, *, directions: int = 1, training: bool = True
 ) -> Limits:
-    """``limits`` for a torch device under torch's present precision switch."""
+    """``limits`` for a torch device under torch's current precision setting."""
     return limits(
         hidden,
         str(dtype).removeprefix("torch."),
@@ -382,10 +411,10 @@ def limits_on(
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """What a cached answer depends on besides its arguments: the switch, which only fp32 heeds."""
+    """What a cached plan depends on besides its arguments: the precision setting, which matters for fp32 only."""
     return fp32_precision() if dtype == torch.float32 else ""
 
 
 def fp32_precision() -> str:
-    """``"tf32"`` or ``"ieee"``: torch's switch for recurrent layers, ``torch.backends.cudnn.rnn.fp32_precision``."""
+    """``"tf32"`` or ``"ieee"``: torch's setting for recurrent layers, ``torch.backends.cudnn.rnn.fp32_precision``."""
     return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""A plan in words. Whatever it says of time is the model's prediction, and every line with one says so."""
+"""A plan in words. All times are the model's predictions, and are labelled as such."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ MODEL = "a model, not a measurement"
 
 
 def words(plan: Plan) -> str:
-    # The switch for TF32 says nothing of a CPU's products.
+    # The TF32 setting does not affect a CPU's products.
     arithmetic = f"{plan.dtype}, products in {plan.precision}" if plan.precision and plan.passes else plan.dtype
     lines = [f"on {plan.device}, in {arithmetic}", f"{plan.family}: {plan.reason}"]
     for name, found in (("forward", plan.forward), ("backward", plan.backward)):
         if found is not None:
             lines += _pass(found, name, plan.time)
     if plan.torch_us_per_step is not None:
-        us, passes = plan.torch_us_per_step, " and as much backward" if len(plan.passes) > 1 else ""
-        lines.append(f"  predicted for torch: {us:.2f} us a step forward{passes} ({MODEL})")
+        us, passes = plan.torch_us_per_step, " and the same backward" if len(plan.passes) > 1 else ""
+        lines.append(f"  predicted for torch: {us:.2f} us per step forward{passes} ({MODEL})")
     if plan.loop is not None:
         lines += _loop(plan.loop)
     else:
@@ -38,8 +38,8 @@ def _pass(found: Pass, name: str, time: int | None) -> list[str]:
     launch = found.launch
     units = sum(launch.chunks) if isinstance(launch, Launch) else launch.block_h
     lines = [
-        f"  {name}: {found.family}, programs {found.programs} of {launch.block_b} rows x {units} hidden units, "
-        f"{launch.num_warps} warps, {launch.shared_bytes} bytes of shared memory each"
+        f"  {name}: {found.family}, {found.programs} program{'s' if found.programs != 1 else ''} of {launch.block_b} "
+        f"sequences x {units} hidden units, {launch.num_warps} warps, {launch.shared_bytes} bytes of shared memory each"
     ]
     if isinstance(launch, PersistentLaunch):
         served = f"{found.turns} batch tile{'s' if found.turns != 1 else ''}"
@@ -47,41 +47,41 @@ def _pass(found: Pass, name: str, time: int | None) -> list[str]:
     if found.cost is not None:
         us = found.cost.us
         whole = "" if time is None else f", {us * time / 1000:.3f} ms for {time} step{'s' if time != 1 else ''}"
-        lines.append(f"    predicted: {us:.2f} us a step{whole} ({MODEL})")
+        lines.append(f"    predicted: {us:.2f} us per step{whole} ({MODEL})")
         lines.append(f"    {_parts(found.cost)}")
     return lines
 
 
 def _loop(loop: Loop) -> list[str]:
-    tile = f"{loop.rows} rows x 3 gates x {loop.lanes} hidden units"
-    rows = "" if loop.groups == 1 else f", the rows of a batch in {loop.groups} groups"
+    tile = f"{loop.rows} sequences x 3 gates x {loop.lanes} hidden units"
+    groups = "" if loop.groups == 1 else f", the batch in {loop.groups} groups"
     back = "" if loop.chunk_backward is None else f" forward and {loop.chunk_backward} backward"
     steps = f"{loop.chunk_forward}{back} step{'s' if loop.chunk_forward != 1 or back else ''}"
     return [
         f"  {SETS[loop.isa].title}: register tiles of {tile}",
-        f"  {loop.threads} thread{'s' if loop.threads != 1 else ''}{rows}; chunks of {steps}",
-        f"  {loop.weight_bytes} bytes of weights are packed in each call, {loop.scratch_bytes} bytes of scratch in all",
+        f"  {loop.threads} thread{'s' if loop.threads != 1 else ''}{groups}; chunks of {steps}",
+        f"  each call packs {loop.weight_bytes} bytes of weights and uses {loop.scratch_bytes} bytes of scratch memory",
     ]
 
 
 def _parts(cost: Cost) -> str:
     names = ("exchange", "l2", "tensor", "shared", "issue", "barriers")
-    shown = [f"{name} {getattr(cost, name):.2f}" for name in names if getattr(cost, name) > 0]
-    return ", ".join(shown) + " (us; tensor, shared and issue overlap)" if cost.exchange else ", ".join(shown)
+    shown = ", ".join(f"{name} {getattr(cost, name):.2f}" for name in names if getattr(cost, name) > 0)
+    return f"us per step: {shown}{' (tensor, shared and issue overlap)' if cost.exchange else ''}"
 
 
 def _ratio(plan: Plan) -> str:
-    what = "expected ratio to torch" if plan.forward or not plan.passes else "expected ratio to torch, if ours ran"
+    what = f"expected speed relative to torch{'' if plan.forward or not plan.passes else ', if the kernel ran'}"
     if plan.expected_ratio_forward is None:
         return f"{what}: unknown, because {_unknown(plan)}"
-    figures = f"{plan.expected_ratio_forward:.2f} times as fast forward"
+    figures = f"{plan.expected_ratio_forward:.2f}x forward"
     if len(plan.passes) > 1:
         both = plan.expected_ratio
-        figures += f", {'unknown' if both is None else f'{both:.2f}'} forward and backward together"
-    return f"{what}: {figures} ({MODEL}, of the time loops alone)"
+        figures += f", {'unknown' if both is None else f'{both:.2f}x'} forward and backward together"
+    return f"{what}: {figures} ({MODEL}; time loops only)"
 
 
 def _unknown(plan: Plan) -> str:
     if not plan.passes:
-        return "no kernel of ours is there to be compared"
-    return plan.torch_unknown or f"the model has no figure of this kernel on {plan.device}"
+        return "there is no kernel to compare"
+    return plan.torch_unknown or f"the model has no figures for this kernel on {plan.device}"

@@ -1,4 +1,4 @@
-"""Which Triton is installed, and whose readings of the tables of launches stand for it.
+"""Which Triton is installed, and which version's readings in the launch tables are used for it.
 
 What a compiler makes of a kernel (registers, stack, shared memory, instructions) changes from one Triton to the next,
 so the tables hold readings of several. Triton itself is not imported.
@@ -16,24 +16,24 @@ DISTRIBUTIONS = ("triton", "pytorch-triton", "triton-rocm", "pytorch-triton-rocm
 
 @functools.cache
 def installed() -> str | None:
-    """The version of Triton, under whichever name it was distributed."""
+    """The version of Triton, under any of its distribution names."""
     return version_of(*DISTRIBUTIONS)
 
 
 def version_of(*names: str) -> str | None:
-    """Of the first distribution that is installed."""
+    """The version of the first of these distributions that is installed."""
     import importlib.metadata
 
     for name in names:
         try:
-            return importlib.metadata.version(name) or ""  # broken metadata have None
+            return importlib.metadata.version(name) or ""  # None with broken metadata
         except importlib.metadata.PackageNotFoundError:
             continue
     return None
 
 
 def minor_of(version: str) -> tuple[int, ...]:
-    """(3, 7) of 3.7.1 and of 3.7rc1; nothing where there are no numbers."""
+    """(3, 7) for 3.7.1 and 3.7rc1; empty without numbers."""
     return _numbers(version)[:2]
 
 
@@ -43,7 +43,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def nearest(version: str | None, known: Sequence[str]) -> str:
     """The version itself, if it has readings. Else the newest with readings whose minor version is not newer, or else
-    the oldest; without a Triton the newest of all, with which a question about a GPU elsewhere is answered."""
+    the oldest. Without an installed Triton the newest of all, for plans of other machines."""
     ordered = sorted(known, key=_numbers)
     if not version or not minor_of(version):
         return ordered[-1]
@@ -57,12 +57,11 @@ def has_readings(version: str | None, known: Sequence[str]) -> bool:
 
 
 def read_with(known: Sequence[str]) -> str:
-    """The version among ``known`` whose readings count in this process, with a note in the log if none of them is the
-    installed one's."""
+    """The version among ``known`` whose readings this process uses; logged if the installed version has none."""
     version = installed()
     stands = nearest(version, known)
     if not has_readings(version, known):
         logging.getLogger("tritongru").info(
-            "the tables of launches hold no readings of Triton %s; those of Triton %s stand for it", version, stands
+            "the launch tables have no readings for Triton %s; using those for Triton %s", version, stands
         )
     return stands

@@ -1,4 +1,4 @@
-"""Rows of the loop for CPUs as tables and verdicts read them: of each call and implementation the one written last."""
+"""Rows of the CPU loop as tables and verdicts read them: the last row of each call and implementation."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ class Known:
         return self.found.get((cell.row_name(threads), ours(isa)))
 
     def settled(self, cell: Cell, isa: str, threads: int) -> bool:
-        """Whether it need not be asked again: green and timed, and with a row of every rival, timed or not."""
+        """Whether it need not be measured again: green and timed, with a row of every rival, timed or not."""
         row = self.row(cell, isa, threads)
         if row is None or not is_green(row) or row["least_ms"] is None:
             return False
         return all((cell.row_name(threads), name) in self.found for name in names(cell))
 
     def over(self, cell: Cell, isa: str, threads: int, rival: str = THEIRS) -> float | None:
-        """A rival's time over ours, where there is a time."""
+        """A rival's time over ours, if there is one."""
         row = self.row(cell, isa, threads)
         found = (row["over"] or {}).get(rival) if row is not None and is_green(row) else None
         return None if found is None else float(found[0])
 
     def ratios(self, cells: Sequence[Cell], isa: str, threads: int, rival: str = THEIRS) -> dict[str, float]:
-        """By the names of cells, of those that are known."""
+        """By cell name, of those that were measured."""
         ratios = {cell.name: self.over(cell, isa, threads, rival) for cell in cells}
         return {name: ratio for name, ratio in ratios.items() if ratio is not None}
 
@@ -82,5 +82,5 @@ def mean(ratios: dict[str, float]) -> float | None:
 
 
 def is_of_loop(row: Row) -> bool:
-    """Whether a row is of the runs that this folder reads: those of others say nothing of threads."""
+    """Whether a row is from a run of the CPU loop: other rows have no number of threads."""
     return row["threads"] is not None

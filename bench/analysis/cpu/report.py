@@ -1,4 +1,4 @@
-"""What a run over the loop for CPUs prints: a line for each call as it is settled, then grids, means and verdicts."""
+"""What a run of the CPU loop prints: a line for each finished call, then grids, means and verdicts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bench.measure.rows import Row
 from bench.rivals import CUDNN_LSTM
 from bench.rivals.on_cpu import REGISTRY
 
-NAMES = 12  # cells that a sentence names
+NAMES = 12  # most cells that a line names
 BESIDE = (THEIRS, CUDNN_LSTM, *REGISTRY)  # columns of the table of workloads
 
 
 def line(rows: Sequence[Row]) -> str:
-    """Those of one call with so many threads."""
+    """One call with one number of threads."""
     parts = []
     for row in rows:
         if row["isa"] is None:
@@ -35,7 +35,7 @@ def line(rows: Sequence[Row]) -> str:
 
 
 def rivals_line(rows: Sequence[Row]) -> str:
-    """Of a workload's rivals with so many threads, and of ours beside them."""
+    """A workload's rivals with one number of threads, and ours beside them."""
     without = [f"{row['impl']} no time: {row['reason']}"[:160] for row in rows if row["isa"] is None and row["reason"]]
     timed = [row["impl"] for row in rows if row["isa"] is None and not row["reason"]]
     parts = []
@@ -47,7 +47,7 @@ def rivals_line(rows: Sequence[Row]) -> str:
 
 
 def interval_text(over: Sequence[float]) -> str:
-    """A ratio and from where to where it may lie."""
+    """A ratio and its interval."""
     return f"{ratio_text(*over)} ({over[1]:.2f}-{over[2]:.2f})"
 
 
@@ -60,7 +60,7 @@ def cell_of(known: Known, cell: Cell, isa: str, threads: int) -> str:
 
 
 def tables(known: Known, sets: Sequence[str], threads: Sequence[int]) -> list[str]:
-    """Nothing is said of what was not measured at all."""
+    """What was not measured at all is left out."""
     lines = []
     for isa in sets:
         for number in threads:
@@ -74,7 +74,7 @@ def tables(known: Known, sets: Sequence[str], threads: Sequence[int]) -> list[st
 
 
 def workload_table(known: Known, isa: str, threads: int) -> list[str]:
-    """Real workloads, a line each: ours, and how many times as long everybody else takes."""
+    """Real workloads, a line each: our time, and the others' times over it."""
     lines = []
     for cell in workloads():
         row = known.row(cell, isa, threads)
@@ -88,7 +88,7 @@ def workload_table(known: Known, isa: str, threads: int) -> list[str]:
         return []
     head = ["workload", "mode", "ms", *BESIDE]
     widths = [max(len(line[k]) for line in (head, *lines)) for k in range(len(head))]
-    title = f"{isa}, {counted(threads)}, workloads: ours in ms, and the others' time over it (between what it may lie)"
+    title = f"{isa}, {counted(threads)}, workloads: ours in ms, and the others' times over it (first to last decile)"
     return [title, *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in (head, *lines))]
 
 
@@ -104,24 +104,24 @@ def grid_table(known: Known, isa: str, threads: int, mode: str) -> list[str]:
 
 
 def means(known: Known, isa: str, threads: int, mode: str) -> list[str]:
-    """Geometric means of the classes, and the least of all cells."""
+    """Geometric means of the classes, and the lowest of all cells."""
     lines = []
     for group in CLASSES:
         own = group.cells(mode)
         ratios = known.ratios(own, isa, threads)
         found = mean(ratios)
         if found is not None:
-            lines.append(f"  {group.title:<20} {found:6.2f}x in the mean of {len(ratios)} of {len(own)}")
+            lines.append(f"  {group.title:<20} {found:6.2f}x geometric mean of {len(ratios)} of {len(own)}")
     for name in (THEIRS, CUDNN_LSTM):
         ratios = known.ratios(ALL.cells(mode), isa, threads, name)
         if ratios:
             worst = min(ratios, key=lambda cell: ratios[cell])
-            lines.append(f"  least against {name}: {ratios[worst]:.2f}x ({worst})")
+            lines.append(f"  lowest against {name}: {ratios[worst]:.2f}x ({worst})")
     return lines
 
 
 def others(known: Known, isa: str, threads: int) -> list[str]:
-    """The parts beside the grid, a line each."""
+    """The parts outside the grid, a line each."""
     parts: dict[str, list[str]] = {}
     for cell in cells():
         text = cell_of(known, cell, isa, threads)
@@ -133,11 +133,11 @@ def others(known: Known, isa: str, threads: int) -> list[str]:
 
 
 def verdict(judged: Sequence[Judged], red: Sequence[str], left: Sequence[str]) -> tuple[bool, list[str]]:
-    """Passed or not, and the sentences that say so."""
+    """Whether it passed, and the lines that say so."""
     missed = [text for reached, text in judged if reached is False]
     unknown = [text for reached, text in judged if reached is None]
     lines = ["Targets:", *(f"  {text}" for _, text in judged)]
-    for what, names in (("Red or without an answer", red), ("No time for", left)):
+    for what, names in (("Red or unanswered", red), ("No time for", left)):
         if names:
             more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
             lines.append(f"{what}: {', '.join(names[:NAMES])}{more}")

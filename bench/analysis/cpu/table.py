@@ -1,6 +1,6 @@
-"""From rows of calls on a CPU to ``tritongru/planning/tables/cpu.json``: of small calls, from how many rows T * B on
-the loop is faster than torch's own GRU, and from how many time steps of several rows, by instruction set, pass and
-hidden size; of the grid, nn.GRU's time over ours in each cell, by threads as well."""
+"""From rows of calls on a CPU to ``tritongru/planning/tables/cpu.json``: for small calls, the T * B and the number of
+time steps with B > 1 from which the loop is faster than torch's own GRU, by instruction set, pass and hidden size; for
+the grid, nn.GRU's time over ours in each cell, also by threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TABLE = Path(__file__).parents[3] / "tritongru" / "planning" / "tables" / "cpu.j
 
 
 def is_told(row: Row) -> bool:
-    """Of ours, green and timed beside torch's own: one layer in one direction, with inputs as wide as the state."""
+    """A row of ours, green and timed beside torch's: one layer in one direction, with I = H."""
     if not is_of_loop(row) or row["hidden"] != row["inputs"] or (row["layers"], row["directions"]) != (1, 1):
         return False
     return bool(row["isa"] and is_green(row) and THEIRS in (row["over"] or {}))
@@ -35,19 +35,18 @@ def pass_of(row: Row) -> str:
 
 
 def is_once(row: Row) -> bool:
-    """One time step of several rows: in nn.GRU's loop there is nothing to win but products, so no number of rows tells
-    of it."""
+    """One time step with B > 1: only products can be faster than in nn.GRU's loop, so T * B does not decide."""
     return bool(row["time"] == 1 and row["batch"] > 1)
 
 
 def least(ratios: dict[int, float]) -> int:
-    """The smallest of the numbers from which on no ratio is below 1; one more than all if the last is."""
+    """The smallest number from which on no ratio is below 1; if the last one is, one more than the largest."""
     below = [number for number, ratio in ratios.items() if ratio < 1.0]
     return min((number for number in ratios if number > max(below, default=0)), default=max(ratios, default=0) + 1)
 
 
 def latest_of(rows: Iterable[Row]) -> list[Row]:
-    """Of each case and CPU what was measured last, of the best instruction set of that CPU: no other runs there."""
+    """For each case and CPU the last measurement with that CPU's best instruction set, the one that runs there."""
     found = {(row["cpu"], row["case"], row["isa"]): row for row in rows if is_told(row)}
     best: dict[str, str] = {}
     for row in found.values():
@@ -56,7 +55,7 @@ def latest_of(rows: Iterable[Row]) -> list[Row]:
 
 
 def cells(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """The grid, of all CPUs the worst: the ratio, and the last decile of the ratios of single rounds."""
+    """The grid, the worst of all CPUs: the ratio, and the last decile of the ratios of single rounds."""
     worst: dict[tuple[Any, ...], tuple[float, float]] = {}
     for row in latest_of(rows):
         if row["case"].startswith(f"{GRID}-"):
@@ -71,14 +70,14 @@ def cells(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def table(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Of small calls. Of all shapes and threads with so many rows, and of all CPUs, the worst counts. ``least_steps``
-    is of several rows: no smaller than what one row needs."""
+    """For small calls. The worst of all shapes and threads with the same T * B, and of all CPUs, counts.
+    ``least_steps`` is for B > 1: no smaller than for B = 1."""
     latest = latest_of(rows)
     by_rows: dict[tuple[str, str, int], dict[str, dict[int, float]]] = {}
     alone: dict[tuple[str, str, int], dict[int, float]] = {}
-    once: set[tuple[str, str, int]] = set()  # where one step of several rows is slower
+    once: set[tuple[str, str, int]] = set()  # where one step with B > 1 is slower
     for row in latest:
-        if row["case"].startswith((f"{GRID}-", f"{WORKLOAD}-")):  # these are no sweep over numbers of rows
+        if row["case"].startswith((f"{GRID}-", f"{WORKLOAD}-")):  # these do not sweep over T * B
             continue
         size, ratio = (row["isa"], pass_of(row), row["hidden"]), row["over"][THEIRS][0]
         if is_once(row):
@@ -111,11 +110,11 @@ def write(folder: Path) -> int:
     rows = rows_in(folder)
     found = table(rows)
     if not found:
-        print(f"There is no row of a training step on a CPU in {folder}; {TABLE.name} stays as it is.")
+        print(f"{folder} has no rows of training steps on a CPU; {TABLE.name} is left unchanged.")
         return 2
     grid = cells(rows)
     temporary = TABLE.with_suffix(".tmp")
     temporary.write_text(text_of(found, grid))
     temporary.replace(TABLE)
-    print(f"{len(found)} instruction sets and hidden sizes, {len(grid)} cells of the grid: {TABLE}")
+    print(f"{len(found)} entries for small calls, {len(grid)} cells of the grid: {TABLE}")
     return 0

@@ -1,4 +1,4 @@
-"""What the loop for CPUs is meant to reach, and what rows say of it."""
+"""The targets of the CPU loop, and whether rows reach them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bench.measure.cpu.rows import ours
 from bench.measure.pair import THEIRS
 from bench.rivals import CUDNN_LSTM
 
-WIDE, NARROW = "avx512", "avx2"  # every other instruction set is held to what AVX2 has to reach
-# Times nn.GRU's speed on one thread: the geometric mean of a class, in the order of ``CLASSES``.
+WIDE, NARROW = "avx512", "avx2"  # other instruction sets are held to AVX2's targets
+# Times nn.GRU's speed on one thread: geometric means of the classes, in the order of ``CLASSES``.
 LEAST: dict[str, dict[str, tuple[float | None, ...]]] = {
     WIDE: {"forward": (12.0, 3.1, 4.1, 2.6, 4.6), "train": (13.0, 3.2, 5.5, 2.4, 5.1)},
     NARROW: {"forward": (6.0, 1.7, 2.0, 1.3, None), "train": (7.0, 1.7, 2.5, 1.2, None)},
@@ -22,14 +22,14 @@ LEAST: dict[str, dict[str, tuple[float | None, ...]]] = {
 LEAST_OF_A_CELL = {WIDE: 1.5, NARROW: 1.0}
 LEAST_OVER_LSTM = {"forward": 1.3, "train": 1.15}
 FIRST_S = {COLD: 1.0, CACHED: 0.1}
-STEP_LEAST = 3.0  # times nn.GRU's speed of a single step of one row
+STEP_LEAST = 3.0  # times nn.GRU's speed for a single step with B = 1
 PEAK_MOST = 1.0  # of nn.GRU's memory in a training step
-LOST_TO_THREADS = 0.2  # of the ratio that one thread has
+LOST_TO_THREADS = 0.2  # of the ratio with one thread
 
 
 @dataclass(frozen=True)
 class Asked:
-    """``sets``: instruction sets, the host's best first; ``threads``: all that the machine has."""
+    """``sets``: instruction sets, the host's best first; ``threads``: all of the machine."""
 
     sets: tuple[str, ...]
     threads: int
@@ -52,13 +52,13 @@ def _cells(mode: str) -> list[Cell]:
 
 
 def held_to(isa: str) -> str:
-    """The column of the targets."""
+    """The column of targets that applies."""
     return isa if isa in LEAST else NARROW
 
 
 def _speed(known: Known, isa: str) -> list[Judged]:
     column, judged = held_to(isa), []
-    note = "" if column == isa else f" (held to what {column} has to reach)"
+    note = "" if column == isa else f" (held to the targets of {column})"
     for mode in MODES:
         for group, least in zip(CLASSES, LEAST[column][mode], strict=True):
             if least is None:
@@ -74,7 +74,7 @@ def _speed(known: Known, isa: str) -> list[Judged]:
 
 
 def _no_cell_below(what: str, least: float, ratios: dict[str, float]) -> Judged:
-    """Of the whole grid; of a part of it a cell that is below tells, and otherwise nothing does."""
+    """For the whole grid; a part of it can only miss the target."""
     below = [name for name, ratio in ratios.items() if ratio < least]
     worst = min(ratios, key=lambda name: ratios[name], default="")
     whole = len(ratios) == len(_cells("forward"))

@@ -1,4 +1,4 @@
-"""Rivals of a workload on a CPU beside ours: parity first, then the time of those that are green and not too slow."""
+"""Rivals of a workload on a CPU: parity first, then the times of those that are green and not too slow, with ours."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from bench.measure.parity import Data, Parity, Tensors, compare, quantities, tru
 from bench.rivals.on_cpu import PREFIX, REGISTRY
 from bench.rivals.rival import Unavailable
 
-CHECKED_STEPS = 128  # a wrong formula shows in the first few; float64 is slow
+CHECKED_STEPS = 128  # a wrong formula shows within a few; float64 is slow
 SLOWEST_S = 3.0  # of a warm call
 
 
 @dataclass(frozen=True)
 class Beside:
-    """With so many threads. ``times``, ``parities``, ``missing`` (why there is no time) and ``hows`` by the names of
-    rivals; ``over`` as in ``Found``."""
+    """With one number of threads. ``times``, ``parities``, ``missing`` (why there is no time) and ``hows`` by rival;
+    ``over`` as in ``Found``."""
 
     threads: int
     load: float | None
@@ -38,7 +38,7 @@ class Beside:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What rivals have to compute, on the first steps of a case."""
+    """What rivals must compute, on the first steps of a case."""
 
     case: Case
     data: Data
@@ -47,7 +47,7 @@ class Wanted:
 
 
 def answer(question: Question) -> list[Beside]:
-    """Runs in a child process: for each number of threads. Ours was green before this is asked."""
+    """Runs in a child process: an answer for each number of threads. Ours is known to be green."""
     return all_of(examined, question)
 
 
@@ -84,7 +84,7 @@ def wanted_of(case: Case, gru: nn.Module) -> Wanted:
 
 
 def seen(layer: nn.Module, mode: str, data: Data) -> Tensors:
-    """As ``quantities``, but forward in the mode in which it is timed: each mode is compiled anew."""
+    """Like ``quantities``, but forward in the mode that is timed, because each mode is compiled separately."""
     if mode == "train":
         return {name.replace(PREFIX, ""): value for name, value in quantities(layer, mode, data).items()}
     with torch.no_grad():

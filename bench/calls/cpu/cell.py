@@ -1,4 +1,4 @@
-"""One call of the loop for CPUs beside torch's: parity first, then everybody's time in one process, side by side."""
+"""One call of the CPU loop beside torch's: parity first, then the times of all, interleaved in one process."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ INPUTS = 3  # in rotation
 
 @dataclass(frozen=True)
 class Question:
-    """``sets``: instruction sets of ours; ``threads``: each is answered for; ``seed``: of all data; ``rivals``: of
-    bench/rivals/on_cpu.py, if they are what is asked for (bench/calls/cpu/beside.py)."""
+    """``sets``: instruction sets of ours; ``threads``: numbers of threads, each answered; ``seed``: for all data;
+    ``rivals``: of bench/rivals/on_cpu.py, if the question is about them (bench/calls/cpu/beside.py)."""
 
     cell: Cell
     sets: tuple[str, ...]
@@ -45,8 +45,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Found:
-    """With so many threads. ``parities`` and ``over`` by instruction set; ``times`` of torch's by name, of ours by set.
-    A set whose parity is red has no time."""
+    """For one number of threads. ``parities`` and ``over`` by instruction set; ``times`` by name for torch, by set for
+    ours. A set whose parity is red has no time."""
 
     threads: int
     load: float | None  # of the machine, just before
@@ -56,7 +56,7 @@ class Found:
 
 
 class OneStep(nn.Module):
-    """A GRUCell called as a layer is, for parity."""
+    """A GRUCell called like a layer, for parity."""
 
     def __init__(self, cell: nn.Module) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def answer(question: Question) -> Any:
 def all_of(examined: Callable[[Question], Iterator[Any]], question: Question) -> list[Any]:
     """
     Raises:
-        Failed: with what went wrong, after which the child goes on.
+        Failed: with the error; the child continues.
     """
     torch.manual_seed(question.seed)
     try:
@@ -125,12 +125,12 @@ def examined(question: Question) -> Iterator[Found]:
 
 
 def load_now() -> float | None:
-    """How many processes of the whole machine wanted a core in the last minute, where the system tells."""
+    """The machine's load average over the last minute, if the system reports it."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def parity_of(layer: nn.Module, isa: str, case: Case, data: Data, theirs: Tensors, exact: Tensors) -> Parity:
-    """By the rule that all kernels are held to; ours runs twice."""
+    """By the rule for all kernels; ours runs twice."""
     with compiled_for(isa):
         first, second = (quantities(layer, case.mode, data) for _ in range(2))
     found = max((compare(run, theirs, exact, case.rounding) for run in (first, second)), key=lambda run: run.ours)
@@ -138,7 +138,7 @@ def parity_of(layer: nn.Module, isa: str, case: Case, data: Data, theirs: Tensor
 
 
 def timed(question: Question, layers: Layers, data: Data, sets: list[str], threads: int) -> dict[str, Any]:
-    """Ours, for each of the sets, and torch's in turn."""
+    """Ours, with each of the sets, and torch's in turn."""
     inputs = [torch.randn_like(data.x) for _ in range(INPUTS)]
     calls = {name: call_of(question.cell, layer, inputs, data) for name, layer in layers.named().items()}
     return side_by_side(question, call_of(question.cell, layers.ours, inputs, data), calls, sets, threads)
@@ -147,7 +147,7 @@ def timed(question: Question, layers: Layers, data: Data, sets: list[str], threa
 def side_by_side(
     question: Question, ours: Call, calls: Mapping[str, Call], sets: Sequence[str], threads: int
 ) -> dict[str, Any]:
-    """Times of all, and of the calls over ours, as in ``Found``."""
+    """Times of all, and the ratios of the calls to ours, as in ``Found``."""
     around = no_gradients if question.cell.case.mode == "forward" else with_gradients
     entrants = {isa: Entrant(ours, functools.partial(around, isa)) for isa in sets}
     entrants |= {name: Entrant(call, functools.partial(around, None)) for name, call in calls.items()}
@@ -160,7 +160,7 @@ def side_by_side(
 
 @contextmanager
 def with_gradients(isa: str | None) -> Iterator[None]:
-    """Around a batch of calls: the instruction set of ours."""
+    """Around a batch of calls: selects our instruction set."""
     if isa is None:
         yield
         return
@@ -175,8 +175,8 @@ def no_gradients(isa: str | None) -> Iterator[None]:
 
 
 def call_of(cell: Cell, layer: nn.Module, inputs: list[Tensor], data: Data) -> Callable[[], object]:
-    """A call as a caller makes it, each time on the next of the inputs; in training, with the gradients of everything
-    but the first state."""
+    """A call as a user makes it, each time on the next of the inputs; in training, with the gradients of everything but
+    the initial state."""
     if cell.case.mode == "train":
         return Step(layer, "train", inputs, data)
     h0 = data.h0[0] if cell.part == CELL else data.h0

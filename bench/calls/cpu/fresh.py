@@ -1,4 +1,4 @@
-"""What a fresh process alone can tell of the loop for CPUs: its first call, and the most memory of a training step.
+"""What needs a fresh process to measure: the CPU loop's first call, and the peak memory of a training step.
 
 ``python -m bench.calls.cpu.fresh first`` and ``... peak ours|theirs`` print it as JSON.
 """
@@ -29,7 +29,7 @@ Append = Callable[[Row], None]
 
 
 def first() -> dict[str, float]:
-    """Seconds of the first forward of a training step and of its backward, from just before the call to its end."""
+    """Seconds of the first forward and backward pass of a training step."""
     import torch
 
     import tritongru
@@ -46,17 +46,16 @@ def first() -> dict[str, float]:
 
 
 def most_memory() -> float:
-    """MiB that this process has held at most. Not what the system tells of a process and its parents, which at the
-    start is the parent's."""
+    """Peak MiB of this process. `getrusage` would start with the parent's peak."""
     found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     if not found:
-        raise OSError("the system does not tell how much memory a process has held")
+        raise OSError("this system does not report the peak memory of a process")
     return int(found[1]) / 1024
 
 
 def peak(which: str) -> float:
-    """MiB by which the most memory of the process grows in a training step, inputs and weights being there already and
-    a small step done: all that a step needs, whoever allocates it."""
+    """MiB by which the peak memory of the process grows in a training step, after inputs, weights and a small step: all
+    that a step needs, whoever allocates it."""
     import torch
 
     import tritongru
@@ -74,7 +73,7 @@ def peak(which: str) -> float:
 
 
 def measured_first(append: Append, where: Row, isa: str, threads: int) -> None:
-    """Rows of a process with an empty cache of compiled code, and of another that finds in it what the first left."""
+    """Rows of a process with an empty cache of compiled code, and of a second one with the cache of the first."""
     with tempfile.TemporaryDirectory() as folder:
         for state in (COLD, CACHED):
             try:
@@ -90,7 +89,7 @@ def measured_first(append: Append, where: Row, isa: str, threads: int) -> None:
 
 
 def measured_peaks(append: Append, where: Row, isa: str, threads: int) -> None:
-    """Rows of ours and of nn.GRU, each from a process of its own."""
+    """Rows of ours and of nn.GRU, each from its own process."""
     mib = {}
     for which in (OURS, THEIRS):
         try:

@@ -1,4 +1,4 @@
-"""Which calls of the loop for CPUs are measured, part by part, in order of information."""
+"""Which calls of the CPU loop are measured, part by part, the most informative first."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from bench.measure.workloads import CPU_WORKLOADS, WORKLOADS, Workload
 
 HIDDEN = (16, 64, 128, 256, 512)
 BATCHES = (1, 4, 16, 64, 256)
-MIDDLE = (1, 4, 0, 2, 3)  # places in HIDDEN and BATCHES, so that a stop loses cells beside those that are known
-STEPS, FEW_STEPS = 100, 20  # of a cell of the grid, and of its largest
-LARGE = 60_000  # H * B, beyond which few steps are enough
-LONG = 1000  # steps of one row
+MIDDLE = (1, 4, 0, 2, 3)  # places in HIDDEN and BATCHES, in an order in which a stop loses only neighbours
+STEPS, FEW_STEPS = 100, 20  # of a cell of the grid, and of its largest cells
+LARGE = 60_000  # H * B, above which few steps are enough
+LONG = 1000  # steps with B = 1
 ODD = ((1, 7, 5), (3, 2, 1), (63, 40, 16), (65, 33, 4), (100, 80, 16), (200, 13, 3))  # H, I, B
-TINY = (1, 2, 4, 8, 16, 32)  # rows T * B of a training step, around which torch's own GRU may be faster
-ONCE = (4, 16, 64, 256)  # rows of one time step, likewise
+TINY = (1, 2, 4, 8, 16, 32)  # T * B of a training step, around which torch's own GRU may be faster
+ONCE = (4, 16, 64, 256)  # batches of one time step, likewise
 GRID, STEP, CELL, TINY_PART, ODD_PART, LONG_PART, WORKLOAD = PARTS = (
     *("grid", "step", "cell", "tiny", "odd", "long", "workload"),
 )
-WHOLE = 1e11  # operations of a forward that a CPU does in seconds
-ZONE, ZONE_BATCH = "zone-", 44  # a matter of cuDNN: here one batch of it is enough
+WHOLE = 1e11  # operations of a forward pass that takes a CPU seconds
+ZONE, ZONE_BATCH = "zone-", 44  # concerns cuDNN: here one of its batches is enough
 STEP_CASE = Case(64, 1, 1, "fp32", "forward")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A call. ``part``: of ``PARTS``; of a ``CELL`` it is a GRUCell's, and no LSTM stands beside it."""
+    """A call. ``part``: one of ``PARTS``; ``CELL`` is a call of GRUCell, without an LSTM beside it."""
 
     part: str
     case: Case
@@ -38,7 +38,7 @@ class Cell:
         return f"{self.part}-{self.case.name}"
 
     def row_name(self, threads: int) -> str:
-        """Of its rows with so many threads."""
+        """The case name in rows with this number of threads."""
         return f"{self.name}-{counted(threads, '-')}"
 
 
@@ -56,14 +56,14 @@ def grid() -> list[Cell]:
 
 
 def tiny() -> list[Cell]:
-    """Training steps of few rows, and calls of one step of several rows."""
+    """Training steps with small T * B, and calls of one step with B > 1."""
     steps = [Cell(TINY_PART, Case(H, 1, T, "fp32", "train")) for H in HIDDEN for T in TINY]
     once = [Cell(TINY_PART, Case(H, B, 1, "fp32", mode)) for H in HIDDEN for B in ONCE for mode in MODES]
     return steps + once
 
 
 def is_measured_here(workload: Workload) -> bool:
-    """Of those that are GPUs' first: what a CPU runs whole."""
+    """Which of the GPU workloads a CPU runs, in full size."""
     if workload.label.startswith(ZONE) and workload.batch != ZONE_BATCH:
         return False
     return operations(workload.case("forward", "fp32")) <= WHOLE

@@ -1,5 +1,5 @@
-"""What a CPU can do, measured in the run that it is held against: packed multiply-adds that do not depend on each
-other, and reads from the caches and from memory. Both loops are written in the vector language of the product."""
+"""A CPU's peak rates, measured in the same run: independent packed multiply-adds, and reads from the caches and from
+memory. Both loops are written in the package's own vector language."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tritongru.planning.instruction_sets import SETS
 
 PEAK = "fma"
 BEST_OF = 5
-FLOPS, BYTES = 2e9, 1e9  # of one sample and thread: some hundredths of a second
-SUMS = 8  # of a read, beside each other
-MEMORY = 2**28  # bytes that no cache holds
+FLOPS, BYTES = 2e9, 1e9  # of one sample and thread: a few hundredths of a second
+SUMS = 8  # independent sums in the read loop
+MEMORY = 2**28  # bytes, more than any cache
 DEFAULT = {"l1": 2**15, "l2": 2**19, "l3": 2**23}
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 @dataclass(frozen=True)
 class Floor:
-    """``rate``: operations or bytes a second, of all threads."""
+    """``rate``: operations or bytes per second, of all threads."""
 
     name: str
     isa: str
@@ -39,7 +39,7 @@ class Floor:
 
 
 def write_multiply_adds(module: Module) -> int:
-    """``fma(place, n)``; returns the operations of each of its n turns."""
+    """``fma(place, n)``; returns the operations of each of its n iterations."""
     sums = 3 * module.isa.rows  # as the largest tile of the loop has
     with module.function(PEAK, {"place": PTR, "n": I64}, public=True) as (f, place, n):
         a, b = (f.load(f.at(place, k * module.lanes, "float"), module.vector) for k in range(2))
@@ -55,7 +55,7 @@ def write_multiply_adds(module: Module) -> int:
 
 
 def write_reads(module: Module) -> int:
-    """``read(place, n, again, out)`` adds up n blocks, again and again; returns the bytes of a block."""
+    """``read(place, n, again, out)`` sums n blocks, ``again`` times; returns the bytes of a block."""
     block = SUMS * module.lanes
     parameters = {"place": PTR, "n": I64, "again": I64, "out": PTR}
     with module.function("read", parameters, public=True) as (f, place, n, again, out):
@@ -88,7 +88,7 @@ def compiled(
 
 
 def least_s(threads: int, calls: Sequence[Callable[[], None]]) -> float:
-    """Of the calls at once, one on each thread."""
+    """Least seconds of the calls, run at once, one per thread."""
     now = CLOCKS[clock_of(threads)]
 
     def once() -> float:
@@ -116,7 +116,7 @@ def multiply_adds(isa: str, threads: int, flops: float = FLOPS) -> Floor:
 
 
 def reads(isa: str, threads: int, name: str, size: int, bytes_: float = BYTES) -> Floor:
-    """Each thread adds up floats of its own, of ``size`` bytes, again and again."""
+    """Each thread repeatedly sums its own floats, ``size`` bytes of them."""
     engine, function, block = compiled(isa, write_reads, "read", 4)
     data = [torch.ones(size // 4) for _ in range(threads)]
     out = torch.empty(threads, SETS[isa].bytes // 4)
@@ -131,7 +131,7 @@ def reads(isa: str, threads: int, name: str, size: int, bytes_: float = BYTES) -
 
 
 def cache_sizes() -> dict[str, int]:
-    """Bytes of the caches of a core, as Linux tells them; what it does not tell is assumed."""
+    """Bytes of a core's caches as Linux reports them; otherwise defaults."""
     found = dict(DEFAULT)
     for index in CACHES.glob("index*"):
         try:
@@ -144,7 +144,7 @@ def cache_sizes() -> dict[str, int]:
 
 
 def measure(sets: tuple[str, ...], threads: tuple[int, ...]) -> list[Floor]:
-    """The multiply-adds of each instruction set, and reads of half of each cache and of memory by the best."""
+    """Multiply-adds of each instruction set, and reads of half of each cache and of memory with the best set."""
     sizes = {name: size // 2 for name, size in cache_sizes().items()} | {"memory": MEMORY}
     found = [multiply_adds(isa, number) for isa in sets for number in threads]
     return [*found, *(reads(sets[0], number, name, size) for name, size in sizes.items() for number in threads)]

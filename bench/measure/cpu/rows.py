@@ -1,4 +1,4 @@
-"""Rows of the loop for CPUs: with instruction set, threads, clock and load, and what a time is held against."""
+"""Rows of the CPU loop: with instruction set, threads, clock and load, and what a time is compared with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def ours(isa: str) -> str:
-    """The name of our loop for an instruction set, in rows."""
+    """The name in rows of our loop for an instruction set."""
     return f"{OURS}[llvm-{isa}]"
 
 
@@ -37,7 +37,7 @@ def timed_row(
 
 
 def ours_row(made: Row, cell: Cell, isa: str, peak: float | None, over: Mapping[str, Over]) -> Row:
-    """A row of ours, with what its time is held against: ``peak``, operations a second of that instruction set."""
+    """A row of ours, with what its time is compared with. ``peak``: operations per second of that instruction set."""
     made = made | {"isa": isa}
     if made["least_ms"] is None:
         return made

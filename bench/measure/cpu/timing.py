@@ -1,4 +1,4 @@
-"""How a call on a CPU is timed: everybody in turn, in short batches, by a clock that suits the threads."""
+"""How a call on a CPU is timed: all implementations in turn, in short batches, by a clock that suits the threads."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-BATCH_MS = 3.0  # one sample is at least this long, so that a read of the clock costs little of it
+BATCH_MS = 3.0  # least length of a sample, so that reading the clock costs little
 ROUNDS, FEWEST_ROUNDS = 21, 5
-LONG_MS, FEWEST_OF_LONG = 1000.0, 3  # a call that takes longer, and the rounds of everybody beside it
-LIMIT_S = 1.5  # for everybody's rounds
-# What one thread computes is told from what else the machine does by the time that the thread itself had a core.
+LONG_MS, FEWEST_OF_LONG = 1000.0, 3  # a call that takes longer, and the rounds it then gets
+LIMIT_S = 1.5  # for all rounds together
+# One thread is timed by its own CPU time, which other load on the machine does not enter.
 CLOCKS: dict[str, Callable[[], float]] = {"thread": time.thread_time, "wall": time.perf_counter}
 
-Over = tuple[float, float, float]  # another's time over ours: of the least of each, and from where to where it may lie
+Over = tuple[float, float, float]  # another's time over ours: of the least times, and its interval
 
 
 def clock_of(threads: int) -> str:
@@ -25,7 +25,7 @@ def clock_of(threads: int) -> str:
 
 @dataclass(frozen=True)
 class Entrant:
-    """A call, and in what it is made: entered once a batch, it costs a call nothing."""
+    """A call and its context, which is entered once per batch so that it costs a call nothing."""
 
     call: Callable[[], object]
     around: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -52,9 +52,9 @@ def batch_ms(clock: str, entrant: Entrant, count: int) -> float:
 def rounds(
     clock: str, entrants: Mapping[str, Entrant], most: int = ROUNDS, limit_s: float = LIMIT_S
 ) -> dict[str, list[float]]:
-    """Samples in ms per call: of each once, then of each again in the other order, and so on, so that a drift meets
-    all alike. After ``limit_s`` there is no further round, but there are ``FEWEST_ROUNDS``; ``FEWEST_OF_LONG`` where a
-    call is longer than ``LONG_MS``."""
+    """Samples in ms per call, one of each per round, every second round in reverse order, so that drift affects all
+    alike. No round starts after ``limit_s``, but there are at least ``FEWEST_ROUNDS``, or ``FEWEST_OF_LONG`` if a call
+    takes longer than ``LONG_MS``."""
     counts, fewest = {}, FEWEST_ROUNDS
     for name, entrant in entrants.items():
         once = batch_ms(clock, entrant, 1)  # first allocations; parity has compiled before
@@ -77,7 +77,7 @@ def rounds(
 
 
 def deciles(samples: Sequence[float]) -> tuple[float, float]:
-    """The first and the last; of samples so few that these would lie inside what was seen, least and largest."""
+    """The first and last decile; for few samples, where these would be interpolated inwards, least and largest."""
     if len(samples) < FEWEST_ROUNDS:
         return min(samples), max(samples)
     found = statistics.quantiles(samples, n=10, method="inclusive")
@@ -91,7 +91,7 @@ def times_of(samples: Sequence[float]) -> Times:
 
 
 def over(theirs: Sequence[float], ours: Sequence[float]) -> Over:
-    """The ratio of the least times; around it the first and last decile of the ratios of samples of one round."""
+    """The ratio of the least times, and the first and last decile of the ratios of single rounds around it."""
     ratio = min(theirs) / min(ours)
     low, high = deciles([their / our for their, our in zip(theirs, ours, strict=True)])
     return ratio, min(low, ratio), max(high, ratio)

@@ -13,7 +13,7 @@ from bench.measure.rows import Row
 from bench.pages.cpu.hosts import View, views
 from bench.pages.cpu.page import PREFIX, figure_of
 from bench.pages.evidence import MODES
-from bench.pages.figures import canvas, digest, svg
+from bench.pages.figures import canvas, digest, heading, svg
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ TICKS = {1 / 16: "1/16", 1 / 4: "1/4", 1: "1", 4: "4", 16: "16"}
 SHOWN = ("case", "impl", "cpu", "isa", "threads", "parity", "over")
 BETWEEN = ("#a34700", "#e69f00", "#f7f7f7", "#56b4e9", "#00487a")
 LEVELS = 33  # an odd number has a middle; a scale of many more is drawn as a picture of pixels
-WHITE_FROM = 0.62  # of the scale, the share from where on dark letters could not be read
+WHITE_FROM = 0.75  # of the scale, the share from where on dark letters could not be read
 
 
 def of_rows(rows: Sequence[Row]) -> Mapping[str, Callable[[Sequence[Row]], bytes | None]]:
@@ -37,34 +37,26 @@ def of_rows(rows: Sequence[Row]) -> Mapping[str, Callable[[Sequence[Row]], bytes
 
 
 def drawn(view: View, rows: Sequence[Row]) -> bytes:
-    """Two heat maps over H and B, forward and training step, with the ratio in each cell."""
+    """Two heat maps over H and B, forward above training step, with the ratio in each cell."""
     from matplotlib.colors import LogNorm
 
     norm = LogNorm(1 / MOST, MOST, clip=True)  # 1, where both take the same time, is the neutral middle
-    with canvas(8.6, 3.7) as figure:
-        both = figure.subplots(1, len(ORDER))
+    with canvas(5.2, 6.4) as figure:
+        both = figure.subplots(len(ORDER))
         for axes, mode in zip(both, ORDER, strict=True):
             cells = {(cell.case.hidden, cell.case.batch): cell for cell in grid() if cell.case.mode == mode}
             mesh = axes.pcolormesh(values(view, cells), cmap=colours(), norm=norm, edgecolor="white", linewidth=1.5)
             for (hidden, batch), cell in cells.items():
                 place = BATCHES.index(batch) + 0.5, HIDDEN.index(hidden) + 0.5
-                axes.text(
-                    *place,
-                    view.text(cell),
-                    ha="center",
-                    va="center_baseline",
-                    color=letters(view.over(cell)),
-                    fontsize=10,
-                )
+                axes.text(*place, view.text(cell), ha="center", va="center_baseline", color=letters(view.over(cell)))
             framed(axes, MODES[mode])
-        both[0].set_ylabel("hidden size H")
-        bar = figure.colorbar(mesh, ax=both, ticks=list(TICKS), aspect=30, pad=0.02)
-        bar.ax.set_yticklabels(TICKS.values())
+        bar = figure.colorbar(mesh, ax=both, orientation="horizontal", ticks=list(TICKS), aspect=30, pad=0.02)
+        bar.ax.set_xticklabels(TICKS.values())
         bar.ax.minorticks_off()
-        bar.set_label("nn.GRU's time over ours")
+        bar.set_label("speed relative to nn.GRU")
         bar.outline.set_visible(False)
-        figure.suptitle(f"How many times as fast as nn.GRU: {view.name}", fontsize=10)
-        return svg(figure, f"Times nn.GRU's speed, {view.name}", digest(view.rows(grid()), SHOWN))
+        heading(figure, "How many times as fast as nn.GRU", view.name)
+        return svg(figure, f"Speed relative to nn.GRU, {view.name}", digest(view.rows(grid()), SHOWN))
 
 
 def colours() -> object:
@@ -87,8 +79,9 @@ def letters(ratio: float | None) -> str:
 
 
 def framed(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title)
     axes.set_xlabel("batch size B")
+    axes.set_ylabel("hidden size H")
     axes.set_xticks([place + 0.5 for place in range(len(BATCHES))], [str(batch) for batch in BATCHES])
     axes.set_yticks([place + 0.5 for place in range(len(HIDDEN))], [str(hidden) for hidden in HIDDEN])
     axes.tick_params(length=0)

@@ -1,26 +1,26 @@
-"""The parts of README and ``docs/performance.md`` that are made of rows of the loop for CPUs."""
+"""The parts of ``docs/performance.md`` and ``docs/data/cpu.md`` that are made of rows of the loop for CPUs."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
+from bench.analysis.reasons import condensed, hows
 from bench.measure.cases import MODES as ORDER
-from bench.measure.cpu.cells import FEW_STEPS, LARGE, STEPS, WORKLOAD, Cell, counted, grid
+from bench.measure.cpu.cells import FEW_STEPS, LARGE, STEPS, Cell, counted, grid
 from bench.measure.cpu.cells import workloads as workload_cells
 from bench.measure.pair import THEIRS
 from bench.measure.rows import Row
 from bench.measure.workloads import CPU_WORKLOADS, WORKLOADS
 from bench.pages.cpu.hosts import View, beside, chosen, made_with, views
 from bench.pages.evidence import MODES, number, times
-from bench.pages.marks import Part, table
+from bench.pages.marks import Part, folded, table
 from bench.rivals import CUDNN_LSTM
 from bench.rivals.on_cpu import REGISTRY
 
 PREFIX = "loop-"  # of the files of figures
-COMMAND = "python3 -m bench run --suite cpu"
-ABOUT = 'is "about 1" where the first and the last decile of the ratios of single rounds lie on both sides of 1'
-# Of the README's table, by field, and of each what is done most. Chosen by name, before there were rows.
+NOTHING = "Not measured yet."
+# By field, and of each what is done most. Chosen by name, before there were rows.
 FIVE = {
     "speech denoising": ("rnnoise-10s", "forward"),
     "speech enhancement": ("deepfilternet3", "forward"),
@@ -73,43 +73,34 @@ def picture(view: View, folder: str) -> str:
     )
 
 
-def none_yet(what: str) -> str:
-    return f"No row exists yet, so nothing is said here of {what}. `{COMMAND}` makes them."
+def ordered(found: Sequence[View]) -> list[View]:
+    """The README's first, then its CPU's others, then those of other CPUs."""
+    first = chosen(found, grid())
+    return sorted(found, key=lambda view: (view != first, first is None or view.cpu != first.cpu))
 
 
 def grids(rows: Sequence[Row]) -> str:
-    """All figures: the README's first, then its CPU's others, then those of other CPUs."""
+    """All figures, each with a heading of its own."""
     found = [view for view in views(rows) if view.rows(grid())]
-    first = chosen(found, grid())
-    if first is None:
-        return none_yet("sizes on a CPU")
-    ordered = sorted(found, key=lambda view: (view != first, view.cpu != first.cpu, view.isa != first.isa))
-    return "\n\n".join(
-        f"{picture(view, 'figures')} As a multiple of nn.GRU's speed: {summary(view)}." for view in ordered
-    )
+    parts = [f"### {view.name}\n\n{picture(view, '../figures')}\n\n{_spoken(view)}" for view in ordered(found)]
+    return "\n\n".join(parts) or NOTHING
+
+
+def _spoken(view: View) -> str:
+    text = summary(view)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 # Workloads
 
 
-def headline(rows: Sequence[Row]) -> str:
-    """Of the README: the figure of one CPU, and five workloads."""
-    view = chosen(views(rows), grid())
-    if view is None:
-        return f"**On a CPU**: {none_yet('its speed')}"
-    return (
-        f"**On a CPU**, as a multiple of nn.GRU's speed: {summary(view)}.\n\n"
-        f"{picture(view, 'docs/figures')} A ratio {ABOUT}. "
-        f"[One thread, other CPUs, all workloads](docs/performance.md#on-a-cpu).\n\n{five_table(rows)}"
-    )
-
-
 def five_table(rows: Sequence[Row]) -> str:
+    """Of one CPU, with one thread and with all."""
     named, every = five(), views(rows)
     cells = list(named.values())
     first = chosen(every, cells)
     if first is None:
-        return f"Real workloads have no row on a CPU yet; `{COMMAND} --only {WORKLOAD}` makes them."
+        return NOTHING
     threads = [view for view in beside(every, first) if view.threads in (1, first.threads)]
     head = ["workload"]
     for view in threads:
@@ -121,42 +112,43 @@ def five_table(rows: Sequence[Row]) -> str:
             line += [number(view.ms(cell)), view.text(cell), view.text(cell, CUDNN_LSTM)]
         lines.append(line)
     own = [row for view in threads for row in view.rows(cells)]
-    about = f"{first.host}, fp32; {made_with(own)}"
     return (
-        "Five workloads, chosen by name and not by result: the least time of ours, and that of nn.GRU "
-        f"and of nn.LSTM of the same size as a multiple of it; {about}.\n\n{table(head, lines, right=True)}"
+        f"{table(head, lines, right=True)}\n\nTimes of nn.GRU and of nn.LSTM of the same size are divided by ours; "
+        f"{first.host}, fp32; {made_with(own)}."
     )
 
 
 def title_of(cell: Cell) -> str:
-    titles = {workload.label: workload.title for workload in (*WORKLOADS, *CPU_WORKLOADS)}
-    return f"{titles[cell.case.label]}, {MODES[cell.case.mode]}"
+    case, titles = cell.case, {workload.label: workload.title for workload in (*WORKLOADS, *CPU_WORKLOADS)}
+    return f"{titles.get(case.label) or f'H = {case.hidden}, B = {case.batch}'}, {MODES[case.mode]}"
 
 
 def workloads(rows: Sequence[Row]) -> str:
-    """A table for each CPU, instruction set and number of threads."""
-    parts = [workload_table(view) for view in views(rows)]
-    return "\n\n".join(part for part in parts if part) or none_yet("the workloads on a CPU")
+    """A table for each CPU, instruction set and number of threads, and how the others were called, once."""
+    own = workload_cells()
+    found = [view for view in ordered(views(rows)) if view.rows(own)]
+    if not found:
+        return NOTHING
+    said = [(row["impl"], row["how"]) for view in found for row in others(view, own) if row["how"]]
+    parts = [folded(f"{view.name}: {_count(view, own)}", workload_table(view), view == found[0]) for view in found]
+    if said:
+        parts.append(folded("How each was called", "\n".join(hows(dict.fromkeys(said)))))
+    return "\n\n".join(parts)
+
+
+def _count(view: View, own: Sequence[Cell]) -> str:
+    """Those with a row, timed or not."""
+    known = len(view.rows(own))
+    return f"all {len(own)} calls" if known == len(own) else f"{known} of {len(own)} calls"
 
 
 def workload_table(view: View) -> str:
-    own = workload_cells()
-    if not view.rows(own):
-        return ""
+    own = [cell for cell in workload_cells() if view.row(cell) is not None]
     rivals = rivals_of(view, own)
-    lines = [
-        (
-            title_of(cell),
-            number(view.ms(cell)),
-            *(view.text(cell, name) for name in rivals),
-        )
-        for cell in own
-        if view.row(cell) is not None
-    ]
-    head = ("workload", "ours, ms", *(f"{name} over ours" for name in rivals))
-    said = notes(view, own)
-    below = "\n\n" + "\n".join(said) if said else ""
-    return f"{view.made_with(own)}; fp32.\n\n{table(head, lines, right=True)}{below}"
+    lines = [(title_of(cell), number(view.ms(cell)), *(view.text(cell, name) for name in rivals)) for cell in own]
+    why = notes(view, own)
+    below = "\n\n" + "\n".join(why) if why else ""
+    return f"{view.made_with(own)}; fp32.\n\n{table(('workload', 'ours, ms', *rivals), lines, right=True)}{below}"
 
 
 def rivals_of(view: View, own: Sequence[Cell]) -> list[str]:
@@ -173,23 +165,15 @@ def others(view: View, own: Sequence[Cell]) -> list[Row]:
 
 
 def notes(view: View, own: Sequence[Cell]) -> list[str]:
-    """How rivals were called, and what there is no time of and why."""
-    hows = {row["impl"]: row["how"] for row in others(view, own) if row["how"]}
-    why: dict[str, list[str]] = {}
+    """What there is no time of, and why: a line for each reason."""
+    untimed = []
     for cell in own:
-        name = f"{cell.case.label}-{cell.case.mode}"
         row = view.row(cell)
-        if row is None:
-            why.setdefault("not measured yet", []).append(name)
-        elif row["least_ms"] is None:
-            why.setdefault(f"no time of ours: {row['reason']}", []).append(name)
-        for other in others(view, [cell]):
-            if other["ms"] is None:
-                why.setdefault(f"no time of {other['impl']}: {other['reason']}", []).append(name)
-    return [
-        *(f"- {name}: {how}" for name, how in hows.items()),
-        *(f"- {reason} ({', '.join(names)})" for reason, names in why.items()),
-    ]
+        if row is not None and row["least_ms"] is None:
+            untimed.append(("ours", title_of(cell), row["reason"]))
+        without = [other for other in others(view, [cell]) if other["ms"] is None]
+        untimed += [(other["impl"], title_of(cell), other["reason"]) for other in without]
+    return condensed(untimed, len(own))
 
 
 PARTS: dict[str, Part] = {part.__name__: part for part in (grids, workloads)}

@@ -1,4 +1,4 @@
-"""`run --suite cpu` and the gate without a GPU: rows that last, a command that goes on, one verdict."""
+"""`run --suite cpu` and the gate without a GPU: rows on disk, a command that resumes, one verdict."""
 
 import pytest
 import torch
@@ -134,7 +134,7 @@ def test_the_same_command_goes_on_where_the_last_one_stopped(command):
     assert processes == FRESH
     code, lines, asked, processes, found = command(*SUITE)
     assert (code, asked, processes, found) == (0, [], [], [])
-    assert "To measure: 0 calls of 3; the others are known with commit abc1234." in lines
+    assert "To measure: 0 of 3 calls; the others have rows with commit abc1234." in lines
     assert command(*SUITE, commit="def5678")[2][1:] == [(name, *BOTH) for name in NAMES]
 
 
@@ -157,13 +157,13 @@ def test_a_part_can_be_chosen(command):
     assert command(*SUITE, "--only", "grid")[2][1:] == [(NAMES[1], *BOTH)]
     code, lines, asked, _, _ = command(*SUITE, "--only", "no such")
     assert (code, asked) == (2, [])
-    assert lines[0].startswith("No call has 'no such' in its name; names look like grid-h64")
+    assert lines[0].startswith("No call name contains 'no such'; names look like grid-h64")
 
 
 def test_a_red_call_has_rows_without_times_and_is_asked_again(command):
     code, lines, _, _, found = command(*SUITE, child=FakeChild(red=(NAMES[1],)))
     assert code == 1
-    assert lines[-1] == f"Red or without an answer: {NAMES[1]}-1-thread, {NAMES[1]}-2-threads."
+    assert lines[-1] == f"Red or unanswered: {NAMES[1]}-1-thread, {NAMES[1]}-2-threads."
     own = [row for row in found if row["case"].startswith(NAMES[1])]
     assert len(own) == 4
     assert all((row["ms"], row["over"], row["reason"]) == (None, None, "output: error 1") for row in own)
@@ -178,20 +178,20 @@ def test_a_call_without_an_answer_costs_no_other(command, how):
     assert len(asked) == 4
     reasons = {row["reason"] for row in found if row["case"].startswith(NAMES[0])}
     assert reasons == {"it broke" if how == "fails" else "no answer within 9 s, killed"}
-    assert lines[-1] == f"Red or without an answer: {NAMES[0]}."
+    assert lines[-1] == f"Red or unanswered: {NAMES[0]}."
 
 
 def test_without_the_peak_rows_have_no_share_of_it(command):
     code, lines, _, _, found = command(*SUITE, child=FakeChild(fails=("floors",)))
     assert code == 0
-    assert "What the CPU can do was not measured: no floor" in lines
+    assert "The CPU's peak rates were not measured: no floor" in lines
     assert all(row["of_peak"] is None for row in found)
 
 
 def test_a_spent_budget_leaves_calls_for_the_next_time(command):
     code, lines, asked, processes, found = command(*SUITE, "--budget", str(examine.RESERVE_S / 2))
     assert (code, asked, processes, found) == (0, [], [], [])
-    assert "No time for 3 calls; the same command goes on with them, given the same commit." in lines
+    assert "No time for 3 calls; run the same command with the same commit to resume." in lines
 
 
 def test_the_study_comes_after_the_calls(command, monkeypatch, tmp_path):
@@ -207,10 +207,10 @@ def test_a_set_that_is_not_there_and_other_suites_are_refused(command, monkeypat
     monkeypatch.setattr(loop, "sets_of", lambda asked: 1 / 0)
     monkeypatch.setattr(loop, "refusal", lambda: "the package llvmlite is not installed")
     code, lines, _, _, _ = command(*SUITE)
-    assert (code, lines) == (2, ["The loop for CPUs cannot be measured: the package llvmlite is not installed."])
+    assert (code, lines) == (2, ["The CPU loop cannot be measured: the package llvmlite is not installed."])
     with pytest.raises(SystemExit, match=r"^2$"):
         command(*SUITE, "--suite", "grids")
-    assert "the suite cpu is measured by itself" in capsys.readouterr().err
+    assert "the suite cpu runs on its own; leave out the other suites" in capsys.readouterr().err
 
 
 # The gate
@@ -277,7 +277,7 @@ def test_where_no_loop_can_be_compiled_there_is_no_verdict(command, about_calls,
     monkeypatch.setattr(loop, "refusal", lambda: "no such thing")
     code, lines, asked, _, _ = command("gate")
     assert about_calls == ["calls", "hosts", "imports"]
-    assert (code, asked, lines[-1]) == (2, [], "No verdict on the loop for CPUs: no such thing.")
+    assert (code, asked, lines[-1]) == (2, [], "No verdict on the CPU loop: no such thing.")
 
 
 def test_open_questions_name_what_is_not_settled():

@@ -1,4 +1,4 @@
-"""The loop for CPUs beside torch's: which calls, how they are timed, for what instruction set, what a child answers."""
+"""The CPU loop beside torch's: which calls, how they are timed, for which instruction set, what a child answers."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Real workloads on a CPU: which, their rivals' meaning, and that no rival costs ours a row."""
+"""Real workloads on a CPU: which ones, what their rivals compute, and that no rival costs us a row."""
 
 import dataclasses
 import time

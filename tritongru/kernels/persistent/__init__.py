@@ -2,6 +2,6 @@
 
 A program owns BH hidden units of the batch tiles it serves, in one direction, and keeps its slice of W_hh on chip. At
 every step it collects the tile's states (backward: its gate gradients) from the programs that own the other units,
-multiplies, and publishes its own. Where there are more tiles than the chip has room for, a program serves several in
-turn with the same weights: while one tile's values are on their way, it works on another.
+multiplies, and publishes its own. If there are more tiles than fit on the chip at once, a program serves several in
+turn with the same weights: while one tile's values are in transit, it works on another.
 """

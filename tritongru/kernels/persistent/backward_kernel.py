@@ -1,4 +1,4 @@
-"""The backward of the persistent family, the mirror of forward_kernel.py: its programs exchange gate gradients."""
+"""The backward kernel of the persistent family, the mirror of forward_kernel.py: programs exchange gate gradients."""
 
 import triton
 import triton.language as tl
@@ -47,7 +47,7 @@ def saved(p_g, p_y, p_h0, p_dy, m, m_prev, USE_H0: tl.constexpr, USE_DY: tl.cons
 @triton.jit(do_not_specialize=["T", "B", "start", "count", "tiles", "limit", "N"])
 def persistent_backward_kernel(
     dy,  # (N, D, H) if USE_DY
-    dh,  # (D, B, H) fp32: of the states after these steps, replaced by that of the states before them
+    dh,  # (D, B, H) fp32: in, gradient of the states after these steps; out, of the states before them
     w_hh,  # (D, 3H, H)
     h0,  # (D, B, H) if USE_H0
     y,  # (N, D, H)
@@ -92,7 +92,7 @@ def persistent_backward_kernel(
     m_h = m_own & (o_h < H)
     o_slot = place(o_b, o_h, BB, E)
     o_word, m_word = own_words(i_h, BB, BH, OWN, E)
-    before = ((1 - i_d) * (T - start - count) + i_d * start).to(tl.int64) * B  # rows ahead of those of these steps
+    before = ((1 - i_d) * (T - start - count) + i_d * start).to(tl.int64) * B  # rows before those of these steps
 
     for i_b in tl.range(i_g, tiles, groups):
         i_t = (i_d * tiles + i_b).to(tl.int64)
@@ -102,7 +102,7 @@ def persistent_backward_kernel(
                 clear(p_word + g * (GATE // E), SLOTS - 1, SLOT // E, m_word)
         arrive(counters + i_t * 32)
 
-    for s in tl.range(count + 1):  # the first collects zeros; the last one's own step lies outside
+    for s in tl.range(count + 1):  # the first collects zeros; the last one's own step is outside the part
         t = T - 1 - start - s - i_d * (T - 1 - 2 * (start + s))
         for i_b in tl.range(i_g, tiles, groups):
             i_t = (i_d * tiles + i_b).to(tl.int64)

@@ -10,8 +10,8 @@ from tritongru.kernels.persistent.watchdog import raise_report, report_of
 
 
 def launch_cooperative(kernel: Any, grid: interpreter_threads.Place, like: Tensor, *args: Any, **kwargs: Any) -> None:
-    """Runs a kernel all of whose programs are on the device at once or none. Behind its tensors ``args`` it gets the
-    word in which it says where it gave up.
+    """Runs a kernel whose programs are all on the device at once, or none of them. After its tensors ``args`` it gets
+    the word in which it reports where it gave up.
 
     Raises:
         RuntimeError: if an earlier launch on this device gave up waiting.

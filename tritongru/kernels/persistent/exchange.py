@@ -1,25 +1,25 @@
-"""How the programs that share a batch tile and direction hand each other their hidden units.
+"""How the programs that share a batch tile and direction exchange their hidden units.
 
-A slot holds the state of one step: BB rows by all units, in the order in which the tensor cores' registers want it, so
-that the sixteen bytes a thread loads are what it feeds to one product. A tile travels from L2 into registers, without
-shared memory and without a barrier. Two forms, ``DATA`` says which:
+A slot holds the state of one step: BB rows by all units, in the order of the tensor cores' registers, so that the
+sixteen bytes a thread loads are what it feeds to one product. A tile travels from L2 into registers, without shared
+memory and without a barrier. There are two forms, selected by ``DATA``:
 
-counter  Two slots. A program stores its units and adds one to the tile's counter (release); it reads the tile when
-         the counter says that everybody has (acquire). A slot is written again one step after everybody has read it:
-         who arrives for step s has read step s - 1.
+counter  Two slots. A program stores its units and adds one to the tile's counter (release); it reads the tile once the
+         counter shows that all programs have arrived (acquire). A slot is written again one step after all have read
+         it: a program that arrives for step s has read step s - 1.
 data     The words are their own flags: a ring of slots starts EMPTY, and a program reads a tile again until no word is.
-         One trip through L2 instead of two, for more words read. A slot is emptied once everybody has read it, and
-         written again only after a round of the counter, one in half a ring, has told everyone that it was empty.
+         One trip through L2 instead of two, but more words read. A slot is emptied once all programs have read it, and
+         written again only after a round of the counter, one per half ring, has confirmed that it was emptied.
 
-A wait makes a limited number of looks. What it hands on is how many of them are left for the rest of the step, or
-IN_VAIN. Who has waited in vain sets the counter far ahead, so that its own arrivals stand in for nobody's.
-Counts may wrap around: only their distance from what is waited for is looked at.
+A wait makes a limited number of polls ("looks"). It returns how many are left for the rest of the step, or IN_VAIN if
+they ran out. A program whose wait failed sets the counter far ahead, so that its arrivals are not taken for others'.
+Counts may wrap around: only their distance from the target matters.
 """
 
 import triton
 import triton.language as tl
 
-# All bits set: a NaN of either type. `words` changes the one state that would look like it.
+# All bits set: a NaN of either type. `words` changes the one value that would equal it.
 EMPTY = tl.constexpr(0xFFFFFFFF)
 IN_VAIN = tl.constexpr(-1)
 FAR = tl.constexpr(1 << 30)
@@ -32,13 +32,13 @@ def first_unit(CHUNKS, KS, i):
 
 @triton.constexpr_function
 def parts(DATA, E):
-    """Into how many products a chunk is cut: the two halves of a word are taken apart, each feeds one."""
+    """Into how many products a chunk is cut: each half of a word feeds its own product."""
     return 2 if DATA and E == 2 else 1
 
 
 @triton.jit
 def unit_at(k, PART: tl.constexpr, E: tl.constexpr, PARTS: tl.constexpr):
-    """The unit that stands at place k of a chunk's product. E: values in a 32-bit word.
+    """The unit at position k of a chunk's product. E: values in a 32-bit word.
 
     Sixteen bytes hold a unit's neighbours (k half, row half, word); a lane of four owns a run of them."""
     if PARTS == 2:
@@ -59,7 +59,7 @@ def place(o_b, o_u, BB: tl.constexpr, E: tl.constexpr):
 @triton.jit
 def _pieces(BB: tl.constexpr, KS: tl.constexpr, BK: tl.constexpr, E: tl.constexpr, V: tl.constexpr):
     """Offsets of a chunk's sixteen-byte pieces, (pieces, V); the pieces are those of (group of 8 E units, sixteen rows,
-    KS, eight rows, lane of four). In one dimension, or some Tritons would deal them out to the warps another way."""
+    KS, eight rows, lane of four). One-dimensional, or some Tritons would distribute them over warps differently."""
     G: tl.constexpr = BK // (8 * E)
     R: tl.constexpr = BB // 16
     o = tl.arange(0, G * R * KS * 32)[:, None]
@@ -70,7 +70,7 @@ def _pieces(BB: tl.constexpr, KS: tl.constexpr, BK: tl.constexpr, E: tl.constexp
 
 @triton.jit
 def _operand(b, BB: tl.constexpr, KS: tl.constexpr, K: tl.constexpr, E: tl.constexpr, PARTS: tl.constexpr):
-    """Pieces as the left operand (KS, BB, K) of a product: no thread gives anything to another."""
+    """Pieces as the left operand (KS, BB, K) of a product, without moving data between threads."""
     if PARTS == 2:
         b = tl.reshape(b, (K // 16, 2, BB // 16, KS, 8, 4, 2, 2))
         b = tl.permute(b, (3, 2, 7, 4, 0, 6, 5, 1))
@@ -82,14 +82,14 @@ def _operand(b, BB: tl.constexpr, KS: tl.constexpr, K: tl.constexpr, E: tl.const
 
 @triton.jit
 def arrive(counter):
-    tl.debug_barrier()  # the release below speaks for one thread; the others' stores must be done before it
+    tl.debug_barrier()  # the release below covers one thread; the others' stores must be done before it
     tl.atomic_add(counter, 1, sem="release")
 
 
 @triton.jit
 def wait(counter, target, limit):
-    """Until ``target`` programs have arrived: looks once, and at most ``limit`` times more, of which it returns what is
-    left, or IN_VAIN if they did not arrive or one of them gave up. With IN_VAIN for a limit it does not look at all."""
+    """Waits until ``target`` programs have arrived: looks once, and at most ``limit`` times more. Returns the looks
+    left, or IN_VAIN if they did not arrive or one of them gave up. With IN_VAIN as the limit it does not look."""
     ahead = tl.full((), -1, tl.int32)
     looks = limit + 1
     while (ahead < 0) & (looks > 0):
@@ -100,13 +100,13 @@ def wait(counter, target, limit):
 
 @triton.jit
 def give_up(counter, s, programs):
-    """Whoever waits for step s or a later one will have waited in vain."""
+    """Makes every wait for step s or a later one fail."""
     tl.atomic_xchg(counter, programs * s + FAR, sem="relaxed")
 
 
 @triton.jit
 def wait_for_slot(counter, s, programs, limit, SLOTS: tl.constexpr, DATA: tl.constexpr):
-    """`wait` until everybody's part of step s is there or, of words, may be waited for."""
+    """`wait` until all parts of step s are there or, for words, until they may be polled."""
     left = limit
     if DATA:
         if s % (SLOTS // 2) == 0:
@@ -118,7 +118,7 @@ def wait_for_slot(counter, s, programs, limit, SLOTS: tl.constexpr, DATA: tl.con
 
 @triton.jit
 def words(b_y, E: tl.constexpr):
-    """A program's own values, of the storage dtype, as 32-bit words, none of them EMPTY. The units of a row come in the
+    """A program's own values, in the storage dtype, as 32-bit words, none of them EMPTY. The units of a row are in the
     order of `slices.swapped`, the words in order."""
     if E == 2:
         b = tl.reshape(b_y.to(tl.int16, bitcast=True), (b_y.shape[0] // 4, 2, 2))
@@ -131,7 +131,7 @@ def words(b_y, E: tl.constexpr):
 
 @triton.jit
 def publish(slot, b_y, o_slot, m_slot, o_word, m_word, E: tl.constexpr, DATA: tl.constexpr):
-    """The program's own values into a slot, as words or as they are."""
+    """Stores the program's own values into a slot, as words or as they are."""
     if DATA:
         tl.store(slot.to(tl.pointer_type(tl.uint32)) + o_word, words(b_y, E), mask=m_word)
     else:
@@ -140,7 +140,7 @@ def publish(slot, b_y, o_slot, m_slot, o_word, m_word, E: tl.constexpr, DATA: tl
 
 @triton.jit
 def collect_counted(slot, i: tl.constexpr, BB: tl.constexpr, KS: tl.constexpr, CHUNKS: tl.constexpr, E: tl.constexpr):
-    """Chunk i of the tile, (KS, BB, BK), to be called when `wait` has said that it is there."""
+    """Chunk i of the tile, (KS, BB, BK), to be called once `wait` has succeeded."""
     p = slot + first_unit(CHUNKS, KS, i) * BB + _pieces(BB, KS, CHUNKS[i], E, 4 * E)
     return _operand(tl.load(p, cache_modifier=".cg"), BB, KS, CHUNKS[i], E, 1)
 
@@ -149,7 +149,7 @@ def collect_counted(slot, i: tl.constexpr, BB: tl.constexpr, KS: tl.constexpr, C
 def collect_words(
     slot, i: tl.constexpr, limit, BB: tl.constexpr, KS: tl.constexpr, CHUNKS: tl.constexpr, E: tl.constexpr
 ):
-    """The words of chunk i, and what is left of the limit when none of them is EMPTY, as of `wait`."""
+    """The words of chunk i, and the looks left once none of them is EMPTY, as in `wait`."""
     p = slot.to(tl.pointer_type(tl.uint32)) + first_unit(CHUNKS, KS, i) * BB // E + _pieces(BB, KS, CHUNKS[i], E, 4)
     b = tl.full(p.shape, EMPTY, tl.uint32)
     missing = limit >= IN_VAIN
@@ -165,7 +165,7 @@ def collect_words(
 def operand_of(
     b, PART: tl.constexpr, DT: tl.constexpr, BB: tl.constexpr, KS: tl.constexpr, BK: tl.constexpr, E: tl.constexpr
 ):
-    """Words as the left operand of their chunk's product, or with E == 2 of the product of one half of each word."""
+    """Words as the left operand of their chunk's product or, with E == 2, of the product of one half of each word."""
     if E == 2:
         b_half = ((b >> 16 * PART) & 0xFFFF).to(tl.uint16).to(DT, bitcast=True)
         b_k = _operand(b_half, BB, KS, BK // 2, E, 2)
@@ -176,7 +176,7 @@ def operand_of(
 
 @triton.jit
 def clear(p_word, count, STRIDE: tl.constexpr, mask):
-    """Empties the program's words of ``count`` slots in a row."""
+    """Empties the program's words in ``count`` consecutive slots."""
     for i in tl.range(0, count):
         tl.store(p_word + i * STRIDE, tl.full(p_word.shape, EMPTY, tl.uint32), mask=mask)
 
@@ -185,8 +185,8 @@ def clear(p_word, count, STRIDE: tl.constexpr, mask):
 def empty_half(
     slots, counter, s, o_word, m_word, SLOT: tl.constexpr, SLOTS: tl.constexpr, GATES: tl.constexpr, E: tl.constexpr
 ):
-    """Once in half a ring: empties the program's words of the half that everybody has read, for they have written the
-    slot of step s, which has just been collected; and tells."""
+    """Once per half ring: empties the program's words in the half that all programs have read (they have written the
+    slot of step s, which has just been collected), and signals it."""
     HALF: tl.constexpr = SLOTS // 2
     if (s % HALF == 0) & (s > 0):
         p_word = (slots + (s - HALF) % SLOTS * SLOT).to(tl.pointer_type(tl.uint32)) + o_word

@@ -1,4 +1,4 @@
-"""The forward of the persistent family: the whole time loop in one launch, its programs exchanging states."""
+"""The forward kernel of the persistent family: the whole time loop in one launch, its programs exchanging states."""
 
 import triton
 import triton.language as tl
@@ -31,7 +31,7 @@ from tritongru.kernels.persistent.watchdog import spin_budget
 def gates_of(
     b_acc, b_acc_n, BB: tl.constexpr, BH: tl.constexpr, OWN: tl.constexpr, KS: tl.constexpr, PAD: tl.constexpr
 ):
-    """What the products are for r, z and n, each (OWN,)."""
+    """The products for r, z and n, each (OWN,)."""
     if PAD:
         b = tl.reshape(results(b_acc, 4, BB, BH, OWN, KS), (2, 2, OWN))
         b_rn, b_z = tl.split(tl.permute(b, (0, 2, 1)))
@@ -61,8 +61,8 @@ def persistent_forward_kernel(
     gates,  # (N, D, H, 4) if SAVE_GATES: r, z (see `gates.encode_update`), n and a = W_hn h + b_hn
     offsets,  # (T + 1,) first row of each step, if PACKED
     slots,  # (D, tiles, SLOTS, BB * units) zeros: the exchange
-    state,  # (D, tiles, programs, BB, BH) fp32, each part touched by one program alone
-    counters,  # (D, tiles, 32) int32 zeros, of which the first counts: each counter has a cache line of its own
+    state,  # (D, tiles, programs, BB, BH) fp32, each part used by one program only
+    counters,  # (D, tiles, 32) int32 zeros, of which the first counts: each counter has its own cache line
     report,  # (1,) int64 that the host can read: where a program gave up waiting
     T,
     B,
@@ -92,7 +92,7 @@ def persistent_forward_kernel(
     SERIES: tl.constexpr = DT == tl.float32
     REFINE: tl.constexpr = SERIES and PRECISION != "tf32"
     SLOT: tl.constexpr = BB * first_unit(CHUNKS, KS, len(CHUNKS))
-    GATES: tl.constexpr = 4 if PAD else 2  # side by side in one product: r, z, n and nothing, or r and z
+    GATES: tl.constexpr = 4 if PAD else 2  # side by side in one product: r, z, n and padding, or r and z
     OWN: tl.constexpr = own_values(BB, BH, THREADS)
     i_h, i_g, i_d = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     programs, groups = tl.num_programs(0), tl.num_programs(1)
@@ -135,10 +135,10 @@ def persistent_forward_kernel(
             row = row * D + i_d
             m = m_h & (o_b < n_b)
             p_x = gx + row * (3 * H) + (o_b * (D * 3 * H) + o_h)
-            if KS > 1:  # ahead of the wait, which hides their way; a wide tile has no registers to keep them in
+            if KS > 1:  # before the wait, which hides their latency; a wide tile has no registers for them
                 b_r, b_z, b_x = inputs(p_x, m, H)
             left = wait_for_slot(counter, s, programs, limit, SLOTS, DATA)
-            if not DATA:  # at once: a value that waits for the end of the products costs them a register
+            if not DATA:  # at once: keeping the value until the end of the products would cost a register
                 limit = spin_budget(report, counter, limit, left, s, 0, i_b, i_h, i_d)
             b_acc, b_acc_n, left = collect_products(
                 *(slot + s % SLOTS * SLOT, b_w, b_w_n, left),
@@ -157,7 +157,7 @@ def persistent_forward_kernel(
                 b_r + (b_gr + b_bias_r), b_z + (b_gz + b_bias_z), b_x, b_a, b_h, SERIES, REFINE
             )
             if H % BH > 0:
-                b_new = tl.where(o_h < H, b_new, 0.0)  # of an infinite state, 0 times it would reach everybody as NaN
+                b_new = tl.where(o_h < H, b_new, 0.0)  # 0 times an infinite state would reach all programs as NaN
             if PACKED:
                 b_new = tl.where(m, b_new, b_h)
             b_y = b_new.to(DT)

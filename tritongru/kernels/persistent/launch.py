@@ -1,4 +1,4 @@
-"""Launches of the persistent kernels, and the memory in which their programs meet."""
+"""Launches of the persistent kernels, and the memory through which their programs communicate."""
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ def forward(
     launch: PersistentLaunch,
     limit: int = LIMIT,
 ) -> None:
-    """Runs the kernel, all of whose programs are on the device at once or none.
+    """Runs the kernel with all of its programs on the device at once.
 
     Raises:
         RuntimeError: if an earlier launch on this device gave up waiting.
@@ -47,7 +47,7 @@ def forward(
 
 def backward(
     dy: Tensor | None,  # (N, D, H)
-    dh: Tensor,  # (D, B, H) fp32: of the states after these steps, replaced by that of the states before them
+    dh: Tensor,  # (D, B, H) fp32: in, gradient of the states after these steps; out, of the states before them
     recurrence: Recurrence,
     saved: Saved,
     found: GateGradients,  # written
@@ -55,8 +55,8 @@ def backward(
     part: Part = WHOLE,
     limit: int = LIMIT,
 ) -> None:
-    """Runs the kernel over a part of the steps, whose rows alone the gates and their gradients hold. Packed rows
-    are walked as a whole.
+    """Runs the kernel over a part of the steps; the gates and their gradients hold only its rows. Packed rows are
+    processed in one part.
 
     Raises:
         RuntimeError: if an earlier launch on this device gave up waiting.
@@ -83,8 +83,8 @@ def backward(
 def workspace(
     like: Tensor, tiles: int, launch: PersistentLaunch, state: int = 0
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Counters, slots and ``state`` fp32 values a tile in one buffer, cleared by one memset. Each launch has its own,
-    so that launches on two streams, or a graph replayed, never meet the counts of another."""
+    """Counters, slots and ``state`` fp32 values per tile in one buffer, cleared by one memset. Each launch has its own,
+    so that launches on two streams, or replays of a graph, never see the counts of another."""
     words = (tiles * COUNTER_BYTES // 4, tiles * launch.slots * launch.tile_bytes // 4, tiles * state)
     buffer = torch.zeros(sum(words), dtype=torch.int32, device=like.device)
     slots = buffer[words[0] :].view(like.dtype)

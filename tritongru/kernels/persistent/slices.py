@@ -1,7 +1,7 @@
 """A program's slice of W_hh on chip, its product with a batch tile, and the program's own places in tensors and slots.
 
-Blocks of a program's own values are flat, (OWN,): with one dimension there is one way to deal them out to threads, the
-same for every load, store and result.
+Blocks of a program's own values are flat, (OWN,): with one dimension there is only one way to distribute them over
+threads, the same for every load, store and result.
 """
 
 import triton
@@ -20,7 +20,7 @@ from tritongru.kernels.persistent.exchange import (
 
 @triton.constexpr_function
 def own_values(BB, BH, THREADS):
-    """Values of a program's own block. With fewer of them than threads they repeat, so that each thread has one."""
+    """Values of a program's own block. If there are fewer than threads they repeat, so that each thread has one."""
     return max(BB * BH, THREADS)
 
 
@@ -33,14 +33,14 @@ def swapped(o):
 
 @triton.jit
 def own_places(i_h, BB: tl.constexpr, BH: tl.constexpr, OWN: tl.constexpr):
-    """Row of the tile, unit, and whether it is no repetition, of each of a program's own values."""
+    """For each of a program's own values: row of the tile, unit, and whether it is not a repetition."""
     o = tl.arange(0, OWN)
     return o // BH % BB, i_h * BH + swapped(o % BH), o < BB * BH
 
 
 @triton.jit
 def own_words(i_h, BB: tl.constexpr, BH: tl.constexpr, OWN: tl.constexpr, E: tl.constexpr):
-    """Where the program's own words lie in a slot, and which are no repetitions, in the order of `exchange.words`."""
+    """Where the program's own words lie in a slot, and which are not repetitions, in the order of `exchange.words`."""
     o = tl.arange(0, OWN // E)
     o_u = o % (BH // E) * E if E == 2 else swapped(o % BH)
     return place(o // (BH // E) % BB, i_h * BH + o_u, BB, E) // E, o < BB * BH // E
@@ -48,9 +48,9 @@ def own_words(i_h, BB: tl.constexpr, BH: tl.constexpr, OWN: tl.constexpr, E: tl.
 
 @triton.jit
 def operand_places(KS: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
-    """Place along k (over all KS parts) and column of each value of a right operand: flat, k running fastest, for so it
-    will lie in shared memory, and the products' loads from there are wide. A whole operand, for KS == 1, is loaded as a
-    block: its many values, flat, would spill."""
+    """Place along k (over all KS parts) and column of each value of a right operand: flat, with k running fastest, as
+    in shared memory, so that the products' loads from there are wide. A whole operand, for KS == 1, is loaded as a
+    block: flat, its many values would spill."""
     if KS == 1:
         o_k = tl.arange(0, K)[None, :, None]
         o_n = tl.arange(0, N)[None, None, :]
@@ -134,7 +134,7 @@ def zero_accumulator(BB: tl.constexpr, N: tl.constexpr, KS: tl.constexpr):
 
 @triton.jit
 def product(b_k, b_w, b_acc, KS: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
-    """Adds a chunk's product. Each of KS groups of warps has a part of k, or, for KS == 1, of the rows."""
+    """Adds a chunk's product. Each of KS groups of warps has a part of k or, for KS == 1, of the rows."""
     if UPCAST:
         b_k = b_k.to(tl.float32)
     if KS == 1:
@@ -161,7 +161,7 @@ def collect_products(
     PRECISION: tl.constexpr,
 ):
     """The tile in a slot, chunk by chunk, times the program's slice of W_hh (and a second one): sums over N and N_N
-    columns, and what is left of the looks when all words of the tile have come."""
+    columns, and the looks left once all words of the tile have arrived."""
     PARTS: tl.constexpr = parts(DATA, E)
     b_acc = zero_accumulator(BB, N, KS)
     b_acc_n = zero_accumulator(BB, N_N, KS)
@@ -181,8 +181,8 @@ def collect_products(
 
 @triton.jit
 def results(b_acc, GATES: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, OWN: tl.constexpr, KS: tl.constexpr):
-    """The sum over KS, (GATES, OWN). One trip through shared memory hands each thread the parts of the results that are
-    its own, and it adds them up."""
+    """The sum over KS, (GATES, OWN). One trip through shared memory gives each thread its own parts of the results,
+    which it adds up."""
     b = tl.permute(tl.reshape(b_acc, (KS, BB, GATES, BH // 4, 2, 2)), (0, 2, 1, 3, 5, 4))
     o = tl.arange(0, KS * GATES * OWN)
     if OWN > BB * BH:

@@ -1,8 +1,8 @@
-"""What becomes of a wait that does not end: the program gives up, goes on with NaN, and leaves word for the host, which
-raises at the next launch or in `tritongru.synchronize`.
+"""What happens if a wait does not end: the program gives up, continues with NaN, and reports to the host, which raises
+at the next launch or in `tritongru.synchronize`.
 
-A wait that never ends would mean that a program is missing, which a cooperative launch rules out, or a fault in a
-kernel. Either way a GPU that hangs is worse than an error.
+A wait that never ends would mean that a program is missing, which a cooperative launch rules out, or a bug in a kernel.
+Either way an error is better than a GPU that hangs.
 """
 
 import ctypes
@@ -17,23 +17,23 @@ from torch import Tensor
 from tritongru.kernels.persistent.exchange import IN_VAIN, give_up
 
 # Looks that a program makes in one step, at a counter and at all chunks of words together, before it gives up. A look
-# is a trip to L2 and back, at a chunk one for all of its words: 0.65 us and more (published, H100), so this is about
-# two seconds, and more on a busy chip. Looks are counted, not time, so that a kernel that is paused (by a
-# debugger, by time slices) is not hurt.
+# is a trip to L2 and back, for a chunk one for all of its words: at least 0.65 us (published, H100), so the limit is
+# about two seconds, and more on a busy chip. Looks are counted, not time, so that pausing a kernel (by a debugger, by
+# time slices) does no harm.
 LIMIT = 3_000_000
 
 
 @triton.jit
 def encode_place(s, i_b, i_h, i_d):
-    """Step, batch tile, program and direction in one word, which is never zero; `raise_report` takes it apart."""
+    """Step, batch tile, program and direction in one word, which is never zero; `raise_report` decodes it."""
     word = (tl.full((), 65536, tl.int64) * s + i_b % 65536) * 32768 + i_h
     return word * 2 + i_d + 1
 
 
 @triton.jit
 def spin_budget(report, counter, limit, left, s, start, i_b, i_h, i_d):
-    """The limit for the next wait, at step s of the launch. Once a wait was in vain there is none any more: the host
-    gets a word, with the step from the ``start`` of the sequence, and at each of its tiles the program gives up."""
+    """The limit for the next wait, at step s of the launch. Once a wait has failed, no further wait is made: the host
+    gets a word with the step, counted from the ``start`` of the sequence, and the program gives up at each tile."""
     if left == IN_VAIN:
         if limit != IN_VAIN:
             tl.store(report, encode_place(start + s, i_b, i_h, i_d))
@@ -49,19 +49,19 @@ class Report(NamedTuple):
     word: ctypes.c_int64
 
 
-reports: dict[torch.device, Report] = {}  # of the devices that kernels ran on
+reports: dict[torch.device, Report] = {}  # for the devices that kernels ran on
 
 
 @functools.cache
 def report_of(device: torch.device) -> Report:
-    with torch.inference_mode(False):  # the first launch may be under inference mode, the next change outside
+    with torch.inference_mode(False):  # the first launch may be under inference mode, later changes outside
         tensor = torch.zeros(1, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
     reports[device] = Report(tensor, ctypes.c_int64.from_address(tensor.data_ptr()))
     return reports[device]
 
 
 def raise_report(report: Report) -> None:
-    """Raises what kernels have written so far, without waiting for them."""
+    """Raises what kernels have reported so far, without waiting for them."""
     word = report.word.value - 1
     if word < 0:
         return
@@ -71,6 +71,6 @@ def raise_report(report: Report) -> None:
     step, tile = divmod(word, 1 << 16)
     raise RuntimeError(
         f"a persistent GRU kernel gave up at its time step {step}: program {program} of batch tile {tile}, direction "
-        f"{direction}, waited for the others in vain, and results from there on are NaN; the call that launched it has "
-        "to be repeated (impl='torch' does not depend on programs that wait for each other)"
+        f"{direction}, waited too long for the others, and results from there on are NaN; repeat the call that "
+        "launched it, or use impl='torch', which does not depend on programs that wait for each other"
     )

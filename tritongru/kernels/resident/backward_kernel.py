@@ -1,4 +1,4 @@
-"""The backward of the resident family, the mirror of forward_kernel.py."""
+"""The backward kernel of the resident family, the mirror of forward_kernel.py."""
 
 import triton
 import triton.language as tl
@@ -12,7 +12,7 @@ from tritongru.kernels.gates import gru_step_backward
 @triton.jit(do_not_specialize=["T", "B", "start", "count", "N"])
 def resident_backward_kernel(
     dy,  # (N, D, H) if USE_DY
-    dh,  # (D, B, H) fp32: of the states after these steps, replaced by that of the states before them
+    dh,  # (D, B, H) fp32: in, gradient of the states after these steps; out, of the states before them
     w_hh,  # (D, 3H, H)
     h0,  # (D, B, H) if USE_H0
     y,  # (N, D, H)
@@ -44,7 +44,7 @@ def resident_backward_kernel(
     b_w = load_w_backward(w_hh + i_d * 3 * H * H, H, CHUNKS, UPCAST)
     b_h0 = load_state(h0, row_state, n_tile, BB, H, CHUNKS, USE_H0)
     b_dh = load_state(dh, row_state, n_tile, BB, H, CHUNKS, True)
-    before = ((1 - i_d) * (T - start - count) + i_d * start).to(tl.int64) * B  # rows ahead of those of these steps
+    before = ((1 - i_d) * (T - start - count) + i_d * start).to(tl.int64) * B  # rows before those of these steps
     for s in tl.range(start, start + count, num_stages=STAGES):
         t = T - 1 - s - i_d * (T - 1 - 2 * s)
         row, n_b = tile_at(t, i_b, T, B, N, offsets, BB, PACKED)

@@ -1,4 +1,4 @@
-"""The forward of the resident family: one program runs all time steps of its rows."""
+"""The forward kernel of the resident family: one program runs all time steps of its rows."""
 
 import triton
 import triton.language as tl

@@ -31,15 +31,15 @@ def forward(
 
 def backward(
     dy: Tensor | None,  # (N, D, H)
-    dh: Tensor,  # (D, B, H) fp32: of the states after these steps, replaced by that of the states before them
+    dh: Tensor,  # (D, B, H) fp32: in, gradient of the states after these steps; out, of the states before them
     recurrence: Recurrence,
     saved: Saved,
     found: GateGradients,  # written
     launch: Launch,
     part: Part = WHOLE,
 ) -> None:
-    """Runs the kernel over a part of the steps, whose rows alone the gates and their gradients hold. Packed rows
-    are walked as a whole."""
+    """Runs the kernel over a part of the steps; the gates and their gradients hold only its rows. Packed rows are
+    processed in one part."""
     w_hh, _, h0, rows = recurrence
     (y, gates), (dgx, da) = saved, found
     offsets, (D, B, _) = rows.offsets, dh.shape

@@ -1,6 +1,6 @@
-"""The stepwise kernels: one launch a time step, for recurrent weights that the chip cannot hold.
+"""The stepwise kernels: one launch per time step, for recurrent weights that do not fit on the chip.
 
-A program owns BH hidden units of BB batch rows in one direction: it streams its rows of W_hh past the state of the
-step before, and does the gate math where the product ends. The end of a launch is what the programs meet at. Launches
-differ in the step alone, a plain number, so that a CUDA graph of them replays without the host.
+A program owns BH hidden units of BB batch rows in one direction: it streams its rows of W_hh, multiplies them with the
+previous state, and then does the gate math. The end of a launch synchronizes the programs. Launches differ only in the
+step, a plain number, so that a CUDA graph of them replays without the host.
 """

@@ -1,4 +1,4 @@
-"""The backward of the stepwise family, the mirror of forward_kernel.py."""
+"""The backward kernel of the stepwise family, the mirror of forward_kernel.py."""
 
 import triton
 import triton.language as tl
@@ -11,7 +11,7 @@ from tritongru.kernels.gates import gru_step_backward
 @triton.jit
 def product_backward(
     p_dx,  # (BB, 1) pointers to the rows of dgx
-    p_da,  # (BB, 1) and of da
+    p_da,  # (BB, 1) pointers to the rows of da
     m_b,  # (BB, 1)
     w,  # (3, H, H) from the program's first column on
     n_h,  # columns left from there
@@ -24,8 +24,8 @@ def product_backward(
     BK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """(dr, dz, da) W, one block of one gate at a time: of several products into one sum in an iteration, the compiler
-    makes a chain with exchanges between (17 barriers for 2)."""
+    """(dr, dz, da) W, one block of one gate at a time: from several products into one sum in an iteration the compiler
+    makes a chain with exchanges in between (17 barriers instead of 2)."""
     NK: tl.constexpr = (H + BK - 1) // BK
     o_k, o_h = tl.arange(0, BK), tl.arange(0, BH)[None, :]
     p_w = w + o_k[:, None] * H + o_h
@@ -46,12 +46,12 @@ def stepwise_backward_kernel(
     w_hh,  # (D, 3H, H)
     h0,  # (D, B, H) if USE_H0
     y,  # (N, D, H)
-    gates,  # (n, D, H, 4), as the next two the rows of this part alone
+    gates,  # (n, D, H, 4), like the next two only the rows of this part
     dgx,  # (n, D, 3H)
     da,  # (n, D, H)
-    dh,  # (D, B, H) fp32: gradient of the state, but for what the next step's product brings
+    dh,  # (D, B, H) fp32: gradient of the state, without the next step's product
     offsets,  # (T + 1,) if PACKED
-    s,  # the step of the walk: in direction 0 it begins at the last step
+    s,  # the step of the walk, which begins at the last time step in direction 0
     T,
     B,
     start,  # this part of the walk: steps start .. start + count - 1
@@ -69,7 +69,7 @@ def stepwise_backward_kernel(
     BK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """The product of the step before, if that is one of this part, then the gates of this step, if it is."""
+    """The product of the previous step of the walk, then the gates of this step, each if it belongs to this part."""
     DT: tl.constexpr = y.dtype.element_ty
     last = start + count
     i_b, i_h, i_d = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -78,7 +78,7 @@ def stepwise_backward_kernel(
     row_next, n_next = tile_at(t + 1 - 2 * i_d, i_b, T, B, N, offsets, BB, PACKED)
     row_prev, n_prev = tile_at(t - 1 + 2 * i_d, i_b, T, B, N, offsets, BB, PACKED)
     row, row_next, row_prev = row * D + i_d, row_next * D + i_d, row_prev * D + i_d
-    row_part = (T - last + i_d * (start + last - T)).to(tl.int64) * B * D  # where the part's own tensors begin
+    row_part = (T - last + i_d * (start + last - T)).to(tl.int64) * B * D  # where the part's tensors begin
     row_state = i_d.to(tl.int64) * B + i_b * BB
     n_b = tl.where(s < last, n_b, 0)
     n_next = tl.where(s > start, n_next, 0)

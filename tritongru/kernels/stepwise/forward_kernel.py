@@ -1,4 +1,4 @@
-"""The forward of the stepwise family: one time step a launch."""
+"""The forward kernel of the stepwise family: one time step per launch."""
 
 import triton
 import triton.language as tl
@@ -51,7 +51,7 @@ def stepwise_forward_kernel(
     h0,  # (D, B, H) if USE_H0
     y,  # (N, D, H)
     gates,  # (N, D, H, 4) if SAVE_GATES: r, z (see `gates.encode_update`), n and a = W_hn h + b_hn
-    state,  # (D, B, H) fp32: h of each row's last step; a program touches its own units alone
+    state,  # (D, B, H) fp32: h of each row's last step; a program uses only its own units
     offsets,  # (T + 1,) first row of each step, if PACKED
     s,
     T,
@@ -73,7 +73,7 @@ def stepwise_forward_kernel(
     DT: tl.constexpr = y.dtype.element_ty
     SERIES: tl.constexpr = DT == tl.float32
     REFINE: tl.constexpr = SERIES and PRECISION != "tf32"
-    AHEAD: tl.constexpr = BB <= 32  # a wide tile has no registers to keep its inputs in
+    AHEAD: tl.constexpr = BB <= 32  # a wide tile has no registers for its inputs
     i_b, i_h, i_d = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     t = s + i_d * (T - 1 - 2 * s)  # direction 1 walks from the last step to the first
     row, n_b = tile_at(t, i_b, T, B, N, offsets, BB, PACKED)

@@ -43,14 +43,14 @@ def forward(
 
 def backward(
     dy: Tensor | None,  # (N, D, H)
-    dh: Tensor,  # (D, B, H) fp32: of the states after these steps, replaced by that of the states before them
+    dh: Tensor,  # (D, B, H) fp32: in, gradient of the states after these steps; out, of the states before them
     recurrence: Recurrence,
     saved: Saved,
     found: GateGradients,  # written
     launch: StepwiseLaunch,
     part: Part = WHOLE,
 ) -> None:
-    """Over a part of the steps, whose rows alone the gates and their gradients hold."""
+    """Runs over a part of the steps; the gates and their gradients hold only its rows."""
     w_hh, _, h0, rows = recurrence
     (y, gates), (dgx, da) = saved, found
     offsets = rows.offsets
@@ -63,12 +63,12 @@ def backward(
             **blocks(launch),
             **kernel_options(y, launch.num_warps),
         )
-        for s in range(part.start, part.start + sizes["count"] + 1):  # the last one is for the product alone
+        for s in range(part.start, part.start + sizes["count"] + 1):  # the last one only computes the product
             step(s=s)
 
 
 def grid(state: Tensor, launch: StepwiseLaunch) -> tuple[int, int, int]:
-    """Programs that read the same part of W_hh are neighbours, so that it comes from memory once."""
+    """Programs that read the same part of W_hh are neighbours, so that it is read from memory once."""
     D, B, H = state.shape
     return triton.cdiv(B, launch.block_b), triton.cdiv(H, launch.block_h), D
 

@@ -1,10 +1,10 @@
-"""The backward pass of a layer, the mirror of the forward: chunk by chunk the loop over the steps from the last, then
-the products over the chunk's rows.
+"""The backward pass of a layer, the mirror of the forward pass: for each chunk the loop over the steps, the last one
+first, then the products over the chunk's rows.
 
-A step first finds the gradients of its gates, which one row holds side by side as (n, r, z, a), so that those of the
-input's product (n, r, z) and those of the state's (r, z, a) each are one operand. What the forward has kept of a step
-also has the state before it, for the gradient of W_hh; where nothing was kept it is rebuilt from the outputs, chunk by
-chunk. Gradients of weights are summed block by block of rows, and the blocks depend on the sizes of the call alone.
+A step first computes the gradients of its gates, stored in a row side by side as (n, r, z, a), so that those of the
+input product (n, r, z) and those of the state product (r, z, a) are one operand each. What the forward pass kept of a
+step includes the previous state, for the gradient of W_hh; if nothing was kept it is rebuilt from the outputs, chunk by
+chunk. Gradients of weights are summed in blocks of rows, and the blocks depend only on the sizes of the call.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tritongru.llvm.passes.phases import PHASE, Task, run, worker
 from tritongru.llvm.passes.tiles import ABREAST, SUMMED, Tiles, product
 from tritongru.planning.cpu_plan import GRADIENTS, KEPT, LINE, strip_length
 
-N, R, Z, A = range(GRADIENTS)  # what a row of gradients holds, H of each
+N, R, Z, A = range(GRADIENTS)  # the order in a row of gradients, H values each
 BEFORE = KEPT - 1
-# Rows of a chunk from which on more than ``SUMMED`` products are summed apart before they are added to a gradient of
-# weights: with 330,000 rows, chains of ``SUMMED`` added one by one had an error beyond twice torch's.
+# Rows of a chunk from which on more than ``SUMMED`` products are summed separately before they are added to a gradient
+# of weights: with 330,000 rows, chains of ``SUMMED`` added one by one had more than twice torch's error.
 MANY = 4096
-FAR_BYTES = 128 * SUMMED  # of a strip of so many: three of them on the stack of a thread
+FAR_BYTES = 128 * SUMMED  # of a strip of such a sum: three strips are on a thread's stack
 
 
 def write_backward(m: Module, tiles: Tiles) -> None:
@@ -52,7 +52,7 @@ def write_backward(m: Module, tiles: Tiles) -> None:
 
 
 def _abreast(f: Function, columns: Value) -> Value:
-    """Tasks that so many columns of a gradient of weights take."""
+    """Tasks for ``columns`` columns of a gradient of weights."""
     return (vectors_of(f, columns) + (ABREAST - 1)) // ABREAST
 
 
@@ -62,7 +62,7 @@ def _length(m: Module, H: Value) -> Value:
 
 
 def _pack(m: Module, tiles: Tiles, columns: Function) -> Task:
-    """A strip of W_hh, whose rows come in the order r, z, n, or of W_ih in the order n, r, z."""
+    """A strip of W_hh, with its rows in the order r, z, n, or of W_ih, in the order n, r, z."""
     L = m.lanes
 
     def task(f: Function, call: Value, phase: Value, number: Value) -> None:
@@ -84,7 +84,7 @@ def _pack(m: Module, tiles: Tiles, columns: Function) -> Task:
 
 
 def _walk(m: Module, tiles: Tiles, forward: Parts) -> Task:
-    """All steps of a chunk for the rows of a group, in one direction, from the last."""
+    """All steps of a chunk for the rows of a group, in one direction, from the last one on."""
     gradients, multiply = _gradients_of_gates(m), m.once("product", lambda m: product(m, tiles))
 
     def task(f: Function, call: Value, phase: Value, number: Value) -> None:
@@ -133,7 +133,7 @@ def _walk(m: Module, tiles: Tiles, forward: Parts) -> Task:
 
 
 def kept_of_chunk(own: Layer, d: Value, row: Value) -> tuple[Value, Value]:
-    """What the forward has kept, or what was rebuilt, from a row of a chunk on; and from one row to the next."""
+    """What the forward pass kept, or what was rebuilt, from a row of a chunk on; and the stride between rows."""
     f, scalar = own.f, own.f.module.scalar
     there, each = f.is_there(own.kept), own.H * KEPT
     stride = f.select(there, own.D * each, each)
@@ -144,8 +144,8 @@ def kept_of_chunk(own: Layer, d: Value, row: Value) -> tuple[Value, Value]:
 
 
 def _gradients_of_gates(m: Module) -> Function:
-    """Of one step of some rows. ``dh`` comes in with the gradient of the state after the step, as far as later steps
-    bring it, and leaves with the part of that of the state before which passes z."""
+    """For one step of some rows. ``dh``: on entry the gradient of the state after the step, from later steps; on exit
+    the part of the gradient of the previous state that passes through z."""
     L = m.lanes
     parameters = {
         "rows": I64,
@@ -196,8 +196,8 @@ def _gradients_of_gates(m: Module) -> Function:
 
 
 def _products(m: Module, tiles: Tiles, columns: Function) -> Task:
-    """Of a chunk in one direction: the gradient of x of a block of rows, or of a few columns of a weight matrix, or of
-    the biases."""
+    """For a chunk in one direction: the gradient of x for a block of rows, or of a few columns of a weight matrix, or
+    of the biases."""
     block, weights = _gradient_of_x(m, tiles), _gradient_of_weights(m, tiles, columns)
     biases = _gradient_of_biases(m)
 
@@ -237,7 +237,7 @@ def _products(m: Module, tiles: Tiles, columns: Function) -> Task:
 
 
 def _gradient_of_x(m: Module, tiles: Tiles) -> Function:
-    """dx += (dn, dr, dz) W_ih of a block of a chunk's rows."""
+    """dx += (dn, dr, dz) W_ih for a block of a chunk's rows."""
     multiply = m.once("product", lambda m: product(m, tiles))
     parameters = {"call": PTR, "d": I64, "dg": PTR, "row": I64, "start": I64, "rows": I64}
     with m.function("gradient_of_x", parameters) as (f, call, d, dg, row, start, rows):
@@ -247,14 +247,14 @@ def _gradient_of_x(m: Module, tiles: Tiles) -> Function:
         dx = f.at(own.dx, (row + start) * I, m.scalar)
 
         some = f.least(rows - start, BLOCK)
-        adds = f.select(own.D.equals(1), f.null(), dx)  # to that of the other direction
+        adds = f.select(own.D.equals(1), f.null(), dx)  # to the other direction's
         with f.given(some > 0):
             f.call(multiply, some, f.at(dg, start * length, m.scalar), length, H * 3, w_ih, I, adds, I, dx, I)
     return f  # type: ignore[no-any-return]
 
 
 def _gradient_of_weights(m: Module, tiles: Tiles, columns: Function) -> Function:
-    """A few strips of columns of dW += dg^T x over a chunk's rows. ``third``: which gradient is that of gate n."""
+    """A few strips of columns of dW += dg^T x over a chunk's rows. ``third``: which gradient belongs to gate n."""
     L = m.lanes
     multiply = product(m, tiles, across=True)
     far = FAR_BYTES // m.isa.bytes
@@ -290,7 +290,7 @@ def _gradient_of_weights(m: Module, tiles: Tiles, columns: Function) -> Function
 
 
 def _gradient_of_biases(m: Module) -> Function:
-    """db += the sum of dg over a chunk's rows. ``third``: which gradient is that of gate n."""
+    """db += the sum of dg over a chunk's rows. ``third``: which gradient belongs to gate n."""
     L = m.lanes
     with m.function("gradient_of_biases", {"H": I64, "dg": PTR, "rows": I64, "db": PTR, "third": I64}) as (
         f,

@@ -1,17 +1,17 @@
-"""What a compiled pass is told of a layer, and what follows from it."""
+"""The record in which a compiled pass receives a layer, and what follows from it."""
 
 from __future__ import annotations
 
 from tritongru.llvm.language import I64, PTR, Function, Record, Value
 from tritongru.planning.cpu_plan import PARTS
 
-# Tensors are null where there are none, gradients where nobody needs them. ``y``, ``hn``, ``dy`` and so on as the
-# operators have them; ``kept`` (N, D, KEPT, H); ``dh`` comes in with the gradient of h_n and leaves with that of h0.
+# Missing tensors and gradients that are not needed are null. ``y``, ``hn``, ``dy`` and so on as in the operators;
+# ``kept`` (N, D, KEPT, H); ``dh``: on entry the gradient of h_n, on exit that of h0.
 TENSORS = (
     *("x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "offsets", "y", "hn", "kept"),
     *("dy", "dh", "dx", "dw_ih", "dw_hh", "db_ih", "db_hh", "zeros", "scratch"),
 )
-_SIZES = ("D", "B", "T", "I", "H", "chunk", "groups", "threads")  # chunk: steps; groups: of rows, each walked at once
+_SIZES = ("D", "B", "T", "I", "H", "chunk", "groups", "threads")  # chunk: steps; groups: of rows, one task each
 CALL = Record(
     **dict.fromkeys(TENSORS, PTR),
     **dict.fromkeys(_SIZES, I64),
@@ -22,7 +22,7 @@ CALL = Record(
 
 
 class Layer:
-    """The fields of a call, each read where it is asked for, and what follows from them."""
+    """The fields of a call, each read where it is used, and what follows from them."""
 
     def __init__(self, f: Function, call: Value) -> None:
         self.f, self.call = f, call
@@ -34,14 +34,14 @@ class Layer:
 
     @property
     def vectors(self) -> Value:
-        """Of units."""
+        """Vectors of units."""
         return vectors_of(self.f, self.H)
 
     def scratch_of(self, d: Value) -> Value:
         return self.f.at(self.scratch, d * self.share, self.f.module.scalar)
 
     def first_row(self, t: Value) -> Value:
-        """Of the rows of step t; for t = T their number."""
+        """The first row of step t; for t = T the number of all rows."""
         f = self.f
         row, offsets = f.variable(t * self.B), self.offsets
         with f.given(f.is_there(offsets)):
@@ -49,7 +49,7 @@ class Layer:
         return row.get()
 
     def rows_of_group(self, group: Value) -> tuple[Value, Value]:
-        """The first of a group's rows of a batch, and where they end; a group has whole tiles as far as there are."""
+        """The first of a group's rows in the batch, and their end; groups consist of whole tiles except the last."""
         f, R = self.f, self.f.module.isa.rows
         each = (self.B + self.groups * R - 1) // (self.groups * R) * R
         first = f.least(group * each, self.B)
@@ -57,29 +57,29 @@ class Layer:
 
 
 class Walk:
-    """A task's way through the steps of a chunk: for direction d, from the walk's step ``first`` on. A backward pass
+    """A task's way through the steps of a chunk in direction d, from the walk's step ``first`` on. A backward pass
     walks each direction from its last step."""
 
     def __init__(self, own: Layer, d: Value, backward: bool) -> None:
         self.own, self.d = own, d
-        self.ahead = d.equals(1 if backward else 0)  # whether it walks with time
+        self.ahead = d.equals(1 if backward else 0)  # whether it walks forward in time
 
     def step(self, walked: Value) -> Value:
         return self.own.f.select(self.ahead, walked, self.own.T - 1 - walked)
 
     def earliest(self, first: Value, count: Value) -> Value:
-        """Of the steps that come first, first + 1, .., in time."""
+        """The earliest in time of the ``count`` steps of the walk from ``first`` on."""
         return self.own.f.select(self.ahead, first, self.own.T - first - count)
 
     def neighbour(self, t: Value, before: bool) -> Value:
-        """The step before or after t in the direction of the state, or t itself where there is none."""
+        """The step before or after t in the direction of the state, or t itself if there is none."""
         f, T = self.own.f, self.own.T
         earlier = self.d.equals(0 if before else 1)
         return f.select(earlier, f.most(t - 1, 0), f.least(t + 1, T - 1))
 
     def shared(self, t: Value, other: Value, start: Value, end: Value) -> Value:
-        """Where those of the rows [start, end) of step t end that the other step has, too; a step has none with
-        itself."""
+        """The end of those rows in [start, end) of step t that the other step has as well; ``start`` if the other step
+        is t itself."""
         f, own = self.own.f, self.own
         found = f.least(own.first_row(other + 1) - own.first_row(other), end)
         return f.select(other.equals(t), start, f.most(found, start))
@@ -88,7 +88,7 @@ class Walk:
 def states_before(
     own: Layer, walk: Walk, t: Value, start: Value, end: Value
 ) -> list[tuple[Value, Value, Value, Value]]:
-    """For the rows [start, end) of step t: (from, to, where their states before the step lie, and how far apart)."""
+    """For the rows [start, end) of step t: (from, to, address of their previous states, stride)."""
     f, scalar = own.f, own.f.module.scalar
     before = walk.neighbour(t, before=True)
     middle = walk.shared(t, before, start, end)

@@ -1,7 +1,7 @@
 """The forward pass of a layer.
 
-Weights are packed; then, chunk by chunk of time, come the products of the inputs and the loop over the steps: what a
-chunk's products leave in the cache the loop reads there.
+Weights are packed; then, for each chunk of time, the products of the inputs are followed by the loop over the steps,
+which finds the products in the cache.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BLOCK = 64  # rows of a task of products
 
 @dataclass(frozen=True)
 class Parts:
-    """What a backward that rebuilds the gates shares with the forward. ``step``: of some rows in one direction."""
+    """What a backward pass that rebuilds gates shares with the forward pass. ``step``: for rows in one direction."""
 
     pack: Function
     project: Function
@@ -53,7 +53,7 @@ def blocks_of(rows: Value) -> Value:
 
 
 def _pack(m: Module, tiles: Tiles) -> Task:
-    """One vector of units of one direction, all its gates."""
+    """Packs one vector of units of one direction, all gates."""
     L, strip_of = m.lanes, strip_of_rows(m)
 
     def task(f: Function, call: Value, phase: Value, number: Value) -> None:
@@ -69,7 +69,7 @@ def _pack(m: Module, tiles: Tiles) -> Task:
             f.call(strip_of, f.at(own.w_ih, row * I, m.scalar), H, I, p * L, of_inputs)
         b_ih, b_hh = own.b_ih, own.b_hh
         mask = f.first_lanes(H - p * L, L)
-        for gate in range(4):  # r, z and n of the product with the input; n of that with the state
+        for gate in range(4):  # r, z and n of the input product; n of the state product
             found = f.variable(f.constant(0.0, m.vector))
             with f.given(f.is_there(b_ih)):
                 place = (d * 3 + min(gate, 2)) * H + p * L
@@ -84,7 +84,7 @@ def _pack(m: Module, tiles: Tiles) -> Task:
 
 
 def _project(m: Module, tiles: Tiles, backward: bool) -> Task:
-    """gx = x W_ih^T + b of a block of a chunk's rows, as (row, vector of units, gate, lane)."""
+    """gx = x W_ih^T + b for a block of a chunk's rows, as (row, vector of units, gate, lane)."""
     L, multiply = m.lanes, m.once("product", lambda m: product(m, tiles))
 
     def task(f: Function, call: Value, phase: Value, number: Value) -> None:
@@ -155,7 +155,7 @@ def _step(m: Module, tiles: Tiles) -> Function:
         "gx": PTR,
         "y": PTR,
         "y_stride": I64,
-        "kept": PTR,  # or null; its rows are KEPT times as far apart as those of y
+        "kept": PTR,  # or null; its row stride is KEPT times that of y
     }
     with m.function("step_forward", parameters) as (f, call, scratch, rows, h, h_stride, gx, y, y_stride, kept):
         own = Layer(f, call)
@@ -180,7 +180,7 @@ def _step(m: Module, tiles: Tiles) -> Function:
             f.call(finish_items, items)
 
         def body(R: int, V: int, row: Value, strip: Value) -> None:
-            """Gates of rows of a vector of units or, of a single row, of several vectors of units."""
+            """Gates of several rows for one vector of units or, for a single row, of several vectors of units."""
             right, unit, groups = f.at(scratch, strip * length, m.scalar), strip // 3 * L, V // 3
             f.call(tiles.sums(R, V), f.at(h, row * h_stride, m.scalar), h_stride, right, length, H, sums)
             apart: tuple[Operand, ...]
@@ -199,12 +199,12 @@ def _step(m: Module, tiles: Tiles) -> Function:
     return f  # type: ignore[no-any-return]
 
 
-# What the gates of a vector of units need: its sums, products of the input and states, where results go, and its bias.
-# Items are rows or, of a single row, vectors of units; ``units``: how many there are from the first item's first one
-# on, of which a last vector has fewer than lanes.
+# What the gates of a vector of units need: its sums, input products and states, the addresses of the results, and its
+# bias. Items are rows or, for a single row, vectors of units; ``units``: how many remain from the first item's first
+# unit on; the last vector may have fewer units than lanes.
 ITEM = ("sums", "gx", "h", "y", "kept", "bias_a")
 ITEMS = Record(**dict.fromkeys(ITEM, PTR), **{f"{name}_stride": I64 for name in ITEM}, count=I64, H=I64, units=I64)
-ABREAST = 4  # items whose gates are found at once: one alone waits for each of its steps
+ABREAST = 4  # items whose gates are computed at once, to hide the latency of each operation
 
 
 def _gates_of_items(m: Module) -> Function:

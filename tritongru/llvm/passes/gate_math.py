@@ -1,8 +1,8 @@
 """The gates of a vector of units, and their gradients.
 
 e^(c x) = 2^n e^r with n = round(c x / ln 2), so that |r| <= ln(2) / 2. With t = x - n ln(2) / c, which is r / c, the
-Taylor series of e^r - 1 is one in t whose coefficients have the powers of c in them; its first term left out is below
-half a unit in the last place. Its terms are taken two by two, which shortens the wait from one step to the next.
+Taylor series of e^r - 1 is a series in t whose coefficients include the powers of c; its first omitted term is below
+half a unit in the last place. Its terms are taken in pairs, which shortens the chain of dependent operations.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from tritongru.llvm.language import Function, Value, scalar_of
 
 
 class _Format(NamedTuple):
-    """Of one type. ``terms`` of the series; ``mantissa`` bits and ``bias`` of its exponent; ``high + low`` is ln 2, and
-    so many trailing bits of ``high`` are zero that its product with n is exact; ``lowest`` and ``highest``: exponents
-    of e between which 2^n is a normal number."""
+    """Constants of one type. ``terms``: of the series; ``mantissa``: bits; ``bias``: of the exponent; ``high + low`` is
+    ln 2, with enough trailing zero bits in ``high`` to make its product with n exact; ``lowest`` and ``highest``:
+    exponents of e between which 2^n is a normal number."""
 
     terms: int
     mantissa: int
@@ -37,7 +37,7 @@ def _exponential(f: Function, x: Value, c: int) -> tuple[Value, Value]:
     """2^n, and e^r - 1, of e^(c x)."""
     of = _OF[scalar_of(x.kind)]
     x = _bounded(f, x, *sorted((of.lowest / c, of.highest / c)))
-    # What is added rounds to a whole number, and leaves the bits of 2^n in the lowest places.
+    # Adding it rounds to a whole number and leaves the bits of 2^n in the lowest places.
     magic = 1.5 * 2**of.mantissa + of.bias
     shifted = f.fma(c / math.log(2), x, magic)
     n = shifted - magic
@@ -57,7 +57,7 @@ def _bounded(f: Function, x: Value, lowest: float, highest: float) -> Value:
 
 
 def sigmoid(f: Function, x: Value) -> Value:
-    """1 / (1 + e^-x), and 0 where e^-x has no number: a gate that is shut must stop even an infinite state."""
+    """1 / (1 + e^-x), and 0 where e^-x overflows: a closed gate must stop even an infinite state."""
     scale, rest = _exponential(f, x, -1)
     found = 1.0 / f.fma(scale, rest, scale + 1.0)
     return f.select(x < -_OF[scalar_of(x.kind)].highest, f.constant(0.0, x.kind), found)
@@ -80,16 +80,16 @@ class Gates(NamedTuple):
 
 
 def step(f: Function, h: Value, gh: tuple[Value, Value, Value], gx: tuple[Value, Value, Value]) -> tuple[Value, Gates]:
-    """The new state h' = n + z (h - n) and the gates. ``gh``: products with the state, those of n with their bias;
-    ``gx``: of the input, with all other biases."""
+    """The new state h' = n + z (h - n) and the gates. ``gh``: state products, with the bias of n; ``gx``: input
+    products, with all other biases."""
     r, z = sigmoid(f, gh[0] + gx[0]), sigmoid(f, gh[1] + gx[1])
     n = tanh(f, f.fma(r, gh[2], gx[2]))
     return f.fma(z, h - n, n), Gates(r, z, n, gh[2])
 
 
 def step_gradients(f: Function, dh: Value, h: Value, gates: Gates) -> tuple[Gates, Value]:
-    """Of the pre-activations of r, z and n, and of a; and the part of the gradient of h that passes z. ``h``: the state
-    before the step, ``dh``: the gradient of the one after it."""
+    """Gradients of the pre-activations of r, z and n, and of a; and the part of the gradient of h that passes through
+    z. ``h``: the state before the step, ``dh``: the gradient of the state after it."""
     r, z, n, a = gates
     dn = dh * (1.0 - z) * (1.0 - n * n)
     dz = dh * (h - n) * z * (1.0 - z)

@@ -1,4 +1,4 @@
-"""Weights and rows, brought into the order in which tiles read them."""
+"""Brings weights and rows into the order in which tiles read them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from tritongru.llvm.language import I64, PTR, Function, Module, Value
 
 
 def strip_of_rows(m: Module) -> Function:
-    """A strip of L rows of a matrix (rows, K), so that a tile's columns are those rows. Beyond the last row that one is
-    repeated: nobody reads what comes of it."""
+    """A strip of L rows of a matrix (rows, K), which become a tile's columns. The last row is repeated beyond the end:
+    those results are not read."""
     L = m.lanes
     parameters = {"matrix": PTR, "rows": I64, "K": I64, "first": I64, "strip": PTR}
     with m.function("strip_of_rows", parameters) as (f, matrix, rows, K, first, strip):
@@ -24,7 +24,7 @@ def strip_of_rows(m: Module) -> Function:
 
 
 def strip_of_columns(m: Module) -> Function:
-    """``rows`` rows of a strip of L columns of a matrix whose rows lie ``stride`` apart; zeros beyond its last one."""
+    """``rows`` rows of a strip of L columns of a matrix with row stride ``stride``; zeros beyond the last column."""
     L = m.lanes
     parameters = {"matrix": PTR, "stride": I64, "rows": I64, "columns": I64, "first": I64, "strip": PTR}
     with m.function("strip_of_columns", parameters) as (f, matrix, stride, rows, columns, first, strip):
@@ -39,7 +39,7 @@ def strip_of_columns(m: Module) -> Function:
 
 
 def copy_rows(m: Module) -> Function:
-    """``rows`` rows of ``columns`` values from one place to another, or zeros where there is no such place."""
+    """Copies ``rows`` rows of ``columns`` values."""
     L = m.lanes
     parameters = {"source": PTR, "source_stride": I64, "target": PTR, "target_stride": I64, "rows": I64, "columns": I64}
     with m.function("copy_rows", parameters) as (f, source, source_stride, target, target_stride, rows, columns):
@@ -57,7 +57,7 @@ def copy_rows(m: Module) -> Function:
 
 
 def transposed(f: Function, rows: list[Value]) -> list[Value]:
-    """L vectors of L lanes, by exchanging halves, quarters and so on."""
+    """Transposes L vectors of L lanes by exchanging halves, quarters and so on."""
     L, step = len(rows), len(rows) // 2
     while step:
         first = [k if not k & step else L + k - step for k in range(L)]

@@ -1,7 +1,7 @@
-"""What a pass is made of: phases, each of tasks that any number of threads take one by one.
+"""A pass consists of phases, and a phase of tasks that any number of threads take one by one.
 
-Every task writes memory of its own and is done the same way whoever takes it, so that results depend neither on the
-number of threads nor on their speed. A phase ends when all its tasks are done.
+Every task writes only its own memory and is the same in every thread, so results depend neither on the number of
+threads nor on their speed. A phase ends when all its tasks are done.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tritongru.llvm.language import I64, PTR, Function, Module, Record, Value
 from tritongru.llvm.passes.call import CALL
 
 PHASE = Record(call=PTR, tasks=I64, next=I64, first=I64, count=I64, direction=I64)
-# Writes what a task does: in a function, given the call, the phase and the task's number.
+# Writes the code of a task into a function, given the call, the phase and the task's number.
 Task = Callable[[Function, Value, Value, Value], None]
 
 
@@ -32,7 +32,7 @@ def worker(m: Module, name: str, task: Task) -> Function:
 
 
 def run(f: Function, call: Value, phase: Value, work: Function, tasks: Value) -> None:
-    """One phase: in this thread where there is one, or one task; else by whoever runs things side by side, with the
+    """Runs one phase: in this thread if there is only one thread or task, else in parallel, by a function with the
     arguments of GOMP_parallel."""
     PHASE.set(f, phase, call=call, tasks=tasks, next=0)
     threads = f.least(CALL.get(f, call, "threads"), tasks)

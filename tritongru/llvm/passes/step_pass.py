@@ -1,7 +1,7 @@
-"""One time step of a few rows, which reads the weights as they lie: packing them takes longer than to use them once.
+"""One time step of a few rows, which reads the weights unpacked: packing them takes longer than using them once.
 
-The sums are those of the tiles, bit for bit: squares of weights are transposed in registers, so that a vector has the
-same k of as many units, and each unit takes its products in the same order and blocks.
+The sums are equal to those of the tiles, bit for bit: squares of weights are transposed in registers, so that a vector
+holds the same k of several units, and each unit adds its products in the same order and blocks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tritongru.llvm.passes.tiles import SUMMED, Tiles
 
 
 def write_step(m: Module, tiles: Tiles) -> None:
-    """Of one direction, with neither packed rows nor values to keep."""
+    """For one direction, with neither packed rows nor values to keep."""
     L, sums_of = m.lanes, m.once("sums_of_gates", _sums_of_gates)
     with m.function("step", {"call": PTR}, public=True) as (f, call):
         own = Layer(f, call)
@@ -49,11 +49,11 @@ def write_step(m: Module, tiles: Tiles) -> None:
 
 
 def _sums_of_gates(m: Module) -> Function:
-    """For a vector of units from ``unit`` on the products of a row with the three gates' weights (3, H, K)."""
+    """The products of a row with the three gates' weights (3, H, K), for the vector of units from ``unit`` on."""
     L = m.lanes
     parameters = {"matrix": PTR, "H": I64, "K": I64, "unit": I64, "row": PTR, "sums": PTR}
     with m.function("sums_of_gates", parameters) as (f, matrix, H, K, unit, row, sums):
-        lines = [f.least(unit + lane, H - 1) * K for lane in range(L)]  # nobody reads what comes of those repeated
+        lines = [f.least(unit + lane, H - 1) * K for lane in range(L)]  # results of repeated lines are not read
         starts = [f.at(matrix, H * K * gate, m.scalar) for gate in range(3)]
         with f.loop(0, K, SUMMED) as first:
             found = [f.variable(f.constant(0.0, m.vector)) for _ in range(3)]

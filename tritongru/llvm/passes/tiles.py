@@ -1,8 +1,8 @@
 """Products of a few rows with packed weights, in registers.
 
 A matrix of weights is packed into strips: one vector of columns for every k, one after the other. A tile multiplies R
-rows of the left matrix with V strips. Its sums start at zero and take the products in the order of k, in blocks that
-depend on K alone, whatever R and V are, so that a row has the same bits in every tile.
+rows of the left matrix with V strips. Its sums start at zero and add the products in the order of k, in blocks that
+depend only on K, not on R and V, so that a row has the same bits in every tile.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from tritongru.planning.cpu_plan import LINE
 
 
 class Left(NamedTuple):
-    """The left matrix, of K columns. ``stride`` leads from row to row, whose k are adjacent; or, ``across``, from k to
-    k, whose rows are adjacent."""
+    """The left matrix, with K columns. ``stride``: from row to row, with adjacent k; or, if ``across``, from k to k,
+    with adjacent rows."""
 
     matrix: Value
     stride: Value
@@ -27,12 +27,12 @@ class Left(NamedTuple):
 ABREAST = 3  # strips that are multiplied across at once
 SUMMED = 128  # products that are summed in one chain
 
-# Writes what becomes of a tile's R rows and V strips, from which row and strip on.
+# Writes the code for a tile of R rows and V strips, given its first row and strip.
 Body = Callable[[int, int, Value, Value], None]
 
 
 class Tiles:
-    """The tiles of a module, each written when it is first asked for."""
+    """The tiles of a module, each written when first needed."""
 
     def __init__(self, module: Module) -> None:
         self.module = module
@@ -52,8 +52,8 @@ class Tiles:
         return self.module.once(f"sums_{R}x{V}", write)
 
     def added(self, R: int, V: int, across: bool) -> Function:
-        """The sums of a tile, and what is added to them, to rows in memory, of which ``columns`` are left from the
-        tile's first one on."""
+        """The sums of a tile, plus ``plus``, into rows in memory, with ``columns`` columns left from the tile's first
+        one on."""
         L, name = self.module.lanes, f"added_{R}x{V}{'_across' if across else ''}"
         parameters = {**_TILE, "plus": PTR, "plus_stride": I64, "target": PTR, "target_stride": I64, "columns": I64}
 
@@ -79,7 +79,7 @@ class Tiles:
 
 
 def over(f: Function, tiles: dict[int, tuple[int, ...]], rows: Value, strips: Value, body: Body) -> None:
-    """Covers rows and strips with tiles. Strips stay in the nearest cache while the rows pass by."""
+    """Covers rows and strips with tiles. Strips stay in the nearest cache while the rows change."""
     most = max(tiles)
     done = rows - rows % most
     for R in sorted(tiles, reverse=True):
@@ -101,8 +101,8 @@ _TILE = {"a": PTR, "stride": I64, "b": PTR, "strip": I64, "K": I64}
 
 
 def _sum(f: Function, left: Left, b: Value, strip: Value, R: int, V: int, sums: Value) -> None:
-    """Of each ``SUMMED`` products from zero, in registers, and these added up. One long chain would be several times
-    less exact than torch's products."""
+    """Sums ``SUMMED`` products at a time in registers, starting from zero, and adds these sums up. One long chain would
+    be several times less exact than torch's products."""
     m, L = f.module, f.module.lanes
     with f.loop(0, left.K, SUMMED) as first:
         found = [f.variable(f.constant(0.0, m.vector)) for _ in range(R * V)]
@@ -123,8 +123,8 @@ def _sum(f: Function, left: Left, b: Value, strip: Value, R: int, V: int, sums: 
 
 
 def product(m: Module, tiles: Tiles, across: bool = False) -> Function:
-    """A function for target = plus + left right, of which only the first ``columns`` columns are touched. ``plus`` is
-    null, or what is added last: a matrix, or with stride 0 a row for all. ``across``: of ``ABREAST`` strips at most."""
+    """A function for target = plus + left right, restricted to the first ``columns`` columns. ``plus``: null, or added
+    last: a matrix or, with stride 0, one row for all. ``across``: for at most ``ABREAST`` strips."""
     L = m.lanes
     parameters = {
         "rows": I64,
@@ -162,7 +162,7 @@ def product(m: Module, tiles: Tiles, across: bool = False) -> Function:
 
 
 def _sums_to_rows(m: Module) -> Function:
-    """What ``Tiles.added`` does where a tile reaches beyond the last column."""
+    """What ``Tiles.added`` does if a tile reaches beyond the last column."""
     L = m.lanes
     parameters = {
         "sums": PTR,
@@ -187,7 +187,7 @@ def _sums_to_rows(m: Module) -> Function:
 
 
 def _cut(f: Function, widths: tuple[int, ...], strips: Value) -> Iterator[tuple[int, Value, Value]]:
-    """Which strips are served by tiles of which width."""
+    """Which tile widths cover which strips."""
     first = f.integer(0)
     for V in widths:
         left = strips - first

@@ -1,4 +1,4 @@
-"""The rows of ``python3 -m bench study`` as its page reads them: by machine, task and model, all seeds."""
+"""The rows of ``python3 -m bench study`` as their pages read them: by machine, task and model, all seeds."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tritongru.commands.forecast import BASELINES
 class About:
     """What a page says of a task besides its rows."""
 
+    doing: str  # in a sentence
     what: str
     source: str
     held_out: str
@@ -34,27 +35,30 @@ class About:
 
 TASKS = {
     "electricity": About(
-        "the 48 half hours ahead of the electricity demand of England and Wales, from the demand of two days and its "
-        "difference to the week before",
-        "Taylor, 2003, as pmdarima ships it; the task of `python -m tritongru demo`",
-        "the last two of twelve weeks, forecast at every half hour",
-        "; ".join(f"{name}: {what}" for name, what in BASELINES.items()),
+        "forecasting electricity demand",
+        "electricity demand in England and Wales, 48 half hours ahead, from the demand of the last two days and its "
+        "difference from the week before",
+        "Taylor, 2003, included in pmdarima; also the task of `python -m tritongru demo`",
+        "the last two of twelve weeks, with a forecast from every half hour",
+        "; ".join(f"{name} ({what})" for name, what in BASELINES.items()),
         *("rmse", "RMSE", " MW", ".0f"),
         second=("mape", "MAPE, %", ".2f"),
     ),
     "adding": About(
+        "adding two marked numbers",
         "the sum of two marked numbers in a sequence of random ones",
         "Hochreiter and Schmidhuber, 1997",
-        "2,000 sequences of a seed of their own",
-        "always 1: the mean of the target",
+        "2,000 sequences from a separate random seed",
+        "always 1 (the mean of the targets)",
         *("mse", "mean squared error", "", ".1e"),
         by_factors=True,
     ),
     "characters": About(
+        "predicting text",
         "the next character of Python's language reference",
         "`pydoc_data.topics` of the standard library",
-        "the last tenth of the text, of which no paragraph occurs before",
-        "frequencies: how often each character occurs",
+        "the last tenth of the text; none of its paragraphs occurs earlier",
+        "frequencies (each character predicted by how often it occurs)",
         *("nats", "cross entropy", " nats per character", ".3f"),
     ),
 }
@@ -108,7 +112,7 @@ class Machine:
         path = listed(row["family"] for row in self.rows if row["model"] == "GRU")
         made = f", llvmlite {kept['llvmlite']}" if path == "llvm" else ""
         return (
-            f"{self.name}, torch {kept['torch']}{made}, fp32 ({kept['precision']}), GRU by {path}; "
+            f"{self.name}, torch {kept['torch']}{made}, fp32 ({kept['precision']}), GRU path {path}; "
             f"commit {kept['commit']}; {kept['date']}"
         )
 
