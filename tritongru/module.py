@@ -74,7 +74,7 @@ class GRU(nn.RNNBase):
         both). CUDA autocast returns the requested dtype. ``torch.jit.trace`` and ``torch.jit.script`` of a model record
         torch's GRU in place of the layer.
 
-    Example:
+    Examples:
         >>> import torch, tritongru
         >>> gru = tritongru.GRU(input_size=8, hidden_size=16, batch_first=True)
         >>> output, h_n = gru(torch.randn(4, 100, 8))

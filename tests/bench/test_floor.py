@@ -30,6 +30,8 @@ LAUNCHES = {
     "backward wide": dataclasses.replace(BACK, units=96, chunks=(128, 16), block_b=32, block_h=32),
 }
 
+OFTEN = ("counter", "data", "in turn", "backward", "backward wide")
+
 
 def last_tile(launch, programs):
     """The words (rows, words of a row) published last, computed unit by unit."""
@@ -63,8 +65,10 @@ def last_tile(launch, programs):
     return found[..., : programs * own].transpose(0, 1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LAUNCHES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in OFTEN else pytest.mark.rare) for name in LAUNCHES],
+)
 def test_what_is_published_depends_on_all_that_was_collected(name):
     launch = LAUNCHES[name]
     tiles = 2 if name == "in turn" else 1

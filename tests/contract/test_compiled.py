@@ -71,9 +71,15 @@ def test_opcheck(impl, options, device):
         torch.library.opcheck(torch.ops.tritongru.gru_routed_backward, args)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("memory", ["auto", "save", "recompute"])
+@pytest.mark.parametrize(
+    "memory",
+    [
+        pytest.param("auto", marks=pytest.mark.slow),
+        pytest.param("save", marks=pytest.mark.rare),
+        pytest.param("recompute", marks=pytest.mark.slow),
+    ],
+)
 def test_one_graph_for_all_sizes(impl, memory, device):
     gru = tritongru.GRU(3, 4, 2, bidirectional=True, impl=impl, memory=memory).to(device)
     compiled, counter = compile_counted(gru, dynamic=True)

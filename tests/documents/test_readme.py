@@ -1,11 +1,14 @@
 """README.md is short, and what it says of sizes, versions and machines is what the package knows."""
 
+import json
 import re
 import tomllib
 
 import pytest
 from processes import ROOT
 
+from bench.pages import demo
+from tritongru.commands.picture import SHIFTED
 from tritongru.planning.devices import GPUS
 from tritongru.planning.instruction_sets import SETS
 from tritongru.planning.launches import rows_of
@@ -68,3 +71,24 @@ def test_every_known_gpu_and_instruction_set_is_named():
         assert gpu.name in (amd if gpu.backend == "hip" else nvidia)
     for one in SETS.values():
         assert one.title in cpu
+
+
+def test_the_picture_is_of_the_newest_run(tmp_path):
+    pytest.importorskip("matplotlib")
+    assert demo.drawn(demo.read(tmp_path)) is None
+    assert demo.demo(demo.read(tmp_path)) == "No run has been recorded yet."
+    values = {"true": 20_000.0, SHIFTED: 21_000.0, "GRU": 22_000.0}
+    run = {
+        **{"ran on": "one thread of the CPU", "cpu": "AVX9", "torch": "2.99", "date": "2026-01-01"},
+        **{"week": {name: [value] * 336 for name, value in values.items()}, "horizon": {"GRU": [100.0] * 48}},
+        **{"errors": {"GRU": 123.4, SHIFTED: 234.5}, "seconds": {"GRU": 0.123}},
+    }
+    (tmp_path / "demo-2026-01-02.json").write_text(json.dumps(run))
+    (tmp_path / "demo-2026-01-01.json").write_text(json.dumps(run | {"errors": {"GRU": 99.0}}))
+    drawn = demo.drawn(demo.read(tmp_path))
+    assert b">123 MW, 0.12 s<" in drawn
+    assert b">234 MW<" in drawn
+    assert b">99 MW" not in drawn
+    assert demo.demo(demo.read(tmp_path)).endswith(
+        "\n\nRun on one thread of the CPU (AVX9) with torch 2.99; 2026-01-01."
+    )

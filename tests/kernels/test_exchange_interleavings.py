@@ -59,7 +59,12 @@ def assert_right(way, found):
 
 
 @pytest.mark.parametrize(
-    "first, count", [(0, 3), *(pytest.param(seed, 10, marks=pytest.mark.slow) for seed in range(3, SEEDS, 10))]
+    "first, count",
+    [
+        (0, 3),
+        pytest.param(3, 5, marks=pytest.mark.slow),
+        *(pytest.param(seed, 7, marks=pytest.mark.rare) for seed in range(8, SEEDS, 7)),
+    ],
 )
 @pytest.mark.parametrize("form", ["counter", "data"])
 @pytest.mark.parametrize("way", PASSES)
@@ -269,8 +274,9 @@ def assert_nan_from_some_step_on(way, found, rows, late=0, without=()):
     return first
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("groups", [None, 1])
+@pytest.mark.parametrize(
+    "groups", [pytest.param(None, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.rare)]
+)
 @pytest.mark.parametrize("form", BOTH)
 @pytest.mark.parametrize("way", PASSES)
 def test_after_a_wait_in_vain_no_number_is_wrong(way, form, groups, monkeypatch):
@@ -289,7 +295,7 @@ def test_after_a_wait_in_vain_no_number_is_wrong(way, form, groups, monkeypatch)
 def test_who_is_only_late_computes_nothing_wrong_either(way, form, monkeypatch):
     """With hardly a look some programs give up on others, which come later and must not go on as if nothing were."""
     troubled = 0
-    for seed in range(5):
+    for seed in range(3):
         found = in_vain(PASSES[way], form, monkeypatch, seed, limit=3)
         firsts = [assert_nan_from_some_step_on(PASSES[way], found, rows, 1) for rows in (slice(0, 16), slice(16, None))]
         troubled += min(firsts) < STEPS

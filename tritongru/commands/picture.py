@@ -153,7 +153,7 @@ def _models(axes: Axes, errors: Mapping[str, float], seconds: Mapping[str, float
     axes.bar_label(drawn, [f"{value:.0f} MW{times.get(name, '')}" for name, value in errors.items()], padding=3)
     axes.margins(x=0.3)
     axes.invert_yaxis()
-    axes.tick_params(left=False, labelbottom=False)
+    axes.tick_params(left=False, bottom=False, labelbottom=False)
 
 
 def _save(figure: Figure, path: Path) -> None:

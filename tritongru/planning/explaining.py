@@ -29,7 +29,7 @@ def explain(
         TypeError: if the module is not a GRU, or batch or time is not a whole number.
         ValueError: if batch or time is below 1 or more than a GPU could hold, or if the device does not exist.
 
-    Example:
+    Examples:
         >>> import torch, tritongru
         >>> gru = tritongru.GRU(64, 128, dtype=torch.float16)
         >>> tritongru.explain(gru, batch=64, time=512, device="h200").family
