@@ -79,9 +79,14 @@ def test_the_picture_is_of_the_newest_run(tmp_path):
     assert demo.demo(demo.read(tmp_path)) == "No run has been recorded yet."
     values = {"true": 20_000.0, SHIFTED: 21_000.0, "GRU": 22_000.0}
     run = {
-        **{"ran on": "one thread of the CPU", "cpu": "AVX9", "torch": "2.99", "date": "2026-01-01"},
-        **{"week": {name: [value] * 336 for name, value in values.items()}, "horizon": {"GRU": [100.0] * 48}},
-        **{"errors": {"GRU": 123.4, SHIFTED: 234.5}, "seconds": {"GRU": 0.123}},
+        "ran on": "one thread of the CPU",
+        "cpu": "AVX9",
+        "torch": "2.99",
+        "date": "2026-01-01",
+        "week": {name: [value] * 336 for name, value in values.items()},
+        "horizon": {"GRU": [100.0] * 48},
+        "errors": {"GRU": 123.4, SHIFTED: 234.5},
+        "seconds": {"GRU": 0.123},
     }
     (tmp_path / "demo-2026-01-02.json").write_text(json.dumps(run))
     (tmp_path / "demo-2026-01-01.json").write_text(json.dumps(run | {"errors": {"GRU": 99.0}}))
