@@ -198,7 +198,7 @@ def add_characters(add: Add) -> None:
         ("hidden", 1, 4096, "hidden size"),
         ("batch", 1, 4096, "parallel streams of text"),
         ("time", 1, 4096, "characters per segment, over which gradients flow"),
-        ("steps", 2, 100_000, "optimiser steps"),
+        ("steps", 2, 100_000, "optimizer steps"),
         ("seeds", 2, 100, "number of seeds for the initial weights"),
     ):
         command.add_argument(f"--{name}", type=count(least, most), metavar="N", help=what)
@@ -247,7 +247,7 @@ def add_study(add: Add) -> None:
     )
     add_only(command, "tasks", "adding")
     command.add_argument("--seeds", type=count(1, 100), metavar="N", help="number of seeds")
-    command.add_argument("--steps", type=count(2, 100_000), metavar="N", help="optimiser steps")
+    command.add_argument("--steps", type=count(2, 100_000), metavar="N", help="optimizer steps")
     add_rows(command, RESULTS / "study")
 
     def run(given: Namespace) -> int:

@@ -1,4 +1,4 @@
-"""A drop-in for `torch.nn.GRU` with the whole time loop in one kernel, on GPUs and CPUs."""
+"""A drop-in replacement for `torch.nn.GRU` with the whole time loop in one kernel, on GPUs and CPUs."""
 
 from tritongru.cell import GRUCell
 from tritongru.functional import gru

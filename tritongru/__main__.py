@@ -13,19 +13,33 @@ from tritongru.commands import demo, env, explain
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m tritongru",
-        description="A drop-in for torch.nn.GRU with the whole time loop in one kernel, on GPUs and CPUs.",
+        description="A drop-in replacement for torch.nn.GRU with the whole time loop in one kernel, on GPUs and CPUs.",
     )
     top.add_argument("--version", action="version", version=f"tritongru {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="{demo,explain,env}")
 
-    command = commands.add_parser("demo", help="train GRU, LSTM and plain RNN on real electricity demand")
+    command = commands.add_parser(
+        "demo",
+        help="train GRU, LSTM and plain RNN on real electricity demand",
+        description="Train tritongru.GRU, torch.nn.GRU, an LSTM and a plain RNN to forecast electricity demand a day "
+        "ahead, next to simple rules and a linear model; print a table and write a picture.",
+    )
     demo.add_arguments(command)
     command.set_defaults(run=demo.run)
 
-    command = commands.add_parser("explain", help="show which kernel would run a layer, and why")
+    command = commands.add_parser(
+        "explain",
+        help="show which path would run a layer, and why",
+        description="Show which path (Triton kernel, compiled loop or torch.nn.GRU) would run a layer of these sizes, "
+        "and why. The device need not be present.",
+    )
     explain.add_arguments(command)
 
-    command = commands.add_parser("env", help="show versions, GPU and precision settings")
+    command = commands.add_parser(
+        "env",
+        help="show versions, GPU and precision settings",
+        description="Show what a bug report needs: versions, GPU, instruction sets and precision settings.",
+    )
     env.add_arguments(command)
     return top
 

@@ -17,11 +17,11 @@ IMPLS = ("auto", "llvm", "torch")
 
 
 class GRUCell(nn.GRUCell):
-    """One time step of a GRU, a drop-in for `torch.nn.GRUCell`: same arguments, parameters, state_dict, results and
-    errors.
+    """One time step of a GRU, a drop-in replacement for `torch.nn.GRUCell`: same arguments, parameters and results.
 
     ``forward(input, hx=None)`` takes input ``(B, I)`` or ``(I,)`` and hx ``(B, H)`` or ``(H,)``, and returns the new
-    state in the shape of hx. On a CPU, calls without gradients run a compiled step; all other calls run torch's cell.
+    state in the shape of hx. On a CPU, calls without gradients run a compiled step where it is faster;
+    all other calls run torch's cell. B batch size, I input size, H hidden size.
     For the equations and their source, see `tritongru.gru`.
 
     Args:

@@ -42,7 +42,9 @@ def _arguments_of_gru(
 
 
 class GRU(nn.RNNBase):
-    """A multi-layer GRU, a drop-in for `torch.nn.GRU`: same arguments, parameters, state_dict, results, errors.
+    """A multi-layer GRU, a drop-in replacement for `torch.nn.GRU`: same arguments, parameters, state_dict and results.
+
+    T time steps, B batch size, I input size, H hidden size, L layers, D directions (2 if bidirectional, else 1).
 
     ``forward(input, hx=None)`` takes input of shape ``(T, B, I)``, ``(B, T, I)`` if ``batch_first``, ``(T, I)``, or a
     PackedSequence, and hx ``(L * D, B, H)`` or ``(L * D, H)``. It returns ``(output, h_n)`` like `torch.nn.GRU`. For
@@ -59,7 +61,7 @@ class GRU(nn.RNNBase):
         bidirectional: D = 2 directions instead of 1.
         device: device of the parameters.
         dtype: dtype of the parameters.
-        impl: ``"auto"`` uses a kernel when one is available for the shape, else torch's GRU (`tritongru.explain` tells
+        impl: ``"auto"`` uses a kernel where one is expected to be faster, else torch's GRU (`tritongru.explain` tells
             which, and why); ``"triton"`` and, on CPUs, ``"llvm"`` raise with the reason instead of falling back;
             ``"torch"`` is torch's own GRU.
         memory: what the forward pass keeps for the backward pass. ``"save"``: the gate values of each output;

@@ -79,7 +79,7 @@ def takes(route: Route, impl: str, batch: int, T: int) -> bool:
         log_once(f"for batch sizes of {route.largest + 1} and more: {route.beyond}")
         return False
     if impl == "auto" and route.shortest > T:
-        log_once(f"with fewer than {route.shortest} steps launches around the time loop cost more than the loop saves")
+        log_once(f"with fewer than {route.shortest} time steps, launches around the loop cost more than the loop saves")
         return False
     return True
 
@@ -143,7 +143,11 @@ def _missing(device: torch.device, interpreted: bool) -> str:
 def _missing_on_cpu() -> str:
     """Why no loop can be compiled here, with the remedy, or an empty string."""
     reason = refusal()
-    return f"{reason} (that makes the layer several times faster on this CPU)" if reason.endswith(INSTALL) else reason
+    return (
+        f"{reason} (that usually makes the layer several times faster on this CPU)"
+        if reason.endswith(INSTALL)
+        else reason
+    )
 
 
 @functools.cache

@@ -43,5 +43,7 @@ def _device(device: torch.device | str | int | None) -> torch.device:
     if found.type != "cuda":
         raise ValueError(f"device should be a CPU or a CUDA device, got {device}")
     if count == 0 or (index is not None and not 0 <= index < count):
-        raise RuntimeError(f"device {device} is not available: this process sees {count} CUDA devices")
+        raise RuntimeError(
+            f"device {device} is not available: this process sees {count} CUDA device{'s' * (count != 1)}"
+        )
     return torch.device("cuda", torch.cuda.current_device() if index is None else index)

@@ -162,6 +162,7 @@ CPU_WORKLOADS = (
         "medaka-inference", "medaka, inference", SOURCES["medaka-infers"], 10, 128, 1, 10_000, 2, 2, modes=INFERENCE
     ),
 )
+TITLES = {workload.label: workload.title for workload in (*WORKLOADS, *CPU_WORKLOADS)}
 
 
 def workload_cases(precision: str | None = None) -> list[Case]:

@@ -33,9 +33,10 @@ def demo(rows: Sequence[Row]) -> str:
     if not rows:
         return "No run has been recorded yet."
     run = rows[-1]
+    best = min(run["errors"], key=run["errors"].__getitem__)
     return (
         f"![A week of forecasts, errors by hours ahead, and the error and time of each model](docs/figures/{FIGURE})"
-        f"\n\nRun on {run['ran on']} ({run['cpu']}) with torch {run['torch']}; {run['date']}."
+        f"\n\nRun on {run['ran on']} ({run['cpu']}) with torch {run['torch']}; {run['date']}. Lowest error: {best}."
     )
 
 

@@ -12,7 +12,7 @@ from bench.measure.cpu.cells import Cell, counted, grid
 from bench.measure.cpu.cells import workloads as workload_cells
 from bench.measure.pair import OURS
 from bench.measure.rows import Row
-from bench.measure.workloads import WORKLOADS, workload_cases
+from bench.measure.workloads import TITLES, workload_cases
 from bench.pages.cpu import page as loop
 from bench.pages.cpu.hosts import View, chosen, default, views
 from bench.pages.evidence import MODES, Machine, listed, machines, times, title_of
@@ -59,7 +59,7 @@ def unknown(rows: Sequence[Row]) -> list[str]:
 
 def on_cpu(rows: Sequence[Row]) -> str:
     """A line for each CPU, instruction set and number of threads, and the figure that the README shows, too."""
-    found = [view for view in _views(rows) if view.timed(grid())]
+    found = [view for view in cpu_views(rows) if view.timed(grid())]
     first = chosen(found, grid())
     if first is None:
         return NO_CPU
@@ -68,21 +68,21 @@ def on_cpu(rows: Sequence[Row]) -> str:
     return f"{table(head, lines, right=True)}\n\n{loop.picture(first, FIGURES)}"
 
 
-def _views(rows: Sequence[Row]) -> list[View]:
+def cpu_views(rows: Sequence[Row]) -> list[View]:
     return views([row for row in rows if is_of_loop(row)])
 
 
-def _sizes(mode: str) -> list[Cell]:
+def sizes(mode: str) -> list[Cell]:
     return [cell for cell in grid() if cell.case.mode == mode]
 
 
 def _span(view: View, mode: str) -> str:
-    found = sorted(view.timed(_sizes(mode)), key=lambda cell: view.over(cell) or 0.0)
+    found = sorted(view.timed(sizes(mode)), key=lambda cell: view.over(cell) or 0.0)
     return f"{times(view.mean(found))} ({view.text(found[0])} to {view.text(found[-1])})" if found else "-"
 
 
 def _counts(view: View) -> str:
-    counts = [(len(view.timed(_sizes(mode))), len(_sizes(mode))) for mode in ORDER]
+    counts = [(len(view.timed(sizes(mode))), len(sizes(mode))) for mode in ORDER]
     return ", ".join(dict.fromkeys(f"{timed} of {every}" for timed, every in counts))
 
 
@@ -110,12 +110,7 @@ def _training(machine: Machine) -> list[Case]:
 
 
 def _placed(machine: Machine, case: Case) -> str:
-    titles = {workload.label: workload.title for workload in WORKLOADS}
-    return f"{machine.over_text(case.name)} ({titles[case.label]})"
-
-
-def _worst(machine: Machine, found: Sequence[Case]) -> Case:
-    return min(found, key=lambda case: machine.over(case.name) or 0.0)
+    return f"{machine.over_text(case.name)} ({TITLES[case.label]})"
 
 
 # Where it is slower
@@ -123,7 +118,7 @@ def _worst(machine: Machine, found: Sequence[Case]) -> Case:
 
 def slower(rows: Sequence[Row]) -> str:
     """Every call of many in which our kernels took longer than torch's GRU, and what ``auto`` does there."""
-    cpus = [_slower_on_cpu(view) for view in default(_views(rows)) if view.timed([*grid(), *workload_cells()])]
+    cpus = [_slower_on_cpu(view) for view in default(cpu_views(rows)) if view.timed([*grid(), *workload_cells()])]
     gpus = [_slower_on_gpu(machine) for machine in machines(rows, gpu=True)]
     return "\n\n".join([*(cpus or [NO_CPU]), *(gpus or [NO_GPU])])
 
@@ -168,7 +163,7 @@ def _slower_table(name: str, every: int, lines: Sequence[tuple[str, str, str]]) 
     unsure = len(lines) - len(sure)
     more = f', and {unsure} more within the noise ("{ABOUT}")' if unsure else ""
     text = f"**{name}**: {len(sure) or 'none'} of {every} calls{more}."
-    return f"{text}\n\n{table(('call', 'nn.GRU over ours', '`auto` runs'), sure)}" if sure else text
+    return f"{text}\n\n{table(('call', 'speedup over nn.GRU', '`auto` runs'), sure)}" if sure else text
 
 
 # Not measured yet
@@ -176,7 +171,7 @@ def _slower_table(name: str, every: int, lines: Sequence[tuple[str, str, str]]) 
 
 def missing(rows: Sequence[Row]) -> str:
     lines = []
-    found = _views(rows)
+    found = cpu_views(rows)
     for cpu in dict.fromkeys(view.cpu for view in found):
         groups: dict[str, list[View]] = {}
         for view in found:

@@ -11,7 +11,7 @@ from bench.measure import ceilings
 from bench.measure.cases import Case
 from bench.measure.pair import OURS, THEIRS
 from bench.measure.rows import Row
-from bench.measure.workloads import WORKLOADS, workload_cases
+from bench.measure.workloads import TITLES, workload_cases
 from bench.pages.evidence import MODES, Machine, machines
 from bench.pages.figures import PALETTE, WIDTH, canvas, digest, heading, named_ends, note, plain, svg
 from bench.pages.performance import HEADLINE, ROOFLINE, SCALING
@@ -19,7 +19,6 @@ from bench.rivals import GRAPH
 from bench.suites import SWEEPS, sweep
 
 COLOURS = {OURS: PALETTE[0], THEIRS: PALETTE[1], GRAPH: PALETTE[4]}
-TITLES = {workload.label: workload.title for workload in WORKLOADS}
 SIZES = {"time": "time steps T", "batch": "batch size B", "hidden": "hidden size H", "layers": "layers"}
 STYLES = {"train": "o-", "forward": "s--"}
 NEAR = 1.2  # so near each other, two horizontal lines are one

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.analysis.cpu.known import is_of_loop
 from bench.measure.cases import MODES as ORDER
-from bench.measure.cpu.cells import FEW_STEPS, LARGE, STEPS, Cell, counted, grid
+from bench.measure.cpu.cells import FEW_STEPS, LARGE, STEPS, counted, grid
 from bench.measure.rows import Row
 from bench.measure.workloads import workload_cases
-from bench.pages.cpu.hosts import View, chosen, default, views
+from bench.pages.cpu.hosts import View, chosen, default
 from bench.pages.cpu.page import figure_of
 from bench.pages.evidence import MODES, Machine, machines, times
 from bench.pages.marks import Part, table
+from bench.pages.performance import cpu_views, sizes
 from tritongru.planning.instruction_sets import SETS
 
 FIGURES = "docs/figures"
@@ -20,28 +20,21 @@ NVIDIA = "NVIDIA GPU"
 ELSEWHERE = "AMD GPU"  # kernels are compiled for it
 
 
-def _cpu_views(rows: Sequence[Row]) -> list[View]:
-    return views([row for row in rows if is_of_loop(row)])
-
-
 # The figure
 
 
 def headline(rows: Sequence[Row]) -> str:
     """The heat map of one CPU. No ratio decides which CPU it is."""
-    view = chosen(_cpu_views(rows), grid())
+    view = chosen(cpu_views(rows), grid())
     if view is None:
         return "No measurements yet."
-    means = ", ".join(f"{MODES[mode]} {times(view.mean(_sizes(mode)))}" for mode in ORDER)
+    means = ", ".join(f"{MODES[mode]} {times(view.mean(sizes(mode)))}" for mode in ORDER)
     return (
         f"![How many times as fast as nn.GRU, by hidden size and batch size]({FIGURES}/{figure_of(view)})\n\n"
-        f"nn.GRU's time divided by ours, in the geometric mean: {means}. One fp32 layer with as many inputs as hidden "
-        f"units, {STEPS} time steps ({FEW_STEPS} where H B > {LARGE:,}); {view.made_with(grid())}."
+        f"Speedup over `nn.GRU` (its time divided by ours), geometric mean: {means}. One fp32 layer with as many "
+        f"inputs as hidden units, {STEPS} time steps ({FEW_STEPS} where hidden size times batch size is above "
+        f"{LARGE:,}); {view.made_with(grid())}."
     )
-
-
-def _sizes(mode: str) -> list[Cell]:
-    return [cell for cell in grid() if cell.case.mode == mode]
 
 
 # What was measured where
@@ -49,7 +42,7 @@ def _sizes(mode: str) -> list[Cell]:
 
 def measured(rows: Sequence[Row]) -> str:
     """A line for each CPU and GPU with measurements, then what was compiled only, then everything else."""
-    cpus = [view for view in default(_cpu_views(rows)) if view.timed(grid())]
+    cpus = [view for view in default(cpu_views(rows)) if view.timed(grid())]
     gpus = [machine for machine in machines(rows, gpu=True) if machine.timed(workload_cases())]
     lines = [*map(_of_cpu, cpus), *map(_of_gpu, gpus)]
     known = {view.isa for view in cpus}
@@ -59,20 +52,21 @@ def measured(rows: Sequence[Row]) -> str:
     modes = [MODES[mode] for mode in ORDER]
     return (
         f"{table(('you run on', 'what runs', 'measured on', *modes), lines)}\n\n"
-        "nn.GRU's time divided by ours: the geometric mean and, in brackets, the range."
+        'Speedup over `nn.GRU`: the geometric mean and, in brackets, the range. On CPUs it is that of `impl="llvm"`; '
+        '`impl="auto"`, the default, avoids most of the sizes that are slower.'
     )
 
 
 def _with(isa: str) -> str:
     """A CPU, as a reader knows it."""
     found = SETS[isa]
-    return f"{'ARM' if found.architecture != 'x86_64' else 'x86-64'} CPU with {found.title}"
+    return f"{'Arm' if found.architecture != 'x86_64' else 'x86-64'} CPU with {found.title}"
 
 
 def _of_cpu(view: View) -> tuple[str, ...]:
     cells = []
     for mode in ORDER:
-        found = sorted(view.timed(_sizes(mode)), key=lambda cell: view.over(cell) or 0.0)
+        found = sorted(view.timed(sizes(mode)), key=lambda cell: view.over(cell) or 0.0)
         texts = [view.text(cell) for cell in found]
         cells.append(_spread(view.mean(found), texts, "size"))
     return _with(view.isa), "the loop, compiled by LLVM", f"{view.cpu}, {counted(view.threads)}", *cells

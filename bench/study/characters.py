@@ -126,18 +126,18 @@ class Curve:
 def train(text: Text, setup: Setup, impl: str, seed: int, device: torch.device) -> Curve:
     torch.manual_seed(seed)
     model = CharacterModel(len(text.characters), setup, impl).to(device)
-    optimiser = torch.optim.Adam(model.parameters(), lr=setup.rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=setup.rate)
     training, held_out = text.training.to(device), text.held_out.to(device)
     losses: list[Tensor] = []
     while len(losses) < setup.steps:
         state = None
         for ids, next_ids in segments(training, setup.batch, setup.time):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss, state = loss_of(model, setup, ids, next_ids, state)
             loss.backward()
             state = state.detach()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
+            optimizer.step()
             losses.append(loss.detach())
             if len(losses) == setup.steps:
                 break

@@ -234,7 +234,7 @@ def torch_cpu(dtype: torch.dtype, layer: Layer) -> tuple[Tensor, Gradients]:
 
 
 def layer_of(weights: str, dtype: torch.dtype, seed: int, steps: int, hidden: int = HIDDEN) -> Layer:
-    """Random numbers representable in the storage dtype, in float64. ``default``: weights as torch initialises them.
+    """Random numbers representable in the storage dtype, in float64. ``default``: weights as torch initializes them.
     ``long``: the update gates' biases are log u, u uniform in [1, MEMORY), so that a unit forgets in about u steps."""
     generator = torch.Generator().manual_seed(seed)
 

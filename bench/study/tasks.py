@@ -25,7 +25,7 @@ class Setup:
     hidden: int  # of GRU, LSTM and RNN
     batch: int
     time: int
-    steps: int  # of the optimiser
+    steps: int  # of the optimizer
     seeds: int
     rates: tuple[float, ...]  # peak rates of the schedule to choose from, for each model
     choices: int = 1  # trainings for each rate; their mean error decides
@@ -40,7 +40,7 @@ class Task(Protocol):
 
     name: str
     setup: Setup
-    epoch: int  # optimiser steps in one pass over the training data, or a nominal number
+    epoch: int  # optimizer steps in one pass over the training data, or a nominal number
     baselines: Baselines
 
     def model(self, layer: Layer, hidden: int) -> nn.Module: ...

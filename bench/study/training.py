@@ -41,7 +41,7 @@ def width(task: Task, name: str) -> int:
 
 
 class Training:
-    """A model and its optimiser in training. The seed decides initial weights and batches."""
+    """A model and its optimizer in training. The seed decides initial weights and batches."""
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ LAUNCHES = {
     "backward wide": dataclasses.replace(BACK, units=96, chunks=(128, 16), block_b=32, block_h=32),
 }
 
-OFTEN = ("counter", "data", "in turn", "backward", "backward wide")
+OFTEN = ("data", "in turn", "fp32", "backward", "backward data")
 
 
 def last_tile(launch, programs):

@@ -127,7 +127,10 @@ def test_where_torch_runs_the_ratio_is_of_the_kernels_that_would_have():
     [
         (("--hidden", "128", "--gpu", "h200"), "up to hidden size 192 cuDNN uses a different algorithm, for which"),
         (("--hidden", "64", "--gpu", "mi300x"), "the model has no figures for torch's GRU on MI300X"),
-        (("--hidden", "64", "--gpu", "h200", "--dtype", "float64"), "there is no kernel to compare"),
+        (
+            ("--hidden", "64", "--gpu", "h200", "--dtype", "float64"),
+            "the model covers GPU kernels only, and none was considered",
+        ),
     ],
 )
 def test_a_ratio_without_figures_is_unknown(arguments, why):

@@ -102,7 +102,7 @@ def test_a_subclass_is_refused_by_name(take, theirs):
 def test_what_belongs_to_the_object_is_refused(take, make):
     theirs = make()
     theirs.forward = lambda input, hx=None: None
-    with pytest.raises(ValueError, match="has a forward set on the object, which would be lost"):
+    with pytest.raises(ValueError, match="has a forward of its own, which would be lost"):
         take(theirs)
     theirs = make()
     theirs.again = theirs.flatten_parameters

@@ -93,7 +93,7 @@ def parser_in(main: Callable[[], object]) -> argparse.ArgumentParser:
 
 
 def hatchling_parser() -> argparse.ArgumentParser:
-    from hatchling.cli import hatchling
+    hatchling = pytest.importorskip("hatchling.cli").hatchling
 
     return parser_in(hatchling)
 
@@ -134,7 +134,7 @@ def parse(parser: argparse.ArgumentParser, words: list[str], complete: bool) -> 
 
 
 def problem_of_pip(words: list[str]) -> str:
-    from pip._internal.commands import create_command
+    create_command = pytest.importorskip("pip._internal.commands").create_command
 
     if words[:1] not in (["install"], ["wheel"]):
         return f"pip {' '.join(words[:1])} is not a known command"

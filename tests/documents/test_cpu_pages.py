@@ -276,7 +276,10 @@ def test_the_table_of_five_has_times_and_ratios_in_their_columns(whole):
     made += [row_of(cells[1], 8, 1.02, lstm=0.8, ms=7.0, spread=0.05)]
     made += [row_of(cells[2], 1, 99.0) | {"parity": 1.5}, row_of(cells[2], 8, 4.0, ms=5.0)]
     head, _, *lines = lines_of(performance.five([*whole, *made]))
-    assert head[1:] == [*("1 thread: ours, ms", "nn.GRU", "nn.LSTM"), *("8 threads: ours, ms", "nn.GRU", "nn.LSTM")]
+    assert head[1:] == [
+        *("1 thread: tritongru, ms", "nn.GRU", "nn.LSTM"),
+        *("8 threads: tritongru, ms", "nn.GRU", "nn.LSTM"),
+    ]
     assert [line[0].split(": ")[0] for line in lines] == [*page.FIVE]
     assert lines[0][1:] == ["12", "4.00x", "2.50x", "1.5", "11.00x", "9.50x"]
     assert lines[1][1:] == ["-", "-", "-", "7", "about 1", "0.80x"]
@@ -300,7 +303,7 @@ def test_all_workloads_stand_in_a_table_for_each_number_of_threads(whole):
     assert f"<details markdown open>\n<summary>CPU X (kind), AVX2, 8 threads: 3 of {every} calls<" in all_threads
     assert f"<details markdown>\n<summary>CPU X (kind), AVX2, 1 thread: 1 of {every} calls<" in one
     assert "CPU X (kind), AVX2, 8 threads, torch 2.99" in all_threads
-    assert lines_of(one)[0] == ["workload", "ours, ms", "nn.GRU", "nn.LSTM"]
+    assert lines_of(one)[0] == ["workload", "tritongru, ms", "nn.GRU", "nn.LSTM"]
     assert [line[1:] for line in lines_of(one)[2:]] == [["3", "3.00x", "1.50x"]]
     head, _, *lines = lines_of(all_threads)
     assert head[2:] == ["nn.GRU", "nn.LSTM", "onnxruntime", "torch.compile"]

@@ -35,7 +35,7 @@ def test_two_commands_set_everything_up():
 
 
 def test_sizes_are_the_plans():
-    found = re.search(r"beyond H = (\d+) in 16 bit or H = (\d+) in fp32 \(on an H200\)", README)
+    found = re.search(r"beyond hidden size (\d+) in fp16 and bf16 or (\d+) in fp32 \(predicted for an H200\)", README)
     for size, dtype in zip(map(int, found.groups()), ("float16", "float32"), strict=True):
         for hidden, held in ((size, True), (size + 1, False)):
             answer = plan(hidden, dtype, GPUS["h200"], batch=16, impl="triton")
@@ -95,5 +95,5 @@ def test_the_picture_is_of_the_newest_run(tmp_path):
     assert b">234 MW<" in drawn
     assert b">99 MW" not in drawn
     assert demo.demo(demo.read(tmp_path)).endswith(
-        "\n\nRun on one thread of the CPU (AVX9) with torch 2.99; 2026-01-01."
+        "\n\nRun on one thread of the CPU (AVX9) with torch 2.99; 2026-01-01. Lowest error: GRU."
     )

@@ -160,9 +160,10 @@ async function open(page, width) {
   for (const fault of faults(frame.contentWindow, width)) found.push(`${page} at ${width}: ${fault}`);
   frame.remove();
 }
+const soon = () => new Promise(done => setTimeout(done, 300)); // what the console said reaches the log
 (async () => {
   for (const width of widths) for (const page of pages) await open(page, width);
-})().catch(error => found.push(`${error}`)).then(() =>
+})().catch(error => found.push(`${error}`)).then(soon).then(() =>
   fetch("/found", {method: "POST", body: JSON.stringify({opened: pages.length * widths.length, found})})
 );
 </script>"""
@@ -173,7 +174,16 @@ def browser():
 
 
 class Files(http.server.SimpleHTTPRequestHandler):
-    """The files of a folder, and the place where the browser leaves what it found."""
+    """The files of a folder, the page that opens them, and the place where the browser leaves what it found."""
+
+    def do_GET(self):
+        if self.path != "/harness.html":
+            super().do_GET()
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(self.server.harness.encode())
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -185,6 +195,16 @@ class Files(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+def answer(process, answers):
+    """Waits as long as the browser runs."""
+    for _ in range(int(PATIENCE)):
+        try:
+            return answers.get(timeout=1)
+        except queue.Empty:
+            assert process.poll() is None, "the browser ended before it had opened all pages"
+    raise TimeoutError("the browser opened the pages too slowly")
+
+
 @pytest.fixture
 def opened(tmp_path):
     """Opens the pages of a folder in a browser; returns what it found wrong, what its console said, and how many."""
@@ -192,9 +212,8 @@ def opened(tmp_path):
         pytest.skip("no Chromium is installed")
 
     def look(folder, names):
-        page = HARNESS.replace("PAGES", json.dumps(names)).replace("WIDTHS", json.dumps(WIDTHS))
-        (folder / "harness.html").write_text(page)
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=str(folder)))
+        server.harness = HARNESS.replace("PAGES", json.dumps(names)).replace("WIDTHS", json.dumps(WIDTHS))
         server.found = queue.Queue()
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -209,9 +228,9 @@ def opened(tmp_path):
         log = tmp_path / "browser.log"
         with log.open("w") as errors, subprocess.Popen(command, stdout=errors, stderr=errors) as process:
             try:
-                found = answers.get(timeout=PATIENCE)
+                found = answer(process, answers)
             finally:
-                process.terminate()
+                process.kill()
         console = re.findall(r"CONSOLE[:(]\d+\)?\] (.*)", log.read_text())
         return found["found"], console, found["opened"]
 

@@ -39,12 +39,13 @@ KERNELS += [(arch, f"persistent-{name}") for arch in ARCHS[:5] for name in DIREC
 # One kernel more for each chip is enough of the few rows of the stepwise table.
 KERNELS += [("sm_90", "stepwise-forward"), ("sm_90", "stepwise-backward"), ("sm_80", "stepwise-backward")]
 
-OFTEN = ("sm_80", "sm_90", "gfx942")
+OFTEN = {(arch, kernel) for arch, kernel in KERNELS if arch in ("sm_80", "sm_90", "gfx942")}
+OFTEN |= {("sm_100", "persistent-backward"), ("gfx950", "forward")}
 
 
 @pytest.mark.parametrize(
     "arch, kernel",
-    [pytest.param(*one, marks=pytest.mark.slow if one[0] in OFTEN else pytest.mark.rare) for one in KERNELS],
+    [pytest.param(*one, marks=pytest.mark.slow if one in OFTEN else pytest.mark.rare) for one in KERNELS],
 )
 def test_a_row_compiles_as_it_was_read(arch, kernel):
     family = kernel.rpartition("-")[0] or "resident"

@@ -275,10 +275,16 @@ def assert_nan_from_some_step_on(way, found, rows, late=0, without=()):
 
 
 @pytest.mark.parametrize(
-    "groups", [pytest.param(None, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.rare)]
+    "way, form, groups",
+    [
+        pytest.param(
+            way, form, groups, marks=pytest.mark.slow if groups is None or form == DATA[0] else pytest.mark.rare
+        )
+        for way in PASSES
+        for form in BOTH
+        for groups in (None, 1)
+    ],
 )
-@pytest.mark.parametrize("form", BOTH)
-@pytest.mark.parametrize("way", PASSES)
 def test_after_a_wait_in_vain_no_number_is_wrong(way, form, groups, monkeypatch):
     """A program is gone. With a group of programs for each tile the other tile is right, with one group for both it
     loses its numbers, too."""

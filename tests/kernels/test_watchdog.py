@@ -75,11 +75,15 @@ def results(gru, x, hx):
     return y, hn, *torch.autograd.grad(y.sum() + hn.sum(), [*gru.parameters()])
 
 
-CASES = {"resident": Case(H=24), "persistent": Case(H=130, T=2, memory="recompute")}
+LARGE = Case(H=130, T=2, layers=2, bidirectional=True, memory="recompute")
+CASES = [
+    pytest.param(Case(H=24, layers=2, bidirectional=True), marks=pytest.mark.slow, id="resident"),
+    pytest.param(Case(H=130, T=2, memory="recompute"), marks=pytest.mark.slow, id="persistent"),
+    pytest.param(LARGE, marks=pytest.mark.rare, id="persistent, layers and directions"),
+]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("case", CASES)
 def test_a_default_device_elsewhere_changes_nothing(case):
     """As under torch.set_default_device: on "meta" a tensor that was forgotten would have no memory."""
     watchdog.report_of.cache_clear()

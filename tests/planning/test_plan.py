@@ -29,6 +29,7 @@ from tritongru.planning.launches import (
     tritons_read,
 )
 from tritongru.planning.plan import DTYPES, limits, plan, plan_on
+from tritongru.planning.plan_text import PARTS
 
 H200 = GPUS["h200"]
 devices = st.sampled_from(sorted(GPUS))
@@ -301,7 +302,7 @@ def test_a_sequence_too_short_to_pay_for_its_launches_goes_to_torch(monkeypatch)
     assert plan_of_16(time=3).family == "persistent"
     short = plan_of_16(time=2)
     assert short.family == "torch"
-    assert short.reason.startswith("with 2 steps launches around the time loop cost more than the loop saves")
+    assert short.reason.startswith("with 2 time steps, launches around the loop cost more than the loop saves")
     assert plan_of_16(time=2, impl="triton").family == "persistent"
 
 
@@ -553,8 +554,8 @@ def test_explain_shows_the_parts():
     answer = tritongru.explain(gru, batch=16, time=1024, device=H200)
     assert isinstance(answer.forward.launch, PersistentLaunch)
     text = str(answer)
-    for part in ("exchange", "l2", "tensor", "shared", "issue", "barriers"):
-        assert f"{part} {getattr(answer.forward.cost, part):.2f}" in text
+    for part, name in PARTS.items():
+        assert f"{name} {getattr(answer.forward.cost, part):.2f}" in text
     assert f"predicted for torch: {answer.torch_us_per_step:.2f} us per step forward (a model" in text
     assert f"exchange by {answer.forward.launch.exchange}; each program serves 1 batch tile\n" in text
 

@@ -27,8 +27,8 @@ def torchs(why):
 
 X = torch.randn(5, 2, 3)
 NO_LLVMLITE = torchs(
-    "the package llvmlite is not installed; install it with: pip install 'tritongru[cpu]' (that makes the layer "
-    "several times faster on this CPU)"
+    "the package llvmlite is not installed; install it with: pip install 'tritongru[cpu]' (that usually makes the "
+    "layer several times faster on this CPU)"
 )
 
 
@@ -171,6 +171,6 @@ def test_large_batches_and_short_sequences_are_told_once_each(told):
         assert route.takes(way, "triton", 33, 7)
     assert [text for _, text in told()] == [
         "falling back to torch's own GRU: for batch sizes of 33 and more: why not",
-        "falling back to torch's own GRU: with fewer than 8 steps launches around the time loop cost more than the "
+        "falling back to torch's own GRU: with fewer than 8 time steps, launches around the loop cost more than the "
         "loop saves",
     ]

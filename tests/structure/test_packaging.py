@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from processes import PATIENCE, ROOT, python
 
 import tritongru
 
+yaml = pytest.importorskip("yaml")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 VERSION = tritongru.__version__

@@ -136,7 +136,7 @@ class Result:
 
 
 class Training:
-    """Trains a model one epoch at a time: the same width, seed, batches and optimiser for all."""
+    """Trains a model one epoch at a time: the same width, seed, batches and optimizer for all."""
 
     def __init__(self, task: Task, name: str, hidden: int, epochs: int, device: torch.device) -> None:
         torch.manual_seed(SEED)

@@ -41,7 +41,7 @@ def read_series() -> Tensor:
 
 @dataclass(frozen=True)
 class Origins:
-    """N moments at which a forecast is made, in time order, with its inputs and targets, normalised."""
+    """N moments at which a forecast is made, in time order, with its inputs and targets, normalized."""
 
     window: Tensor  # (WINDOW, N, 2): the demand, and its difference from the week before
     last_week: Tensor  # (N, DAY): the demand a week before each half hour that is forecast
@@ -75,7 +75,7 @@ class Task:
 
 
 def make_task(series: Tensor, device: torch.device) -> Task:
-    """Normalise ``series`` (L,) by the mean and the deviation of its training part alone, and cut it into origins:
+    """Normalize ``series`` (L,) by the mean and the deviation of its training part alone, and cut it into origins:
     those whose forecast ends before the last ``HELD_OUT`` half hours, and those whose forecast lies in them."""
     first = len(series) - HELD_OUT
     mean, deviation = series[:first].mean().item(), series[:first].std().item()

@@ -12,18 +12,18 @@ CLIP = 1.0  # norm of all gradients: the plain RNN's can explode
 
 
 class Steps:
-    """Each call uses the next loss for one of ``total`` optimiser steps; ``rate`` is the highest learning rate."""
+    """Each call uses the next loss for one of ``total`` optimizer steps; ``rate`` is the highest learning rate."""
 
     def __init__(self, model: nn.Module, losses: Iterator[Tensor], rate: float, total: int) -> None:
         self.model, self.losses = model, losses
-        self.optimiser = torch.optim.Adam(model.parameters(), lr=rate)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, rate, total_steps=total)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, rate, total_steps=total)
 
     def __call__(self) -> None:
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         torch.autograd.backward(next(self.losses))
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self.optimiser.step()
+        self.optimizer.step()
         self.schedule.step()
 
 

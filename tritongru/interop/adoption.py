@@ -56,7 +56,7 @@ def check_class(gru: nn.Module, *classes: type) -> None:
             f"move its attributes and parameters to a {_name(classes[0])} first"
         )
     if "forward" in gru.__dict__:
-        raise ValueError(f"the {found.__name__} has a forward set on the object, which would be lost; delete it first")
+        raise ValueError(f"this {found.__name__} has a forward of its own, which would be lost; delete it first")
 
 
 def _name(kind: type) -> str:

@@ -76,13 +76,13 @@ def fx_leaf(gru: nn.Module, input: Any, hx: Any) -> Any:
     """What ``torch.fx`` records for a call: one node, as for torch's own layers. ``input`` or ``hx`` is a Proxy.
 
     Raises:
-        TraceError: if the layer itself is traced, or by FX quantisation, which supports only torch.nn.GRU.
+        TraceError: if the layer itself is traced, or by FX quantization, which supports only torch.nn.GRU.
     """
     proxy = input if isinstance(input, torch.fx.Proxy) else hx
     tracer: Any = proxy.tracer
     if type(tracer).__name__ == "QuantizationTracer":
         raise torch.fx.proxy.TraceError(
-            "FX quantisation recognises only torch.nn.GRU; replace each tritongru.GRU by its to_torch()"
+            "FX quantization recognizes only torch.nn.GRU; replace each tritongru.GRU by its to_torch()"
         )
     if gru is getattr(tracer, "root", None):
         raise torch.fx.proxy.TraceError(

@@ -1,4 +1,4 @@
-"""Registers layers and operators with torch's flop counter and its dynamic quantisation."""
+"""Registers layers and operators with torch's flop counter and its dynamic quantization."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ class _WhenImported:
         return spec
 
 
-class _DynamicallyQuantised:
-    """Lets ``torch.ao.quantization.quantize_dynamic`` quantise our layers as it does torch's."""
+class _DynamicallyQuantized:
+    """Lets ``torch.ao.quantization.quantize_dynamic`` quantize our layers as it does torch's."""
 
     @staticmethod
     def from_float(ours: Any, use_precomputed_fake_quant: bool = False) -> nn.Module:
@@ -115,4 +115,4 @@ def register(*classes: type) -> None:
         sys.meta_path.insert(0, _WhenImported())
     mappings = getattr(sys.modules.get(MAPPINGS), "DEFAULT_DYNAMIC_QUANT_MODULE_MAPPINGS", None)
     if mappings is not None:
-        mappings.update(dict.fromkeys(classes, _DynamicallyQuantised))
+        mappings.update(dict.fromkeys(classes, _DynamicallyQuantized))

@@ -258,7 +258,7 @@ class Function:
     # Memory
 
     def local(self, kind: str, count: int = 1) -> Value:
-        """Uninitialised memory for the duration of a call."""
+        """Uninitialized memory for the duration of a call."""
         name = f"%{self.fresh('m')}"
         array = kind if count == 1 else f"[{count} x {kind}]"
         self.locals.append(f"  {name} = alloca {array}, align 64")

@@ -18,7 +18,7 @@ def explain(
     Args:
         gru: a `tritongru.GRU`. Its dtype and training mode matter.
         batch: batch size B.
-        time: time steps T.
+        time: time steps T; ``python -m tritongru explain`` takes 512 unless told otherwise.
         device: the name of a GPU in ``tritongru.plan.GPUS``, e.g. ``"h200"`` (case is ignored), a torch device, or a
             ``Device``. None is the module's own device.
 

@@ -307,7 +307,7 @@ def _slower(
         )
     if time is not None and time < shortest(ours, theirs, len(passes)):
         return (
-            f"with {time} step{'s' if time != 1 else ''} launches around the time loop cost more than the loop saves; "
+            f"with {time} time step{'s' if time != 1 else ''}, launches around the loop cost more than the loop saves; "
             "impl='triton' runs the kernel anyway"
         )
     return None

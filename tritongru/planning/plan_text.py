@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from tritongru.planning.plan import Pass, Plan
 
 MODEL = "a model, not a measurement"
+PARTS = {
+    "exchange": "exchange between programs",
+    "l2": "reads from L2",
+    "tensor": "tensor cores",
+    "shared": "shared memory",
+    "issue": "instruction issue",
+    "barriers": "barriers",
+}
 
 
 def words(plan: Plan) -> str:
@@ -65,9 +73,8 @@ def _loop(loop: Loop) -> list[str]:
 
 
 def _parts(cost: Cost) -> str:
-    names = ("exchange", "l2", "tensor", "shared", "issue", "barriers")
-    shown = ", ".join(f"{name} {getattr(cost, name):.2f}" for name in names if getattr(cost, name) > 0)
-    return f"us per step: {shown}{' (tensor, shared and issue overlap)' if cost.exchange else ''}"
+    shown = ", ".join(f"{name} {us:.2f}" for key, name in PARTS.items() if (us := getattr(cost, key)) > 0)
+    return f"of these us: {shown}{' (tensor cores, shared memory and issue overlap)' if cost.exchange else ''}"
 
 
 def _ratio(plan: Plan) -> str:
@@ -83,5 +90,5 @@ def _ratio(plan: Plan) -> str:
 
 def _unknown(plan: Plan) -> str:
     if not plan.passes:
-        return "there is no kernel to compare"
+        return "the model covers GPU kernels only, and none was considered"
     return plan.torch_unknown or f"the model has no figures for this kernel on {plan.device}"

@@ -38,7 +38,10 @@ def _torch_path(machine: Machine) -> str:
         for name in REGISTRY
         if (row := machine.row(case.name, name)) and row["ms"] is None and row["reason"]
     ]
-    parts = [f"{machine.caption(found)}, fp32.", table(("workload", "runs", "ours, ms", "spread", *names), lines, True)]
+    parts = [
+        f"{machine.caption(found)}, fp32.",
+        table(("workload", "runs", "tritongru, ms", "spread", *names), lines, True),
+    ]
     return "\n\n".join([*parts, *(["\n".join(condensed(untimed, len(found)))] if untimed else [])])
 
 

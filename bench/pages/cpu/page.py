@@ -11,7 +11,7 @@ from bench.measure.cpu.cells import FEW_STEPS, LARGE, STEPS, Cell, counted, grid
 from bench.measure.cpu.cells import workloads as workload_cells
 from bench.measure.pair import THEIRS
 from bench.measure.rows import Row
-from bench.measure.workloads import CPU_WORKLOADS, WORKLOADS
+from bench.measure.workloads import TITLES
 from bench.pages.cpu.hosts import View, beside, chosen, made_with, views
 from bench.pages.evidence import MODES, number, times
 from bench.pages.marks import Part, folded, table
@@ -67,8 +67,8 @@ def _placed(view: View, cell: Cell) -> str:
 def picture(view: View, folder: str) -> str:
     """The figure, and under it of what and with what it was made."""
     return (
-        f"![Times nn.GRU's speed over H and B, {view.name}]({folder}/{figure_of(view)})\n\n"
-        f"nn.GRU's time over ours: one layer, I = H, T = {STEPS}, or {FEW_STEPS} where H B > {LARGE:,}; fp32; "
+        f"![Speedup over nn.GRU by hidden size and batch size, {view.name}]({folder}/{figure_of(view)})\n\n"
+        f"Speedup over nn.GRU: one layer, I = H, T = {STEPS}, or {FEW_STEPS} where H B > {LARGE:,}; fp32; "
         f"{view.made_with(grid())}."
     )
 
@@ -104,7 +104,7 @@ def five_table(rows: Sequence[Row]) -> str:
     threads = [view for view in beside(every, first) if view.threads in (1, first.threads)]
     head = ["workload"]
     for view in threads:
-        head += [f"{counted(view.threads)}: ours, ms", THEIRS, CUDNN_LSTM]
+        head += [f"{counted(view.threads)}: tritongru, ms", THEIRS, CUDNN_LSTM]
     lines = []
     for field, cell in named.items():
         line = [f"{field}: {title_of(cell)}"]
@@ -113,14 +113,14 @@ def five_table(rows: Sequence[Row]) -> str:
         lines.append(line)
     own = [row for view in threads for row in view.rows(cells)]
     return (
-        f"{table(head, lines, right=True)}\n\nTimes of nn.GRU and of nn.LSTM of the same size are divided by ours; "
+        f"{table(head, lines, right=True)}\n\nSpeedups are over nn.GRU and over nn.LSTM of the same size; "
         f"{first.host}, fp32; {made_with(own)}."
     )
 
 
 def title_of(cell: Cell) -> str:
-    case, titles = cell.case, {workload.label: workload.title for workload in (*WORKLOADS, *CPU_WORKLOADS)}
-    return f"{titles.get(case.label) or f'H = {case.hidden}, B = {case.batch}'}, {MODES[case.mode]}"
+    case = cell.case
+    return f"{TITLES.get(case.label) or f'H = {case.hidden}, B = {case.batch}'}, {MODES[case.mode]}"
 
 
 def workloads(rows: Sequence[Row]) -> str:
@@ -148,7 +148,7 @@ def workload_table(view: View) -> str:
     lines = [(title_of(cell), number(view.ms(cell)), *(view.text(cell, name) for name in rivals)) for cell in own]
     why = notes(view, own)
     below = "\n\n" + "\n".join(why) if why else ""
-    return f"{view.made_with(own)}; fp32.\n\n{table(('workload', 'ours, ms', *rivals), lines, right=True)}{below}"
+    return f"{view.made_with(own)}; fp32.\n\n{table(('workload', 'tritongru, ms', *rivals), lines, right=True)}{below}"
 
 
 def rivals_of(view: View, own: Sequence[Cell]) -> list[str]:

@@ -9,7 +9,7 @@ from bench.measure import ceilings
 from bench.measure.cases import Case
 from bench.measure.pair import OURS, THEIRS
 from bench.measure.rows import Row
-from bench.measure.workloads import PRECISIONS, WORKLOADS, workload_cases
+from bench.measure.workloads import PRECISIONS, TITLES, WORKLOADS, workload_cases
 from bench.pages.evidence import MODES, Machine, exponent, machines, number, times
 from bench.pages.marks import Part, folded, table
 from bench.pages.performance import ROOFLINE, SCALING
@@ -18,7 +18,6 @@ from bench.suites import SHORT, SWEEPS, SWEPT, sweep
 
 FIGURES = "../figures"  # beside the page's folder
 NOTHING = "Not measured yet."
-TITLES = {workload.label: workload.title for workload in WORKLOADS}
 PLURAL = {"train": "Training steps", "forward": "Forward passes"}
 
 
@@ -62,7 +61,7 @@ def _times_table(machine: Machine, cases: Iterable[Case]) -> str:
                 "-" if best is None else f"{best} {machine.over_text(case.name, best)}",
             )
         )
-    head = ("workload", "ours, ms", "nn.GRU, ms", "nn.GRU over ours", "fastest other, over ours")
+    head = ("workload", "tritongru, ms", "nn.GRU, ms", "speedup over nn.GRU", "over the fastest other")
     return table(head, lines, right=True)
 
 

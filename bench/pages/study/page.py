@@ -38,7 +38,7 @@ def state(rows: Sequence[Row]) -> str:
 
 def _cost(machine: Machine) -> str:
     taken = [row["seconds"] for row in machine.rows if row["seconds"] is not None]
-    return f"{len(taken)} trainings, {sum(taken) / 60:.0f} minutes of training steps"
+    return f"{len(taken)} training runs, {sum(taken) / 60:.0f} minutes of training steps"
 
 
 def accuracy(rows: Sequence[Row]) -> str:
