@@ -72,11 +72,13 @@ def add_run(add: Add) -> None:
     )
 
     def run(given: Namespace) -> int:
-        from bench.commands.plot import is_of_documents
+        from bench.commands.plot import can_draw, is_of_documents
 
         suites = given.suite or SUITES
         if given.publish and not is_of_documents(given.out):
             command.error("--publish makes the documents from the rows in bench/results; leave out --out")
+        if given.publish and not can_draw():
+            return 2
         if LOOP in suites:
             if len(set(suites)) > 1:
                 command.error("the suite cpu runs on its own; leave out the other suites")

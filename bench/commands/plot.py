@@ -119,12 +119,19 @@ def differs(path: Path, content: bytes | None) -> bool:
     return not figures.same(content, kept) if path.suffix == ".svg" else content != kept
 
 
-def plot(check: bool, root: Path = ROOT, pages: Sequence[Page] = PAGES) -> int:
-    """Write what differs; with ``check``, write nothing and return 1 if something does."""
+def can_draw() -> bool:
+    """Prints what is missing if not."""
     try:
         importlib.import_module("matplotlib")
     except ImportError:
         print('The figures need matplotlib; install it with: pip install -e ".[demo]"')
+        return False
+    return True
+
+
+def plot(check: bool, root: Path = ROOT, pages: Sequence[Page] = PAGES) -> int:
+    """Write what differs; with ``check``, write nothing and return 1 if something does."""
+    if not can_draw():
         return 2
     stale: dict[Path, None] = {}
     for page in pages:

@@ -147,8 +147,8 @@ def _slower_on_gpu(machine: Machine) -> str:
         if below:
             worst = min(below, key=lambda impl: below[impl])
             row = machine.row(case, worst) or {}
-            lines.append((title_of(case, row), machine.over_text(case, ours=worst), _runs(auto)))
-    return _slower_table(machine.name, len(cases), lines)
+            lines.append((below[worst], title_of(case, row), machine.over_text(case, ours=worst), _runs(auto)))
+    return _slower_table(machine.name, len(cases), [line[1:] for line in sorted(lines)])
 
 
 def _runs(auto: Row | None) -> str:

@@ -5,10 +5,12 @@ import io
 import json
 import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from cpu_loop import llvmlite_of, needs_loop
-from processes import python
+from processes import ROOT, python
 
 import tritongru
 from tritongru.__main__ import main
@@ -265,3 +267,14 @@ def test_a_bad_value_gets_a_sentence(arguments, says):
     assert all(line.startswith(("usage:", " ")) for line in usage)
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_output_that_cannot_be_written_gets_a_sentence():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tritongru", "env"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("the output was not written (No space left on device); make room")
+    assert "Traceback" not in done.stderr

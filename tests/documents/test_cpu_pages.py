@@ -161,7 +161,13 @@ def test_the_caption_names_machine_versions_date_and_commit(whole):
     ends = {mode: f"({min(own):.2f}x to {max(own):.2f}x, 25 sizes)" for mode, own in ratios.items()}
     cells = " | ".join(f"{means[mode]} {ends[mode]}" for mode in ratios)
     line = f"| x86-64 CPU with AVX2 | the loop, compiled by LLVM | CPU X (kind), 8 threads | {cells} |"
-    assert line in readme.measured(whole)
+    told = readme.measured(whole)
+    assert told.startswith("| you run on | what runs | measured on | forward | training step |\n")
+    assert line in told
+    rest = "x86-64 CPU with AVX-512, x86-64 CPU with SSE2, Arm CPU with NEON, NVIDIA GPU, AMD GPU"
+    assert f"| {rest} | the same kernels | not measured yet |  |  |\n" in told
+    assert "\n\nSpeedup over `nn.GRU`: the geometric mean and, in brackets, the range." in told
+    assert "\n\nSpeedup over `nn.GRU` (its time divided by ours), geometric mean: " in text
     least, most = (f"{end(ratios['train']):.2f}x" for end in (min, max))
     everything = page.grids(whole)
     assert everything.index("8-threads.svg") < everything.index("1-thread.svg")
@@ -171,6 +177,9 @@ def test_the_caption_names_machine_versions_date_and_commit(whole):
 
 def test_the_summary_has_a_line_for_each_number_of_threads(whole):
     text = performance.on_cpu(whole)
+    assert text.startswith(
+        "| CPU | forward: mean (lowest to highest) | training step: mean (lowest to highest) | sizes |"
+    )
     assert [line[0] for line in lines_of(text)[2:]] == ["CPU X (kind), AVX2, 8 threads", "CPU X (kind), AVX2, 1 thread"]
     for line, threads in zip(lines_of(text)[2:], (8, 1), strict=True):
         for cell, mode in zip(line[1:3], ("forward", "train"), strict=True):

@@ -41,6 +41,19 @@ def test_texts_of_a_drawing_are_large_enough_and_overlap_nowhere(name, monkeypat
         assert not any(place.overlaps(other) for other in places[:k]), texts[k]
 
 
+GATES = {"update gate": "z", "reset gate": "r", "forget gate": "f", "input gate": "i", "output gate": "o"}
+
+
+def test_gates_carry_the_letters_of_the_equations():
+    pytest.importorskip("matplotlib")
+    made = DRAWINGS["drawing-gru-lstm.svg"]([]).decode()
+    texts = re.findall(r">([^<>]+)</(?:text|tspan)>", made)
+    for gate, letter in GATES.items():
+        assert texts[texts.index(gate) + 1] == f"{letter} = \u03c3(\u00b7)"
+    assert [text for text in texts if text.endswith("= tanh(\u00b7)")] == ["n = tanh(\u00b7)", "g = tanh(\u00b7)"]
+    assert "1 \u2212 z" in texts
+
+
 def test_drawings_show_the_sizes_of_the_code():
     assert cpu_tile.R * cpu_tile.V + cpu_tile.V + 1 == cpu_tile.REGISTERS
     assert exchange.H == (exchange.LAST + 1) * exchange.UNITS

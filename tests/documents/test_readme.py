@@ -7,7 +7,8 @@ import tomllib
 import pytest
 from processes import ROOT
 
-from bench.pages import demo
+from bench.commands.plot import RESULTS
+from bench.pages import demo, evidence
 from tritongru.commands.picture import SHIFTED
 from tritongru.planning.devices import GPUS
 from tritongru.planning.instruction_sets import SETS
@@ -63,6 +64,37 @@ def test_tritons_are_those_of_the_tables():
     }
     named = {minor_of(version) for version in re.findall(r"\d+\.\d+", " ".join(requirement("Triton")[:2]))}
     assert named == known
+
+
+def test_what_is_called_run_has_rows():
+    """Python's versions and SSE2 have none: the tests run with them."""
+    rows = evidence.everything(RESULTS)
+
+    def minors(key):
+        return {minor_of(row[key]) for row in rows if row[key]}
+
+    def named(name):
+        return {minor_of(version) for version in requirement(name)[0].split(", ")}
+
+    assert named("torch") == minors("torch")
+    assert named("Triton") <= minors("triton") | {(3, 7)}
+    (gpu,) = {row["gpu"].split()[1] for row in rows if row["gpu"]}
+    assert requirement("NVIDIA GPU")[0] == gpu
+    assert requirement("AMD GPU")[0] == ""
+    sets = {SETS[row["isa"]].title for row in rows if row.get("isa")}
+    assert set(requirement("CPU")[0].removeprefix("x86-64: ").split(", ")) == sets | {"SSE2"}
+
+
+def test_the_page_on_installing_knows_the_same_versions_and_extras():
+    page = (ROOT / "docs" / "start" / "install.md").read_text()
+    extras = re.findall(r"^\| `(\w+)` \|", page.partition("## Extras")[2].partition("\n## ")[0], re.MULTILINE)
+    assert sorted(extras) == sorted(PROJECT["optional-dependencies"])
+    table = page.partition("## Requirements")[2]
+    assert f"| PyTorch | {PROJECT['dependencies'][0].partition('>=')[2]} or newer |" in table
+    assert f"| Python | {PROJECT['requires-python'].removeprefix('>=')} or newer |" in table
+    (llvmlite,) = (line for line in PROJECT["optional-dependencies"]["cpu"] if line.startswith("llvmlite"))
+    least, most = re.search(r">=([\d.]+),<0\.(\d+)", llvmlite).groups()
+    assert f"| {least} to 0.{int(most) - 1} |" in table
 
 
 def test_every_known_gpu_and_instruction_set_is_named():

@@ -31,10 +31,25 @@ def site(tmp_path_factory):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f'the site needs {package}: pip install -e ".[docs]"')
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=PATIENCE, check=False)
+    done = build(ROOT / "mkdocs.yml", folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+def build(config, folder):
+    """With --quiet, warnings would not stop a strict build."""
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--config-file",
+        str(config),
+        "--site-dir",
+        str(folder),
+    ]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=PATIENCE, check=False)
 
 
 class Page(HTMLParser):
@@ -113,6 +128,18 @@ def test_the_home_page_is_the_top_of_the_readme(site):
     for text in ("drop-in replacement", "When it is not faster", "figures/loop-"):
         assert text in home
     assert "How it works</h2>" not in home
+
+
+@pytest.mark.usefixtures("site")
+def test_a_page_outside_of_the_navigation_stops_the_build(tmp_path):
+    (tmp_path / "docs").mkdir()
+    for name in ("index", "other"):
+        (tmp_path / "docs" / f"{name}.md").write_text("# A page\n")
+    about = "site_name: a\nvalidation: {omitted_files: warn}\nnav: [index.md"
+    for nav, code in ((", other.md]", 0), ("]", 1)):
+        (tmp_path / "mkdocs.yml").write_text(about + nav)
+        done = build(tmp_path / "mkdocs.yml", tmp_path / "site")
+        assert done.returncode == code, done.stderr
 
 
 FAULTY = {

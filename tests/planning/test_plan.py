@@ -759,7 +759,9 @@ def test_calls_near_one_that_lost_are_torchs(isa, threads, hidden, batch, slower
         assert cpu_plan.is_slower(isa, hidden, True, batch, threads) == slower
         assert not cpu_plan.is_slower(isa, hidden, False, batch, threads), "of another pass"
         said = cpu_plan.refusal_by_size(isa, hidden, True, 100, max(batch, 1), threads)
-        assert said.endswith("for a training step with H = 512, B = 1 and 16 threads (AVX-512)" if slower else "")
+        assert said.endswith(
+            "step with H = 512, B = 1 and 16 threads (AVX-512), the nearest measured size" if slower else ""
+        )
         assert bool(said) == slower
         assert not cpu_plan.refusal_by_size(isa, hidden, True, 1, 1, threads), "of a single step other rows tell"
     with table_of():

@@ -261,7 +261,8 @@ def refusal_by_size(isa: str, hidden: int, training: bool, T: int, B: int, threa
     if T > 1 and is_slower(isa, hidden, training, B, threads):
         near = nearest(isa, hidden, training, B, threads)
         count = f"{near['threads']} thread{'s' if near['threads'] != 1 else ''}"
-        return f"{what} with H = {near['hidden']}, B = {near['batch']} and {count} ({SETS[near['isa']].title})"
+        size = f"H = {near['hidden']}, B = {near['batch']} and {count} ({SETS[near['isa']].title})"
+        return f"{what} with {size}, the nearest measured size"
     return ""
 
 

@@ -243,7 +243,7 @@ def _on_cpu(
         of_stack = {"itemsize": itemsize, "threads": threads, "device_bytes": device.memory_bytes, **several}
         needed = cpu_plan.memory_on_cpu(device.arch, **sizes, **of_stack, memory=memory, learns=training)
         answer = replace(answer, memory=needed)
-    reason = "one compiled function runs the whole time loop and keeps the gates in registers"
+    reason = "one compiled function runs the whole time loop, its products and gates"
     return replace(answer, family="llvm", reason=reason, precision=None, loop=loop)
 
 

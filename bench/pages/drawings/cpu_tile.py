@@ -38,7 +38,9 @@ def _tile(sheet: Sheet, y: float) -> None:
         sheet.arrow([(LEFT + 0.95, low + HIGH / 2), (FIRST, low + HIGH / 2)], STATE)
         for v in range(V):
             _vector(sheet, _column(v), low, DATA)
-    sheet.text(FIRST, y - 0.1, f"{R} \u00d7 {V} sums of {LANES} numbers stay in registers as k runs,", ha="left")
+    sheet.text(
+        FIRST, y - 0.1, f"{R} \u00d7 {V} sums of {LANES} numbers stay in registers for 128 values of k,", ha="left"
+    )
     sheet.text(FIRST, y - 0.32, "then become the gates of the tile", ha="left")
 
 
