@@ -50,7 +50,7 @@ def test_the_curves_agree_step_by_step_and_the_model_learns():
     assert sum(ours[-8:]) / 8 < text().entropy() - 0.2  # it knows more than how often each character occurs
 
 
-@pytest.mark.slow
+@pytest.mark.rare  # tests of the meaning do the same step by step
 @in_the_interpreter
 def test_gates_that_are_rebuilt_make_the_same_curve():
     assert largest(losses("triton", replace(SMALL, memory="recompute")), losses("torch")) <= ROUNDING

@@ -222,7 +222,7 @@ def grus(model):
     return len(nodes)
 
 
-@pytest.mark.slow
+@pytest.mark.every(24, slow=3)
 @pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
 @pytest.mark.parametrize("hx", [False, True], ids=["no_hx", "hx"])
 @pytest.mark.parametrize(

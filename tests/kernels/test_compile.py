@@ -39,8 +39,13 @@ KERNELS += [(arch, f"persistent-{name}") for arch in ARCHS[:5] for name in DIREC
 # One kernel more for each chip is enough of the few rows of the stepwise table.
 KERNELS += [("sm_90", "stepwise-forward"), ("sm_90", "stepwise-backward"), ("sm_80", "stepwise-backward")]
 
-OFTEN = {(arch, kernel) for arch, kernel in KERNELS if arch in ("sm_80", "sm_90", "gfx942")}
-OFTEN |= {("sm_100", "persistent-backward"), ("gfx950", "forward")}
+OFTEN = {(arch, kernel) for arch, kernel in KERNELS if arch in ("sm_90", "gfx942")}
+OFTEN |= {
+    ("sm_80", "backward"),
+    ("sm_80", "persistent-forward"),
+    ("sm_100", "persistent-backward"),
+    ("gfx950", "forward"),
+}
 
 
 @pytest.mark.parametrize(
