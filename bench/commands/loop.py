@@ -22,7 +22,6 @@ from bench.session.loop import Session, answer
 from bench.study.command import beside
 from tritongru.planning.instruction_sets import refusal
 
-THREADS = ("1", "all", "both")
 FRESH = (*fresh.FIRST_NAMES, fresh.PEAK_NAME)
 
 

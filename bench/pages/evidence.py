@@ -72,6 +72,11 @@ class Machine:
         """Those of which there is a time of ours and of nn.GRU."""
         return [case for case in cases if self.over(case.name) is not None]
 
+    def untimed(self, cases: Sequence[Case], impls: Sequence[str]) -> list[tuple[str, Case, str]]:
+        """Who has no time of which case, and why: by implementation, then by case."""
+        asked = ((impl, case, self.row(case.name, impl)) for impl in impls for case in cases)
+        return [(impl, case, row["reason"]) for impl, case, row in asked if row and row["ms"] is None and row["reason"]]
+
     def mean(self, cases: Iterable[Case]) -> float | None:
         ratios = [ratio for ratio in (self.over(case.name) for case in cases) if ratio is not None]
         return geomean(ratios) if ratios else None
@@ -108,6 +113,11 @@ def title_of(case: str, row: Row) -> str:
     sizes = [f"H = {row['hidden']:,}", f"B = {row['batch']:,}", f"T = {row['time']:,}"]
     kind = KINDS[row["dtype"], bool(row["tf32"])]
     return _titles().get(case) or ", ".join([*sizes, kind, MODES[row["mode"]]])
+
+
+def spread(mean: float | None, ordered: Sequence[str], note: str = "") -> str:
+    """A mean and, in brackets, the ends of the ratios that it is of."""
+    return f"{times(mean)} ({ordered[0]} to {ordered[-1]}{note})" if ordered else "-"
 
 
 def listed(values: Iterable[object]) -> str:

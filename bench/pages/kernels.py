@@ -9,7 +9,7 @@ from functools import partial
 from bench.compile.compile_seconds import STAGES
 from bench.compile.tables import PAGE
 from bench.measure.rows import Row
-from bench.pages.marks import Part, folded, table
+from bench.pages.marks import NOTHING, Part, folded, table
 from tritongru.planning.launches import rows_of
 
 COUNTS = ("shared_bytes", "registers", "instructions", "barriers", "tensor_core")
@@ -43,7 +43,7 @@ def launches(rows: Sequence[Row], family: str) -> str:
 
 def compile_times(rows: Sequence[Row]) -> str:
     if not rows:
-        return "Not measured yet."
+        return NOTHING
     last = rows[-1]
     total = sum(row["seconds"] for row in rows)
     shares = (sum(row[key] for row in rows) / total for key in ("python_s", *STAGES))

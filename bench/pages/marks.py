@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from bench.measure.rows import Row
 
 Part = Callable[[Sequence[Row]], str]
+NOTHING = "Not measured yet."
 
 
 def filled(page: str, kind: str, parts: Mapping[str, Part], rows: Sequence[Row]) -> str:

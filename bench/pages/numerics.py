@@ -217,8 +217,8 @@ def draw(rows: Sequence[Row], key: str, title: str) -> bytes:
     with canvas(WIDTH, 1.9 * len(panels) + 0.8) as figure:
         lines = figure.subplots(len(panels), sharex=True, sharey=True)
         drawn = [_panel(axes, growth, key, *of) for axes, of in zip(lines, panels, strict=True)]
-        lines[0].set(xscale="log", yscale="log")
         lines[0].set_xscale("log", base=4)
+        lines[0].set_yscale("log")
         lines[0].set_xticks(lengths, [f"{time:,}" for time in lengths])
         lines[0].minorticks_off()
         for axes, ends in zip(lines, drawn, strict=True):

@@ -15,7 +15,7 @@ from bench.measure.rows import Row
 from bench.measure.workloads import TITLES, workload_cases
 from bench.pages.cpu import page as loop
 from bench.pages.cpu.hosts import View, chosen, default, views
-from bench.pages.evidence import MODES, Machine, listed, machines, times, title_of
+from bench.pages.evidence import MODES, Machine, listed, machines, spread, times, title_of
 from bench.pages.marks import Part, table
 from bench.rivals import FORCED
 from bench.suites import SUITES
@@ -63,7 +63,10 @@ def on_cpu(rows: Sequence[Row]) -> str:
     first = chosen(found, grid())
     if first is None:
         return NO_CPU
-    lines = [(view.name, *(_span(view, mode) for mode in ORDER), _counts(view)) for view in loop.ordered(found)]
+    lines = [
+        (view.name, *(spread(view.mean(sizes(mode)), texts(view, mode)) for mode in ORDER), _counts(view))
+        for view in loop.ordered(found)
+    ]
     head = ("CPU", *(f"{MODES[mode]}: mean (lowest to highest)" for mode in ORDER), "sizes")
     return f"{table(head, lines, right=True)}\n\n{loop.picture(first, FIGURES)}"
 
@@ -76,9 +79,9 @@ def sizes(mode: str) -> list[Cell]:
     return [cell for cell in grid() if cell.case.mode == mode]
 
 
-def _span(view: View, mode: str) -> str:
-    found = sorted(view.timed(sizes(mode)), key=lambda cell: view.over(cell) or 0.0)
-    return f"{times(view.mean(found))} ({view.text(found[0])} to {view.text(found[-1])})" if found else "-"
+def texts(view: View, mode: str) -> list[str]:
+    """The ratios of all sizes, the lowest first."""
+    return [view.text(cell) for cell in sorted(view.timed(sizes(mode)), key=lambda cell: view.over(cell) or 0.0)]
 
 
 def _counts(view: View) -> str:
@@ -129,8 +132,8 @@ def _slower_on_cpu(view: View) -> str:
     lines = []
     for cell in below:
         case = cell.case
-        sizes = case.hidden, case.mode == "train", case.time, case.batch
-        does = "torch's GRU" if refusal_by_size(view.isa, *sizes, view.threads) else "tritongru's loop"
+        shape = case.hidden, case.mode == "train", case.time, case.batch
+        does = "torch's GRU" if refusal_by_size(view.isa, *shape, view.threads) else "tritongru's loop"
         lines.append((loop.title_of(cell), view.text(cell), does))
     return _slower_table(view.name, len(every), lines)
 

@@ -10,9 +10,9 @@ from bench.measure.rows import Row
 from bench.measure.workloads import workload_cases
 from bench.pages.cpu.hosts import View, chosen, default
 from bench.pages.cpu.page import figure_of
-from bench.pages.evidence import MODES, Machine, machines, times
+from bench.pages.evidence import MODES, Machine, machines, spread, times
 from bench.pages.marks import Part, table
-from bench.pages.performance import cpu_views, sizes
+from bench.pages.performance import cpu_views, sizes, texts
 from tritongru.planning.instruction_sets import SETS
 
 FIGURES = "docs/figures"
@@ -64,11 +64,8 @@ def _with(isa: str) -> str:
 
 
 def _of_cpu(view: View) -> tuple[str, ...]:
-    cells = []
-    for mode in ORDER:
-        found = sorted(view.timed(sizes(mode)), key=lambda cell: view.over(cell) or 0.0)
-        texts = [view.text(cell) for cell in found]
-        cells.append(_spread(view.mean(found), texts, "size"))
+    found = {mode: texts(view, mode) for mode in ORDER}
+    cells = (spread(view.mean(sizes(mode)), own, _of(own, "size")) for mode, own in found.items())
     return _with(view.isa), "the loop, compiled by LLVM", f"{view.cpu}, {counted(view.threads)}", *cells
 
 
@@ -77,16 +74,13 @@ def _of_gpu(machine: Machine) -> tuple[str, ...]:
     for mode in ORDER:
         found = [case for case in machine.timed(workload_cases()) if case.mode == mode]
         found.sort(key=lambda case: machine.over(case.name) or 0.0)
-        texts = [machine.over_text(case.name) for case in found]
-        cells.append(_spread(machine.mean(found), texts, "workload"))
+        own = [machine.over_text(case.name) for case in found]
+        cells.append(spread(machine.mean(found), own, _of(own, "workload")))
     return NVIDIA, "one Triton kernel", machine.name, *cells
 
 
-def _spread(mean: float | None, ordered: Sequence[str], noun: str) -> str:
-    if not ordered:
-        return "-"
-    number = len(ordered)
-    return f"{times(mean)} ({ordered[0]} to {ordered[-1]}, {number} {noun}{'s' * (number > 1)})"
+def _of(found: Sequence[str], noun: str) -> str:
+    return f", {len(found)} {noun}{'s' * (len(found) > 1)}"
 
 
 PARTS: dict[str, Part] = {part.__name__: part for part in (headline, measured)}

@@ -181,8 +181,7 @@ def problem_of_pytest(words: list[str], config: pytest.Config) -> str:
 
 
 def problem_of_mkdocs(words: list[str]) -> str:
-    import click
-    from mkdocs.__main__ import cli
+    click, cli = pytest.importorskip("click"), pytest.importorskip("mkdocs.__main__").cli
 
     if not words or words[0] not in cli.commands:
         return f"mkdocs has no command {words[:1]}"

@@ -35,8 +35,15 @@ def test_two_commands_set_everything_up():
         assert command == (f'python3 -m venv .venv && .venv/bin/pip install -e ".[{extra}]" && .venv/bin/python {last}')
 
 
-def test_sizes_are_the_plans():
-    found = re.search(r"beyond hidden size (\d+) in fp16 and bf16 or (\d+) in fp32 \(predicted for an H200\)", README)
+@pytest.mark.parametrize(
+    "page, said",
+    [
+        ("README.md", r"beyond hidden size (\d+) in fp16 and bf16 or (\d+) in fp32 \(predicted for an H200\)"),
+        ("docs/guides/paths.md", r"on an H200: H = (\d+) in 16-bit precision, H = (\d+) in float32"),
+    ],
+)
+def test_sizes_are_the_plans(page, said):
+    found = re.search(said, (ROOT / page).read_text())
     for size, dtype in zip(map(int, found.groups()), ("float16", "float32"), strict=True):
         for hidden, held in ((size, True), (size + 1, False)):
             answer = plan(hidden, dtype, GPUS["h200"], batch=16, impl="triton")

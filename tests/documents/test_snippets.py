@@ -13,7 +13,6 @@ import torch
 from processes import ROOT
 
 import tritongru
-from tritongru.plan import GPUS, plan
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^( *)```python[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
@@ -68,15 +67,6 @@ def test_the_signature_in_the_reference_is_the_layers():
     (shown,) = re.findall(r"```text\ntritongru\.GRU\((.*?),\n\)\n```", text, re.DOTALL)
     found = str(inspect.signature(tritongru.GRU)).replace("'auto'", '"auto"').replace("'", "")
     assert found == f"({' '.join(shown.split())}) -> None"
-
-
-def test_the_largest_sizes_are_the_plans():
-    text = (ROOT / "docs" / "guides" / "paths.md").read_text()
-    found = re.search(r"on an H200: H = (\d+) in 16-bit precision, H = (\d+) in float32", text)
-    for largest, dtype in zip(map(int, found.groups()), ("float16", "float32"), strict=True):
-        for hidden, family in ((largest, "persistent"), (largest + 1, "stepwise")):
-            answer = plan(hidden, dtype, GPUS["h200"], batch=16, impl="triton")
-            assert {answer.forward.family, answer.backward.family} == {family}, (hidden, dtype)
 
 
 # Quoted errors

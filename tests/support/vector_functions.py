@@ -21,7 +21,7 @@ _engines: list[Any] = []  # which own the code
 
 
 def engine_of(text: str, isa: str) -> Any:
-    """Machine code of LLVM IR for this CPU, made anew."""
+    """LLVM IR compiled for this CPU, without the cache."""
     machine = compiling._host_machine(isa)
     engine = llvm.create_mcjit_compiler(compiling.optimized(text), machine)
     engine.finalize_object()

@@ -9,9 +9,8 @@ from bench.analysis.reasons import condensed
 from bench.measure.pair import OURS, THEIRS
 from bench.measure.rows import Row
 from bench.measure.workloads import workload_cases
-from bench.pages.cpu.page import NOTHING
 from bench.pages.evidence import Machine, machines, number, title_of
-from bench.pages.marks import Part, table
+from bench.pages.marks import NOTHING, Part, table
 from bench.rivals import ALL_RIVALS, REGISTRY
 
 
@@ -32,12 +31,7 @@ def _torch_path(machine: Machine) -> str:
         cells = (own["family"] or "-", number(own["ms"]), number(own["spread"], ".2f"))
         shares = (machine.over_text(case.name, name) for name in names)
         lines.append((titles[case.name], *cells, *shares))
-    untimed = [
-        (name, titles[case.name], row["reason"])
-        for case in found
-        for name in REGISTRY
-        if (row := machine.row(case.name, name)) and row["ms"] is None and row["reason"]
-    ]
+    untimed = [(name, titles[case.name], reason) for name, case, reason in machine.untimed(found, list(REGISTRY))]
     parts = [
         f"{machine.caption(found)}, fp32.",
         table(("workload", "runs", "tritongru, ms", "spread", *names), lines, True),

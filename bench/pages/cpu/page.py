@@ -14,12 +14,11 @@ from bench.measure.rows import Row
 from bench.measure.workloads import TITLES
 from bench.pages.cpu.hosts import View, beside, chosen, made_with, views
 from bench.pages.evidence import MODES, number, times
-from bench.pages.marks import Part, folded, table
+from bench.pages.marks import NOTHING, Part, folded, table
 from bench.rivals import CUDNN_LSTM
 from bench.rivals.on_cpu import REGISTRY
 
 PREFIX = "loop-"  # of the files of figures
-NOTHING = "Not measured yet."
 # By field, and of each what is done most. Chosen by name, before there were rows.
 FIVE = {
     "speech denoising": ("rnnoise-10s", "forward"),

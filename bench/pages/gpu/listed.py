@@ -10,8 +10,7 @@ from bench.compile.tables import PAGE, as_read_with
 from bench.measure.rows import Row
 from bench.measure.workloads import CPU_WORKLOADS, WORKLOADS, Workload
 from bench.pages.evidence import Machine, machines, number, title_of
-from bench.pages.gpu.page import NOTHING
-from bench.pages.marks import Part, folded, table
+from bench.pages.marks import NOTHING, Part, folded, table
 from bench.suites import SUITES
 from tritongru.planning.devices import GPUS
 from tritongru.planning.plan import plan

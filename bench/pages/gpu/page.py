@@ -11,13 +11,12 @@ from bench.measure.pair import OURS, THEIRS
 from bench.measure.rows import Row
 from bench.measure.workloads import PRECISIONS, TITLES, WORKLOADS, workload_cases
 from bench.pages.evidence import MODES, Machine, exponent, machines, number, times
-from bench.pages.marks import Part, folded, table
+from bench.pages.marks import NOTHING, Part, folded, table
 from bench.pages.performance import ROOFLINE, SCALING
 from bench.rivals import ALL_RIVALS, FLOOR
 from bench.suites import SHORT, SWEEPS, SWEPT, sweep
 
 FIGURES = "../figures"  # beside the page's folder
-NOTHING = "Not measured yet."
 PLURAL = {"train": "Training steps", "forward": "Forward passes"}
 
 
@@ -107,12 +106,7 @@ def _rivals(machine: Machine) -> str:
     if not asked:
         return ""
     lines = [(TITLES[case.label], *(machine.over_text(case.name, name) for name in names)) for case in found]
-    untimed = [
-        (name, TITLES[case.label], row["reason"])
-        for name in asked
-        for case in found
-        if (row := machine.row(case.name, name)) and row["ms"] is None and row["reason"]
-    ]
+    untimed = [(name, TITLES[case.label], reason) for name, case, reason in machine.untimed(found, asked)]
     said = dict.fromkeys((row["impl"], row["how"]) for row in machine.rows if row["how"] and row["impl"] in names)
     parts = [
         f"{machine.caption(found)}.",

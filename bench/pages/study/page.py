@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from bench.measure.rows import Row
 from bench.pages.marks import Part, table
 from bench.pages.study.rows import TASKS, Machine, machines
-from bench.pages.study.sentences import COMMAND, NONE_YET, baselines, of_cpu, smaller, speed, time_ratio
-from bench.pages.study.sentences import accuracy as accuracy_told
+from bench.pages.study.sentences import COMMAND, NONE_YET, baselines, both, of_cpu, smaller, time_ratio
 from bench.study.training import MODELS, OF_TORCH, TIMED
 
 
@@ -19,7 +18,7 @@ def answer(rows: Sequence[Row]) -> str:
 
 
 def _paragraph(machine: Machine) -> str:
-    told = f"{speed(machine)} {accuracy_told(machine)}"
+    told = both(machine)
     missing = [task for task in TASKS if task not in machine.tasks]
     return f"{told} Not measured there: {', '.join(missing)}." if missing else told
 

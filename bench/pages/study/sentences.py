@@ -74,7 +74,11 @@ def _times_as_long(machine: Machine, model: str) -> str:
 def answer(rows: Sequence[Row]) -> str:
     """Two sentences about the CPU: how long a training step takes, and how large the errors are."""
     machine = of_cpu(rows)
-    return f"{speed(machine)} {accuracy(machine)}" if machine else NONE_YET
+    return both(machine) if machine else NONE_YET
+
+
+def both(machine: Machine) -> str:
+    return f"{speed(machine)} {accuracy(machine)}"
 
 
 def speed(machine: Machine) -> str:
