@@ -5,6 +5,8 @@ be powers of two and H need not be. A block over all units is a tuple with one b
 import triton
 import triton.language as tl
 
+from tritongru.kernels.rounding import operand_of_product
+
 
 @triton.constexpr_function
 def start(CHUNKS, i):
@@ -38,7 +40,12 @@ def load_block(p, mask, UPCAST: tl.constexpr):
 
 
 @triton.jit
-def load_w_forward(w_hh, H: tl.constexpr, CHUNKS: tl.constexpr, UPCAST: tl.constexpr):
+def load_operand(p, mask, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
+    return operand_of_product(tl.load(p, mask=mask, other=0.0), UPCAST, PRECISION)
+
+
+@triton.jit
+def load_w_forward(w_hh, H: tl.constexpr, CHUNKS: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
     """W_hh transposed, chunk j of the outputs outermost, then chunk i of the contraction, then the gates r, z, n;
     where chunk j is 16 wide, r and z share one block of pairs and n has one to itself."""
     b_w = ()
@@ -49,18 +56,18 @@ def load_w_forward(w_hh, H: tl.constexpr, CHUNKS: tl.constexpr, UPCAST: tl.const
                 o_h, o_s = pairs(CHUNKS, j)
                 m = (o_k < H) & (o_h < H)[None, :]
                 b_w += (
-                    load_block(w_hh + (o_s * H + o_h)[None, :] * H + o_k, m, UPCAST),
-                    load_block(w_hh + (2 * H + o_h)[None, :] * H + o_k, m & (o_s == 0)[None, :], UPCAST),
+                    load_operand(w_hh + (o_s * H + o_h)[None, :] * H + o_k, m, UPCAST, PRECISION),
+                    load_operand(w_hh + (2 * H + o_h)[None, :] * H + o_k, m & (o_s == 0)[None, :], UPCAST, PRECISION),
                 )
             else:
                 o_h = units(CHUNKS, j)[None, :]
                 for g in tl.static_range(3):
-                    b_w += (load_block(w_hh + (g * H + o_h) * H + o_k, (o_k < H) & (o_h < H), UPCAST),)
+                    b_w += (load_operand(w_hh + (g * H + o_h) * H + o_k, (o_k < H) & (o_h < H), UPCAST, PRECISION),)
     return b_w
 
 
 @triton.jit
-def load_w_backward(w_hh, H: tl.constexpr, CHUNKS: tl.constexpr, UPCAST: tl.constexpr):
+def load_w_backward(w_hh, H: tl.constexpr, CHUNKS: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
     """W_hh as it is, chunk j of the columns outermost, then chunk i of the rows, then the gates r, z, n."""
     b_w = ()
     for j in tl.static_range(len(CHUNKS)):
@@ -73,7 +80,9 @@ def load_w_backward(w_hh, H: tl.constexpr, CHUNKS: tl.constexpr, UPCAST: tl.cons
         for i in tl.static_range(len(CHUNKS)):
             o_k = units(CHUNKS, i)[:, None]
             for g in tl.static_range(3):
-                b_w += (load_block(w_hh + (g * H + o_k) * H + o_h[None, :], (o_k < H) & m_h[None, :], UPCAST),)
+                b_w += (
+                    load_operand(w_hh + (g * H + o_k) * H + o_h[None, :], (o_k < H) & m_h[None, :], UPCAST, PRECISION),
+                )
     return b_w
 
 

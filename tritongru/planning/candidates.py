@@ -52,7 +52,8 @@ def resident_cost(device: Device, launch: Launch, batch: int, directions: int) -
         return None
     tiles = math.ceil(batch / launch.block_b) * directions
     waves = max(1, math.ceil(tiles / device.multiprocessors))
-    return cost_model.resident(device, launch.instructions, launch.barriers, launch.num_warps, waves)
+    counts = launch.instructions, launch.barriers, launch.num_warps
+    return cost_model.resident(device, *counts, waves, launch.wavefronts)
 
 
 def smallest(device: Device, kernel: str, kind: str, size: int) -> Launch | None:
@@ -117,6 +118,7 @@ def persistent_options(
             num_warps=row.num_warps,
             per_multiprocessor=at_once,
             data=row.exchange == "data",
+            wavefronts=row.wavefronts,
         )
         options.append((cost, replace(row, groups=groups)))
     return options

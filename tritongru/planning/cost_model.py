@@ -13,7 +13,8 @@ from tritongru.planning.devices import Device
 
 SCHEDULERS = 4  # instruction schedulers of a multiprocessor, one warp's instruction a clock each (published)
 BARRIER_CLOCKS = 30  # a block-wide barrier (assumed)
-SHARED_BYTES_PER_CLOCK = 128  # of shared memory, a multiprocessor (published)
+WAVEFRONT_CLOCKS = 1  # of a multiprocessor's shared memory, for one wavefront: a pass over its 32 banks (published)
+SHARED_BYTES_PER_CLOCK = 128  # of shared memory, a multiprocessor (published): what one wavefront moves at most
 L2_BYTES_PER_CLOCK = 24  # that L2 delivers for each multiprocessor of the chip: about 5.5 TB/s on an H100 (published)
 L2_BYTES_PER_CLOCK_ALONE = 64  # that one multiprocessor can receive (published)
 L2_LATENCY_US = 0.2  # from a load to its value in L2 (published: 0.13 to 0.2 on an H100)
@@ -30,13 +31,15 @@ TORCH_POINTWISE_US = 4.0  # the part of a step that is not the product (assumed)
 TORCH_MMA_SHARE = 0.5  # share of the warp-level tensor-core rate that a step's product reaches (assumed)
 FP32_LANES = 128  # fp32 multiply-adds per clock of a multiprocessor without tensor cores (published); half on sm_80
 TORCH_FP32_SHARE = 0.7  # share of that rate that cuDNN's product in IEEE fp32 reaches (assumed)
+TERMS = ("exchange", "l2", "tensor", "shared", "issue", "barriers")  # of a step, in order
 
 
 @dataclass(frozen=True)
 class Cost:
     """Microseconds of one time step. ``exchange``: until the arrival of all programs is seen. ``l2``: reading the tile
     from L2. ``tensor``, ``shared``, ``issue``: tensor cores, shared memory and instruction issue, which overlap;
-    ``barriers``: inside a program. ``turns``: batch tiles that a program serves one after the other. ``us``: total."""
+    ``barriers``: inside a program. ``turns``: batch tiles that a program serves one after the other; each term is of
+    one of them. ``us``: total, of all turns."""
 
     us: float
     exchange: float
@@ -51,12 +54,21 @@ class Cost:
     def math(self) -> float:
         return max(self.tensor, self.shared, self.issue) + self.barriers
 
+    @property
+    def terms(self) -> dict[str, float]:
+        """Microseconds of each of ``TERMS``, in their order."""
+        return {name: getattr(self, name) for name in TERMS}
 
-def resident(device: Device, instructions: int, barriers: int, num_warps: int, waves: int) -> Cost:
-    """One program by itself: instruction issue and barriers; the instructions include the tensor cores' work."""
+
+def resident(
+    device: Device, instructions: int, barriers: int, num_warps: int, waves: int, wavefronts: int | None = None
+) -> Cost:
+    """One program by itself: instruction issue or shared memory, whichever takes longer, and barriers. The instructions
+    include the tensor cores' work. Shared memory counts only where its ``wavefronts`` are known."""
     issue = instructions * max(1.0, num_warps / SCHEDULERS) / device.clock_mhz
+    shared = (wavefronts or 0) * WAVEFRONT_CLOCKS / device.clock_mhz
     waiting = BARRIER_CLOCKS * barriers / device.clock_mhz
-    return Cost(waves * (issue + waiting), 0.0, 0.0, 0.0, 0.0, issue, waiting, waves)
+    return Cost(waves * (max(issue, shared) + waiting), 0.0, 0.0, 0.0, shared, issue, waiting, waves)
 
 
 def persistent(
@@ -75,14 +87,16 @@ def persistent(
     num_warps: int,
     per_multiprocessor: int,
     data: bool,
+    wavefronts: int | None = None,
 ) -> Cost:
     """A step of ``programs`` programs, of which ``neighbours`` share a tile, each serving ``turns`` tiles.
 
     ``tile_bytes``: state that a program collects for a tile. ``weight_bytes``: its slice of W_hh, read from shared
     memory for each tile. ``part_bytes``: products that its warps write to shared memory and add up there.
-    ``multiply_adds``: of a tile, on numbers of ``bits`` bits. ``per_multiprocessor``: programs that share one. While
-    one tile's state is in transit, a program with several tiles works on another: then the exchange costs nothing, and
-    the time is that of L2 or of the programs' own work, whichever is longer."""
+    ``multiply_adds``: of a tile, on numbers of ``bits`` bits. ``per_multiprocessor``: programs that share one.
+    ``wavefronts``: of shared memory, for a tile; where they were not counted, those bytes stand in for them, as if no
+    two lanes ever met in a bank. While one tile's state is in transit, a program with several tiles works on another:
+    then the exchange costs nothing, and the time is that of L2 or of the programs' own work, whichever is longer."""
     busy = min(per_multiprocessor, math.ceil(programs / device.multiprocessors))  # programs on the fullest one
     clocks = 1.0 / device.clock_mhz
     alone = busy * tile_bytes / L2_BYTES_PER_CLOCK_ALONE * clocks
@@ -92,7 +106,10 @@ def persistent(
     else:
         exchange = BARRIER_US + ARRIVAL_US * neighbours
     tensor = busy * multiply_adds / (device.mma * 16 / bits) * clocks
-    shared = busy * (weight_bytes + 2 * part_bytes) / SHARED_BYTES_PER_CLOCK * clocks
+    if wavefronts is None:
+        shared = busy * (weight_bytes + 2 * part_bytes) / SHARED_BYTES_PER_CLOCK * clocks
+    else:
+        shared = busy * wavefronts * WAVEFRONT_CLOCKS * clocks
     issue = instructions * max(1.0, busy * num_warps / SCHEDULERS) * clocks
     waiting = BARRIER_CLOCKS * barriers * clocks
     work = max(tensor, shared, issue) + waiting

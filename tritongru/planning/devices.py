@@ -67,6 +67,9 @@ GPUS = {
     "mi355x": Device("MI355X", "hip", "gfx950", 256, 160 * KB, 2400, 256 * MB, 2048, 288 * GB, 8000),
 }
 AMD_CHIPS = ("gfx942", "gfx950")
+# The chips whose compiled kernels have been executed, by a GPU or the PTX machine (tests/ptx). For the others they are
+# compiled and their machine code is read, but nothing has run it.
+RUN_ON = ("sm_80", "sm_90")
 CPU = Device("the CPU", "cpu", "", 0, 0, 0)
 
 # The largest sizes that `explain` accepts. A plan is for one GPU, and the largest above has 288 GB: a larger size is a

@@ -22,8 +22,9 @@ BLOCK_B = 16  # rows of a tensor-core tile, the smallest batch tile
 class Launch:
     """One compiled form of a resident kernel. ``chunks``: widths into which the hidden units are cut; ``stages``: steps
     by which loads run ahead; ``instructions``, ``barriers``: of one time step and warp, read from the machine code for
-    sm_90 (None without such a reading); ``spills_on``: chips on which registers would spill to memory; ``faults``:
-    faults of that machine code (``bench/compile/hazards.py``)."""
+    sm_90 (None without such a reading); ``wavefronts``: shared-memory wavefronts of one program in one time step,
+    counted by running the PTX for sm_90 (None if they were not counted); ``spills_on``: chips on which registers would
+    spill to memory; ``faults``: faults of that machine code (``bench/compile/hazards.py``)."""
 
     chunks: tuple[int, ...]
     block_b: int
@@ -33,6 +34,7 @@ class Launch:
     dot_precision: str
     instructions: int | None = None
     barriers: int | None = None
+    wavefronts: int | None = None
     spills_on: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
 
@@ -44,7 +46,7 @@ class PersistentLaunch:
     side; ``chunks``: widths into which each part is cut; ``pad``: whether r, z and n are padded to four gates for one
     product instead of two (forward only); ``exchange``: "counter" or "data"; ``slots``: steps that the exchange holds;
     ``groups``: batch tiles worked on at a time, set by the plan. The counts are of one batch tile's step and warp, for
-    sm_90."""
+    sm_90; ``wavefronts``, of shared memory, are those of all the program's warps, None if they were not counted."""
 
     kernel: str
     bits: int
@@ -63,6 +65,7 @@ class PersistentLaunch:
     instructions: int = 0
     barriers: int = 0
     tensor_core: int = 0
+    wavefronts: int | None = None
     spills_on: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     groups: int = 1
@@ -178,8 +181,8 @@ def read_with() -> str:
 
 
 def launch_of(family: str, row: Row, triton: str | None = None) -> Any:
-    """A row as a launch, with the readings of ``triton``, if given. Readings that this version does not have for the
-    row or a chip are taken from another version."""
+    """A row as a launch, with the readings of ``triton``, if given. What this version's readings lack (the row, a chip,
+    the wavefronts) is taken from another version's."""
     found = {"shared_bytes": 0, "dot_precision": dot_precision(row["backend"], row["kind"])} | row
     if family != "stepwise":
         found["chunks"] = tuple(row["chunks"])
@@ -193,6 +196,9 @@ def launch_of(family: str, row: Row, triton: str | None = None) -> Any:
         for reading in (*row["readings"].values(), own):
             stacks |= reading["stack"]
         found |= own
+        counted = [version for version, reading in row["readings"].items() if "wavefronts" in reading]
+        if counted:
+            found["wavefronts"] = row["readings"][triton_versions.nearest(triton, counted)]["wavefronts"]
         found["spills_on"] = tuple(sorted(chip for chip, stack in stacks.items() if stack))
         found["faults"] = tuple(own["faults"])
     return FAMILIES[family](**{name: found[name] for name in FAMILIES[family].__dataclass_fields__ if name in found})

@@ -17,7 +17,7 @@ import torch
 
 from tritongru.planning import candidates, cost_model, cpu_plan
 from tritongru.planning.candidates import kind_of
-from tritongru.planning.devices import AMD_CHIPS, CPU, KB, Device, device_facts, is_served
+from tritongru.planning.devices import AMD_CHIPS, CPU, KB, RUN_ON, Device, device_facts, is_served
 from tritongru.planning.launches import (
     BLOCK_B,
     AnyLaunch,
@@ -29,7 +29,7 @@ from tritongru.planning.launches import (
     shape_of,
 )
 from tritongru.planning.memory import Memory, memory_of
-from tritongru.planning.plan_text import MODEL, words
+from tritongru.planning.plan_text import MODEL, NEVER_RUN, RUN, words
 
 PRECISIONS = ("tf32", "ieee")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -80,6 +80,8 @@ class Plan:
         torch_unknown: why ``torch_us_per_step`` is None, if the model has no figures.
         memory: memory of the layers, if the sizes are known.
         loop: the compiled loop on a CPU.
+        kernels: "run" if compiled GPU kernels for this chip have ever been executed, else "compiled, never run"; None
+            if no GPU kernel runs the layer.
     """
 
     family: str
@@ -95,6 +97,7 @@ class Plan:
     torch_unknown: str = ""
     memory: Memory | None = None
     loop: cpu_plan.Loop | None = None
+    kernels: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as a dictionary that JSON can represent."""
@@ -213,7 +216,9 @@ def plan(
             time, batch, inputs, hidden, **sizes, memory=memory, device_bytes=device.memory_bytes, learns=training
         )
         answer = replace(answer, memory=needed)
-    return replace(answer, family=forward.family, reason=reason[forward.family], forward=forward, backward=backward)
+    kernels = RUN if device.family in RUN_ON else NEVER_RUN
+    about = {"family": forward.family, "reason": reason[forward.family], "kernels": kernels}
+    return replace(answer, forward=forward, backward=backward, **about)
 
 
 def _on_cpu(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tritongru.planning.plan import Pass, Plan
 
 MODEL = "a model, not a measurement"
+RUN, NEVER_RUN = "run", "compiled, never run"  # what is known about the kernels for a chip
 PARTS = {
     "exchange": "exchange between programs",
     "l2": "reads from L2",
@@ -30,6 +31,8 @@ def words(plan: Plan) -> str:
     for name, found in (("forward", plan.forward), ("backward", plan.backward)):
         if found is not None:
             lines += _pass(found, name, plan.time)
+    if plan.kernels == NEVER_RUN:
+        lines.append(f"  the kernels for {plan.device} are {NEVER_RUN}: neither a GPU nor an emulator has executed them")
     if plan.torch_us_per_step is not None:
         us, passes = plan.torch_us_per_step, " and the same backward" if len(plan.passes) > 1 else ""
         lines.append(f"  predicted for torch: {us:.2f} us per step forward{passes} ({MODEL})")
@@ -73,8 +76,9 @@ def _loop(loop: Loop) -> list[str]:
 
 
 def _parts(cost: Cost) -> str:
-    shown = ", ".join(f"{name} {us:.2f}" for key, name in PARTS.items() if (us := getattr(cost, key)) > 0)
-    return f"of these us: {shown}{' (tensor cores, shared memory and issue overlap)' if cost.exchange else ''}"
+    shown = ", ".join(f"{PARTS[name]} {us:.2f}" for name, us in cost.terms.items() if us > 0)
+    overlap = "tensor cores, shared memory and issue" if cost.exchange else "shared memory and issue"
+    return f"of these us: {shown}{f' ({overlap} overlap)' if cost.shared else ''}"
 
 
 def _ratio(plan: Plan) -> str:

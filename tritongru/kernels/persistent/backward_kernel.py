@@ -25,6 +25,7 @@ from tritongru.kernels.persistent.slices import (
     results,
 )
 from tritongru.kernels.persistent.watchdog import spin_budget
+from tritongru.kernels.rounding import operand_of_product
 
 
 @triton.jit
@@ -87,7 +88,7 @@ def persistent_backward_kernel(
     OWN: tl.constexpr = own_values(BB, BH, THREADS)
     i_h, i_g, i_d = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     programs, groups = tl.num_programs(0), tl.num_programs(1)
-    b_w = load_w_backward(w_hh + i_d * 3 * H * H, i_h, H, BH, KS, CHUNKS, E, parts(DATA, E), UPCAST)
+    b_w = load_w_backward(w_hh + i_d * 3 * H * H, i_h, H, BH, KS, CHUNKS, E, parts(DATA, E), UPCAST, PRECISION)
     o_b, o_h, m_own = own_places(i_h, BB, BH, OWN)
     m_h = m_own & (o_h < H)
     o_slot = place(o_b, o_h, BB, E)
@@ -144,9 +145,11 @@ def persistent_backward_kernel(
             b_dr, b_dz, b_dn, b_da, b_dhp = gru_step_backward(b_dh + b_dy, b_r, b_z, b_n, b_a, b_hp)
             b_dr, b_dz, b_da = b_dr.to(DT), b_dz.to(DT), b_da.to(DT)
             p_slot = slot + (s + 1) % SLOTS * SLOT
-            publish(p_slot, b_dr, o_slot, m_own, o_word, m_word, E, DATA)
-            publish(p_slot + GATE, b_dz, o_slot, m_own, o_word, m_word, E, DATA)
-            publish(p_slot + 2 * GATE, b_da, o_slot, m_own, o_word, m_word, E, DATA)
+            publish(p_slot, operand_of_product(b_dr, False, PRECISION), o_slot, m_own, o_word, m_word, E, DATA)
+            publish(p_slot + GATE, operand_of_product(b_dz, False, PRECISION), o_slot, m_own, o_word, m_word, E, DATA)
+            publish(
+                p_slot + 2 * GATE, operand_of_product(b_da, False, PRECISION), o_slot, m_own, o_word, m_word, E, DATA
+            )
             if not DATA:
                 arrive(counter)
             tl.store(p_dh, tl.where(m, b_dhp, b_dh), mask=m_state)

@@ -25,6 +25,7 @@ from tritongru.kernels.persistent.slices import (
     results,
 )
 from tritongru.kernels.persistent.watchdog import spin_budget
+from tritongru.kernels.rounding import operand_of_product
 
 
 @triton.jit
@@ -97,10 +98,10 @@ def persistent_forward_kernel(
     i_h, i_g, i_d = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     programs, groups = tl.num_programs(0), tl.num_programs(1)
     w_d = w_hh + i_d * 3 * H * H
-    b_w = load_w_forward(w_d, i_h, 0, GATES, H, BH, KS, CHUNKS, E, PARTS, UPCAST)
+    b_w = load_w_forward(w_d, i_h, 0, GATES, H, BH, KS, CHUNKS, E, PARTS, UPCAST, PRECISION)
     b_w_n = b_w
     if not PAD:
-        b_w_n = load_w_forward(w_d, i_h, 2, 1, H, BH, KS, CHUNKS, E, PARTS, UPCAST)
+        b_w_n = load_w_forward(w_d, i_h, 2, 1, H, BH, KS, CHUNKS, E, PARTS, UPCAST, PRECISION)
     o_b, o_h, m_own = own_places(i_h, BB, BH, OWN)
     m_h = m_own & (o_h < H)
     o_state = i_h * (BB * BH) + o_b * BH + (o_h - i_h * BH)
@@ -120,7 +121,7 @@ def persistent_forward_kernel(
             b_h = tl.zeros((OWN,), tl.float32)
         tl.store(state + i_t * (programs * BB * BH) + o_state, b_h, mask=m_own)
         slot = slots + i_t * (SLOTS * SLOT)
-        publish(slot, b_h.to(DT), o_slot, m_own, o_word, m_word, E, DATA)
+        publish(slot, operand_of_product(b_h.to(DT), False, PRECISION), o_slot, m_own, o_word, m_word, E, DATA)
         if DATA:
             clear(slot.to(tl.pointer_type(tl.uint32)) + SLOT // E + o_word, SLOTS - 1, SLOT // E, m_word)
         arrive(counters + i_t * 32)
@@ -161,7 +162,8 @@ def persistent_forward_kernel(
             if PACKED:
                 b_new = tl.where(m, b_new, b_h)
             b_y = b_new.to(DT)
-            publish(slot + (s + 1) % SLOTS * SLOT, b_y, o_slot, m_own, o_word, m_word, E, DATA)
+            b_k = operand_of_product(b_y, False, PRECISION)
+            publish(slot + (s + 1) % SLOTS * SLOT, b_k, o_slot, m_own, o_word, m_word, E, DATA)
             tl.store(p_h, b_new, mask=m_own)
             if not DATA:
                 arrive(counter)

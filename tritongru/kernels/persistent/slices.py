@@ -16,6 +16,11 @@ from tritongru.kernels.persistent.exchange import (
     place,
     unit_at,
 )
+from tritongru.kernels.rounding import operand_of_product
+
+# Units of a row side by side in a program's own blocks: those of one tensor-core result. Wider rows would reach
+# shared memory with four-way bank conflicts.
+GROUP = tl.constexpr(8)
 
 
 @triton.constexpr_function
@@ -33,17 +38,21 @@ def swapped(o):
 
 @triton.jit
 def own_places(i_h, BB: tl.constexpr, BH: tl.constexpr, OWN: tl.constexpr):
-    """For each of a program's own values: row of the tile, unit, and whether it is not a repetition."""
+    """For each of a program's own values: row of the tile, unit, and whether it is not a repetition. GROUP units of all
+    rows come first, then the next GROUP."""
     o = tl.arange(0, OWN)
-    return o // BH % BB, i_h * BH + swapped(o % BH), o < BB * BH
+    o_u = o // (GROUP * BB) % (BH // GROUP) * GROUP + swapped(o % GROUP)
+    return o // GROUP % BB, i_h * BH + o_u, o < BB * BH
 
 
 @triton.jit
 def own_words(i_h, BB: tl.constexpr, BH: tl.constexpr, OWN: tl.constexpr, E: tl.constexpr):
     """Where the program's own words lie in a slot, and which are not repetitions, in the order of `exchange.words`."""
+    WORDS: tl.constexpr = GROUP // E  # of a row and group
     o = tl.arange(0, OWN // E)
-    o_u = o % (BH // E) * E if E == 2 else swapped(o % BH)
-    return place(o // (BH // E) % BB, i_h * BH + o_u, BB, E) // E, o < BB * BH // E
+    o_u = o % WORDS * E if E == 2 else swapped(o % WORDS)
+    o_u = o // (WORDS * BB) % (BH // GROUP) * GROUP + o_u
+    return place(o // WORDS % BB, i_h * BH + o_u, BB, E) // E, o < BB * BH // E
 
 
 @triton.jit
@@ -81,6 +90,7 @@ def load_w_forward(
     E: tl.constexpr,
     PARTS: tl.constexpr,
     UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Columns of W_hh^T for the program's units, gates GATE .. GATE + GATES side by side, cut and ordered along k as
     the tile of states is collected."""
@@ -92,7 +102,7 @@ def load_w_forward(
             o_g, o_h = GATE + o_n // BH, i_h * BH + o_n % BH
             m = (o_k < H) & (o_h < H) & (o_g < 3)
             b = tl.load(w_hh + (o_g * H + o_h) * H + o_k, mask=m, other=0.0)
-            b_w += (operand(b.to(tl.float32) if UPCAST else b, KS, GATES * BH),)
+            b_w += (operand(operand_of_product(b, UPCAST, PRECISION), KS, GATES * BH),)
     return b_w
 
 
@@ -107,6 +117,7 @@ def load_w_backward(
     E: tl.constexpr,
     PARTS: tl.constexpr,
     UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Columns of W_hh for the program's units, the rows of r, z and n one after the other along k, cut and ordered as
     the tile of gate gradients is collected."""
@@ -119,7 +130,7 @@ def load_w_backward(
             o_h = i_h * BH + o_n
             m = (o_k % UNITS < H) & (o_h < H)
             b = tl.load(w_hh + (o_k // UNITS * H + o_k % UNITS) * H + o_h, mask=m, other=0.0)
-            b_w += (operand(b.to(tl.float32) if UPCAST else b, KS, BH),)
+            b_w += (operand(operand_of_product(b, UPCAST, PRECISION), KS, BH),)
     return b_w
 
 
@@ -183,7 +194,8 @@ def collect_products(
 def results(b_acc, GATES: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, OWN: tl.constexpr, KS: tl.constexpr):
     """The sum over KS, (GATES, OWN). One trip through shared memory gives each thread its own parts of the results,
     which it adds up."""
-    b = tl.permute(tl.reshape(b_acc, (KS, BB, GATES, BH // 4, 2, 2)), (0, 2, 1, 3, 5, 4))
+    b = tl.reshape(b_acc, (KS, BB, GATES, BH // GROUP, GROUP // 4, 2, 2))
+    b = tl.permute(b, (0, 2, 3, 1, 4, 6, 5))
     o = tl.arange(0, KS * GATES * OWN)
     if OWN > BB * BH:
         o = o // OWN * (BB * BH) + o % (BB * BH)

@@ -7,6 +7,7 @@ from tritongru.kernels.batch_tile import tile_at
 from tritongru.kernels.chunks import load_state, load_w_backward, products_backward, store_state, units
 from tritongru.kernels.chunks import start as first_of
 from tritongru.kernels.gates import gru_step_backward
+from tritongru.kernels.rounding import operand_of_product
 
 
 @triton.jit(do_not_specialize=["T", "B", "start", "count", "N"])
@@ -41,8 +42,7 @@ def resident_backward_kernel(
     o_b = tl.arange(0, BB)[:, None]
     n_tile = B - i_b * BB
     row_state = i_d.to(tl.int64) * B + i_b * BB
-    b_w = load_w_backward(w_hh + i_d * 3 * H * H, H, CHUNKS, UPCAST)
-    b_h0 = load_state(h0, row_state, n_tile, BB, H, CHUNKS, USE_H0)
+    b_w = load_w_backward(w_hh + i_d * 3 * H * H, H, CHUNKS, UPCAST, PRECISION)
     b_dh = load_state(dh, row_state, n_tile, BB, H, CHUNKS, True)
     before = ((1 - i_d) * (T - start - count) + i_d * start).to(tl.int64) * B  # rows before those of these steps
     for s in tl.range(start, start + count, num_stages=STAGES):
@@ -63,8 +63,13 @@ def resident_backward_kernel(
             b_rz, b_na = tl.split(tl.permute(tl.reshape(b_g, (BB, CHUNKS[i], 2, 2)), (0, 1, 3, 2)))
             b_r, b_z = tl.split(b_rz)
             b_n, b_a = tl.split(b_na)
-            b_hp = tl.load(y + row_prev * H + o_y, mask=m_prev & (o_h < H), other=0.0).to(tl.float32)
-            b_hp = tl.where(m_prev, b_hp, b_h0[i])
+            # Before the first step of a row comes h0, read by its pointer: blocks kept in registers would force their
+            # layout on the gates, with sixteen-way bank conflicts.
+            p_hp, m_hp = y + row_prev * H + o_b * (D * H), m_prev
+            if USE_H0:
+                p_hp = tl.where(m_prev, p_hp, h0 + row_state * H + o_b * H)
+                m_hp = o_b < n_tile
+            b_hp = tl.load(p_hp + o_h, mask=m_hp & (o_h < H), other=0.0).to(tl.float32)
             b_dhi = b_dh[i]
             if USE_DY:
                 b_dhi += tl.load(dy + row * H + o_y, mask=m, other=0.0).to(tl.float32)
@@ -76,10 +81,9 @@ def resident_backward_kernel(
             tl.store(p_dx + H, b_dz, mask=m)
             tl.store(p_dx + 2 * H, b_dn, mask=m)
             tl.store(da + part * H + o_y, b_da, mask=m)
-            if UPCAST:
-                b_dg += (b_dr.to(tl.float32), b_dz.to(tl.float32), b_da.to(tl.float32))
-            else:
-                b_dg += (b_dr, b_dz, b_da)
+            b_dg += (operand_of_product(b_dr, UPCAST, PRECISION),)
+            b_dg += (operand_of_product(b_dz, UPCAST, PRECISION),)
+            b_dg += (operand_of_product(b_da, UPCAST, PRECISION),)
             b_direct += (tl.where(m_b, b_dhp, b_dh[i]) if PACKED else b_dhp,)
         for j in tl.static_range(len(CHUNKS)):
             b_next += (products_backward(b_dg, b_w, b_direct[j], j, CHUNKS, PRECISION),)

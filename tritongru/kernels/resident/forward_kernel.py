@@ -7,6 +7,7 @@ from tritongru.kernels.batch_tile import tile_at
 from tritongru.kernels.chunks import load_bias, load_state, load_w_forward, products_forward, store_state, units
 from tritongru.kernels.chunks import start as first_of
 from tritongru.kernels.gates import encode_update, gru_step
+from tritongru.kernels.rounding import operand_of_product
 
 
 @triton.jit(do_not_specialize=["T", "B", "N"])
@@ -41,7 +42,7 @@ def resident_forward_kernel(
     o_b = tl.arange(0, BB)[:, None]
     n_tile = B - i_b * BB
     row_state = i_d.to(tl.int64) * B + i_b * BB
-    b_w = load_w_forward(w_hh + i_d * 3 * H * H, H, CHUNKS, UPCAST)
+    b_w = load_w_forward(w_hh + i_d * 3 * H * H, H, CHUNKS, UPCAST, PRECISION)
     b_bias = load_bias(b_hh, i_d, H, CHUNKS, USE_BIAS)
     b_h = load_state(h0, row_state, n_tile, BB, H, CHUNKS, USE_H0)
     for s in tl.range(T, num_stages=STAGES):
@@ -51,7 +52,7 @@ def resident_forward_kernel(
         m_b = o_b < n_b
         b_k, b_next = (), ()
         for i in tl.static_range(len(CHUNKS)):
-            b_k += (b_h[i].to(DT).to(tl.float32) if UPCAST else b_h[i].to(DT),)
+            b_k += (operand_of_product(b_h[i].to(DT), UPCAST, PRECISION),)
         for j in tl.static_range(len(CHUNKS)):
             o_h = units(CHUNKS, j)[None, :]
             m = m_b & (o_h < H)
