@@ -12,6 +12,7 @@ from bench.measure.pair import OURS, RECOMPUTED, THEIRS, Timed, Times
 from bench.measure.rows import Row
 from bench.measure.timing import geomean
 from bench.rivals import CUDNN_LSTM, FLOOR, FORCED, OURS_GRAPH
+from tritongru.planning.cost_model import TERMS, Cost
 from tritongru.planning.launches import launch_name
 from tritongru.planning.plan import Plan
 
@@ -65,6 +66,30 @@ class Result:
         if self.earlier:
             return self.earlier["predicted_us"]  # type: ignore[no-any-return]
         return self.plan.us_per_step if self.plan else None
+
+    @property
+    def expected_terms(self) -> Mapping[str, float] | None:
+        """What that consists of: microseconds of each term of the model, of both loops together, for one batch tile."""
+        if self.earlier:
+            return self.earlier["predicted_terms"]  # type: ignore[no-any-return]
+        return {name: sum(cost.terms[name] for cost in self._costs) for name in TERMS} if self._costs else None
+
+    @property
+    def _costs(self) -> list[Cost]:
+        """Of both loops by the plan; empty if one is unknown."""
+        costs = [found.cost for found in (self.plan.forward, self.plan.backward) if found] if self.plan else []
+        known = [cost for cost in costs if cost is not None]
+        return known if len(known) == len(costs) else []
+
+    @property
+    def expected_text(self) -> str:
+        """The model's expectation in words; empty without one."""
+        if not self.expected_us:
+            return ""
+        shown = ", ".join(f"{name} {us:.2f}" for name, us in (self.expected_terms or {}).items() if us > 0)
+        turns = dict.fromkeys(str(cost.turns) for cost in self._costs if cost.turns > 1)
+        more = f"; {' and '.join(turns)} tiles in turn" if turns else ""
+        return f"expected {self.expected_us:.2f}{f': {shown}{more}' if shown else ''}"
 
     @property
     def memory(self) -> str | None:
@@ -139,8 +164,8 @@ def line(result: Result) -> str:
     if us is None:
         return text + ", not timed"
     text += f", {us:.3f} us per step"
-    if result.expected_us:
-        text += f" (expected {result.expected_us:.2f})"
+    if result.expected_text:
+        text += f" ({result.expected_text})"
     for name in (THEIRS, *result.rivals):
         if result.over(name) is not None:
             text += f", {name} {result.over_text(name)}"

@@ -2,14 +2,16 @@
 
 ``readings`` compiles every row of the launch tables with the installed Triton and writes registers, stack, shared
 memory and instruction counts into the tables, beside the readings of other Triton versions. After a change of a kernel,
-run it with each of them. ``check sm_90 forward`` compiles a part of the rows of a kernel (``forward`` and ``backward``
-are the resident ones) for that chip and prints the results as JSON lines. ``times`` measures compile times.
+run it with each of them. ``wavefronts`` then counts the shared-memory wavefronts of the resident and persistent rows,
+by running their PTX on a CPU, and adds them to the readings. ``check sm_90 forward`` compiles a part of the rows of a
+kernel (``forward`` and ``backward`` are the resident ones) for that chip and prints the results as JSON lines.
+``times`` measures compile times.
 
-``table`` rebuilds the rows of a table and then reads them. ``table resident``: for each kernel, kind of arithmetic and
-padded hidden size, the launch configurations without stack use, cheapest first by the plan's cost model; a more
-expensive one is kept only if it needs less shared memory, for chips that have less. ``table persistent``: the
-configurations that the plan picks for some shape on some chip. ``table stepwise``: for each batch tile size, the first
-that does not spill. TRITON_INTERPRET must not be set.
+``table`` rebuilds the rows of a table, then reads them and counts their wavefronts. ``table resident``: for each
+kernel, kind of arithmetic and padded hidden size, the launch configurations without stack use, cheapest first by the
+plan's cost model; a more expensive one is kept only if it needs less shared memory, for chips that have less. ``table
+persistent``: the configurations that the plan picks for some shape on some chip. ``table stepwise``: for each batch
+tile size, the first that does not spill. TRITON_INTERPRET must not be set.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import sys
 from typing import Any
 
 from bench.arguments import count
-from bench.compile import compile_seconds, persistent, readings, resident, stepwise
+from bench.compile import compile_seconds, persistent, readings, resident, stepwise, wavefronts
 from bench.compile.machine_code import TARGETS
 
 FAMILIES: dict[str, Any] = {"resident": resident, "persistent": persistent, "stepwise": stepwise}
@@ -51,6 +53,12 @@ def main() -> int:
         metavar="N",
         help="parallel compilations (default: all cores)",
     )
+    command = commands.add_parser("wavefronts", help="count the shared-memory wavefronts of rows and record them")
+    command.add_argument(
+        "--family", action="append", choices=wavefronts.SIZES, help="only this family; may be repeated"
+    )
+    command.add_argument("--jobs", type=count(1, 256), default=2, metavar="N", help="processes (default 2)")
+    command.add_argument("--again", action="store_true", help="also rows that have been counted with this Triton")
     commands.add_parser("times", help="measure how long compilation takes")
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -61,11 +69,16 @@ def main() -> int:
     if args.command == "readings":
         readings.record(list(TARGETS) if ALL in args.chips else args.chips, args.family or list(FAMILIES), args.jobs)
         return 0
+    if args.command == "wavefronts":
+        wavefronts.record(args.family or list(wavefronts.SIZES), args.jobs, args.again)
+        return 0
     if args.command == "check":
         readings.check(args.arch, args.kernel, args.all)
         return 0
     FAMILIES[args.family].make()
     readings.record(list(TARGETS), [args.family], os.cpu_count() or 1)
+    if args.family in wavefronts.SIZES:
+        wavefronts.record([args.family], os.cpu_count() or 1)
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.compile.machine_code import Facts, compile_for, dtype_of
 from bench.compile.tables import unread, write
+from bench.compile.wavefronts import Item, counted
 from tritongru.planning.candidates import persistent_options
 from tritongru.planning.devices import GPUS
 from tritongru.planning.launches import PersistentLaunch, Row, bits_of, chunks_of, dot_precision
@@ -221,12 +222,18 @@ def make() -> None:
     keys = [(kernel, kind, size) for kernel in KERNELS for kind, sizes in SIZES.items() for size in sizes]
     items = [(kind, launch) for kernel, kind, size in keys for launch in candidates(kernel, kind, size)]
     with ProcessPoolExecutor(2) as pool:
-        good = _by_key(items, pool.map(_compiled, items, chunksize=4))
+        good = with_wavefronts(_by_key(items, pool.map(_compiled, items, chunksize=4)))
         print(f"{sum(map(len, good.values()))} of {len(items)} candidates compile without spilling", flush=True)
         kept = _standing(good, pool)
     rows = [(key, row) for key in keys for row in needed(key[1], kept.get(key, ()))]
     print(f"{len(rows)} are enough", flush=True)
     write("persistent", map(unread, _as_rows(rows)))
+
+
+def with_wavefronts(good: dict[Key, Rows]) -> dict[Key, Rows]:
+    items = [Item("persistent", *key, row) for key, rows in good.items() for row in rows]
+    counts = iter(counted(items))
+    return {key: tuple(replace(row, wavefronts=next(counts)) for row in rows) for key, rows in good.items()}
 
 
 def _standing(good: dict[Key, Rows], pool: ProcessPoolExecutor) -> dict[Key, Rows]:

@@ -14,12 +14,11 @@ from typing import Any
 
 from bench.compile import persistent, resident, stepwise
 from bench.compile.machine_code import Facts
-from bench.compile.tables import write
+from bench.compile.tables import HOME, write
 from tritongru.planning import triton_versions
 from tritongru.planning.devices import GPUS
 from tritongru.planning.launches import Row, launch_of, rows_of
 
-HOME = "sm_90"  # the chip whose instructions are counted
 CHIPS = {"cuda": (HOME, "sm_80", "sm_86", "sm_100", "sm_120"), "hip": ("gfx942", "gfx950")}
 SCARCE = 240  # of 255 registers; above this another form may spill even if the most demanding does not
 COUNTED = ("instructions", "barriers", "tensor_core", "loads")
@@ -50,7 +49,8 @@ def read(item: Item) -> dict[str, Facts]:
 
 
 def reading_of(found: Mapping[str, Facts], chip: str, before: Mapping[str, Any]) -> dict[str, Any]:
-    """A reading extended by one more chip; HOME comes first and starts a new one."""
+    """A reading extended by one more chip; HOME comes first and starts a new one, without the wavefronts of code that
+    may have changed."""
     facts = [*found.values()]
     shared, stack = max(one.shared_bytes for one in facts), max(one.stack for one in facts)
     if chip != HOME and before:

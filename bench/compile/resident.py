@@ -5,17 +5,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from bench.compile.machine_code import Facts, compile_for, dtype_of
 from bench.compile.tables import unread, write
-from tritongru.planning.cost_model import BARRIER_CLOCKS, SCHEDULERS
+from bench.compile.wavefronts import Item, counted
+from tritongru.planning.candidates import resident_cost
 from tritongru.planning.devices import GPUS
 from tritongru.planning.launches import BLOCK_B, Launch, Row, chunks_of, dot_precision
 
 SIZES = {"16-bit": range(32, 193, 16), "tf32": range(32, 129, 16), "ieee": range(32, 97, 16)}
 # Of 255: a launch that needs more may spill on another chip or with another option, and with 4 warps it does.
 SPARE_REGISTERS = 248
+ARCHS = {"cuda": ("sm_90", "sm_80"), "hip": ("gfx942", "gfx950")}
+LARGEST = {name: max(gpu.shared_bytes for gpu in GPUS.values() if gpu.backend == name) for name in ARCHS}
+PRICED_ON = GPUS["h100"]  # the order of prices is the same on all chips
+Key = tuple[str, str, str, int]  # backend, kernel, kind, padded hidden size
+Compiled = list[tuple[Launch, Facts]]
 
 
 def compile_kernel(
@@ -71,22 +78,31 @@ def candidates(backend: str, kind: str, hidden: int) -> list[Launch]:
     ]
 
 
-def rows_for(backend: str, kernel: str, kind: str, hidden: int) -> list[dict[str, Any]]:
-    """The configurations worth keeping, the cheapest first."""
-    dtype = dtype_of(kind)
-    archs = ["gfx942", "gfx950"] if backend == "hip" else ["sm_90", "sm_80"]
-    largest = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.backend == backend)
-    priced = []
+def compiled(key: Key) -> Compiled:
+    """The candidates that compile well for the first chip, with their readings."""
+    backend, kernel, kind, hidden = key
+    found = []
     for launch in candidates(backend, kind, hidden):
-        facts = compile_kernel(kernel, hidden, dtype, launch, archs[0])
+        facts = compile_kernel(kernel, hidden, dtype_of(kind), launch, ARCHS[backend][0])
         tight = (facts.registers or 0) > SPARE_REGISTERS
-        if facts.shared_bytes > largest or facts.stack or (tight and launch.num_warps == 4):
+        if facts.shared_bytes > LARGEST[backend] or facts.stack or (tight and launch.num_warps == 4):
             continue
-        slots = (facts.instructions or 0) * max(1, launch.num_warps / SCHEDULERS)
-        cost = slots + BARRIER_CLOCKS * (facts.barriers or 0)
-        priced.append((cost or -launch.stages, launch, facts))
+        found.append((replace(launch, instructions=facts.instructions, barriers=facts.barriers), facts))
+    return found
+
+
+def price(launch: Launch) -> float:
+    """Microseconds by the plan's cost model; where there are no counts, the launch that loads furthest ahead first."""
+    cost = resident_cost(PRICED_ON, launch, BLOCK_B, 1)
+    return -launch.stages if cost is None else cost.us
+
+
+def rows_for(key: Key, found: Compiled) -> list[dict[str, Any]]:
+    """The configurations worth keeping, the cheapest first."""
+    backend, kernel, kind, hidden = key
+    dtype, archs, largest = dtype_of(kind), ARCHS[backend], LARGEST[backend]
     rows: list[dict[str, Any]] = []
-    for _, launch, facts in sorted(priced, key=lambda item: item[0]):
+    for launch, facts in sorted(found, key=lambda item: price(item[0])):
         if not _worth_keeping(rows, backend, facts.shared_bytes):
             continue
         tight = (facts.registers or 0) > SPARE_REGISTERS
@@ -117,6 +133,7 @@ def rows_for(backend: str, kernel: str, kind: str, hidden: int) -> list[dict[str
                 "instructions": facts.instructions,
                 "barriers": facts.barriers,
                 "tensor_core": facts.tensor_core,
+                "wavefronts": launch.wavefronts,
                 "spills_on": spills,
             }
         )
@@ -144,8 +161,19 @@ def _demanding(kernel: str, hidden: int, dtype: str, launch: Launch, arch: str, 
         yield compile_kernel(kernel, size, dtype, launch, arch, directions=2, packed=packed)
 
 
+def with_wavefronts(found: dict[Key, Compiled]) -> dict[Key, Compiled]:
+    """With the wavefronts of all NVIDIA launches."""
+    cuda = [(key, launch) for key, own in found.items() for launch, _ in own if key[0] == "cuda"]
+    items = [Item("resident", kernel, kind, hidden, launch) for (_, kernel, kind, hidden), launch in cuda]
+    counts = dict(zip(cuda, counted(items), strict=True))
+    return {
+        key: [(replace(launch, wavefronts=counts.get((key, launch))), facts) for launch, facts in own]
+        for key, own in found.items()
+    }
+
+
 def make() -> None:
-    keys = [
+    keys: list[Key] = [
         (backend, kernel, kind, hidden)
         for backend in ("cuda", "hip")
         for kind, sizes in SIZES.items()
@@ -154,11 +182,8 @@ def make() -> None:
     ]
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(2) as pool:
-        for key, found in zip(keys, pool.map(_rows_for, keys), strict=True):
+        good = with_wavefronts(dict(zip(keys, pool.map(compiled, keys), strict=True)))
+        for key, found in zip(keys, pool.map(rows_for, keys, good.values()), strict=True):
             rows += found
             print(*key, len(found), flush=True)
     write("resident", map(unread, rows))
-
-
-def _rows_for(key: tuple[str, str, str, int]) -> list[dict[str, Any]]:
-    return rows_for(*key)

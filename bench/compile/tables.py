@@ -14,7 +14,8 @@ from tritongru.planning.launches import Row
 
 TABLES = Path(__file__).parents[2] / "tritongru" / "planning" / "tables"
 PAGE = "3.7.1"  # Triton whose readings the documents show: the one of the torch that their rows were made with
-READ = ("shared_bytes", "registers", "instructions", "barriers", "tensor_core", "spills_on", "faults")
+HOME = "sm_90"  # the chip whose instructions and wavefronts are counted
+READ = ("shared_bytes", "registers", "instructions", "barriers", "tensor_core", "wavefronts", "spills_on", "faults")
 
 
 def unread(row: Row) -> Row:

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ MACHINE_KEYS = ("gpu", "arch", "driver", "cpu", "python", "torch", "triton", "cu
 WHERE_KEYS = (*MACHINE_KEYS, "commit", "date", "command", "seed")
 KEYS = (
     *("case", *SHAPE_KEYS),
-    *("impl", "how", "family", "plan", "ms", "us_per_step", "predicted_us", "spread", "rounds", "peak_mib"),
-    *("memory", "parity", "repeatable", "rate", "floor_ms", "bound", "reason"),
+    *("impl", "how", "family", "plan", "ms", "us_per_step", "predicted_us", "predicted_terms", "spread", "rounds"),
+    *("peak_mib", "memory", "parity", "repeatable", "rate", "floor_ms", "bound", "reason"),
     *CPU_KEYS,
     *WHERE_KEYS,
 )
@@ -110,6 +111,7 @@ def row(
     plan: str | None = None,
     ms: float | None = None,
     predicted_us: float | None = None,
+    predicted_terms: Mapping[str, float] | None = None,
     spread: float | None = None,
     rounds: int | None = None,
     peak_mib: float | None = None,
@@ -126,6 +128,7 @@ def row(
         "ms": number(ms),
         "us_per_step": number(None if ms is None else 1000 * ms / case.time),
         "predicted_us": number(predicted_us),
+        "predicted_terms": None if predicted_terms is None else {k: number(us) for k, us in predicted_terms.items()},
         "spread": number(spread),
         "rounds": rounds,
         "peak_mib": number(peak_mib),

@@ -244,7 +244,7 @@ def rows_of(result: Result, impl: str, where: Row, ceilings: Ceilings | None = N
     if plan is not None:  # of the time loops alone
         passes = 2 if case.mode == "train" else 1
         theirs = plan.torch_us_per_step
-        about[OURS]["predicted_us"] = plan.us_per_step
+        about[OURS] |= {"predicted_us": plan.us_per_step, "predicted_terms": result.expected_terms}
         about[THEIRS]["predicted_us"] = None if theirs is None else passes * theirs
         if FLOOR in about:
             about[FLOOR]["predicted_us"] = expected_floor(plan)

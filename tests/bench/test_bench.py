@@ -117,9 +117,9 @@ def test_a_row_has_exactly_the_promised_keys():
     made = rows.row(TRAIN, "tritongru", rows.facts(None), family="resident", **numbers)
     promised = (
         "case hidden inputs batch time layers directions dtype tf32 mode impl how family plan ms us_per_step "
-        "predicted_us spread rounds peak_mib memory parity repeatable rate floor_ms bound reason isa threads clock "
-        "load least_ms gflops of_peak over gpu arch driver cpu python torch triton cudnn llvmlite commit date command "
-        "seed"
+        "predicted_us predicted_terms spread rounds peak_mib memory parity repeatable rate floor_ms bound reason isa "
+        "threads clock load least_ms gflops of_peak over gpu arch driver cpu python torch triton cudnn llvmlite commit "
+        "date command seed"
     )
     assert list(made) == promised.split()
     assert made["us_per_step"] == pytest.approx(1000 * 2.0 / 5)
@@ -705,7 +705,49 @@ def test_rows_of_a_training_step_are_of_both_loops():
     assert made["tritongru"]["predicted_us"] == pytest.approx(1.7 + 2.6)
     assert made["nn.GRU"]["predicted_us"] == 14.0
     assert made["floor"]["predicted_us"] == pytest.approx(1.1 + 1.5 + 2 * cost_model.L2_LATENCY_US)
-    assert "4.000 us per step (expected 4.30)" in report.line(result)
+    terms = {"exchange": 2.2, "l2": 0.4, "tensor": 0.0, "shared": 0.0, "issue": 0.8, "barriers": 0.0}
+    assert made["tritongru"]["predicted_terms"] == pytest.approx(terms)
+    text = "4.000 us per step (expected 4.30: exchange 2.20, l2 0.40, issue 0.80), nn.GRU 3.50x"
+    assert text in report.line(result)
+
+
+def test_a_row_holds_the_terms_of_ours_alone_and_none_where_a_pass_is_unknown():
+    made = {row["impl"]: row for row in examine.rows_of(wide_result(WIDE), "auto", WHERE)}
+    assert made["tritongru"]["predicted_terms"] == COST.terms
+    assert {name for name, row in made.items() if row["predicted_terms"]} == {"tritongru"}
+    result = wide_result(dataclasses.replace(WIDE, mode="train"))
+    unknown = dataclasses.replace(result.plan, backward=dataclasses.replace(result.plan.backward, cost=None))
+    result.plan = unknown
+    assert result.expected_terms is None
+    result.plan = plan_of("torch")
+    assert result.expected_terms is None
+    earlier = dataclasses.replace(result, earlier={"predicted_us": 3.0, "predicted_terms": {"issue": 1.0}})
+    assert earlier.expected_terms == {"issue": 1.0}
+
+
+@pytest.mark.parametrize(
+    "turns, said", [((1, 1), ""), ((3, 1), "; 3 tiles in turn"), ((3, 2), "; 3 and 2 tiles in turn")]
+)
+def test_a_line_says_for_how_many_tiles_in_turn_the_terms_hold(turns, said):
+    result = wide_result(dataclasses.replace(WIDE, mode="train"))
+    passes = {
+        name: dataclasses.replace(found, cost=dataclasses.replace(found.cost, turns=number))
+        for name, found, number in zip(
+            ("forward", "backward"), (result.plan.forward, result.plan.backward), turns, strict=True
+        )
+    }
+    result.plan = dataclasses.replace(result.plan, **passes)
+    assert result.expected_text == f"expected 4.30: exchange 2.20, l2 0.40, issue 0.80{said}"
+
+
+def test_the_gate_keeps_what_it_expected_of_a_green_case(tmp_path, monkeypatch):
+    monkeypatch.setattr(suites, "gate_rivals", lambda case: ())
+    _, read, lines = run(tmp_path, asker(build_with(family="persistent")), cases=[WIDE])
+    ours = next(row for row in read if row["impl"] == "tritongru")
+    assert ours["predicted_us"] == COST.us
+    assert ours["predicted_terms"] == COST.terms
+    assert list(ours["predicted_terms"]) == ["exchange", "l2", "tensor", "shared", "issue", "barriers"]
+    assert any("(expected 1.70: exchange 1.00, l2 0.10, issue 0.40)" in line for line in lines)
 
 
 # The end of a run

@@ -353,69 +353,6 @@ def test_rows_of_a_training_step_overrule_the_model(monkeypatch):
     plan.cache_clear()
 
 
-def test_the_models_parts_and_constants():
-    """Each part of a step, worked out by hand for one configuration."""
-    device = dataclasses.replace(H200, clock_mhz=1000, multiprocessors=100, mma=1000)
-    cost = cost_model.persistent(
-        device,
-        programs=50,
-        neighbours=50,
-        turns=1,
-        tile_bytes=48_000,
-        weight_bytes=6_400,
-        part_bytes=3_200,
-        multiply_adds=400_000,
-        bits=16,
-        instructions=200,
-        barriers=10,
-        num_warps=8,
-        per_multiprocessor=1,
-        data=False,
-    )
-    assert cost.exchange == pytest.approx(cost_model.BARRIER_US + 50 * cost_model.ARRIVAL_US)
-    assert (cost.l2, cost.tensor, cost.shared, cost.issue, cost.barriers) == pytest.approx((1.0, 0.4, 0.1, 0.4, 0.3))
-    assert cost.math == pytest.approx(0.7)
-    assert cost.us == pytest.approx(cost.exchange + cost_model.L2_LATENCY_US + 1.7)
-
-
-def test_the_parts_of_a_product_pass_through_shared_memory():
-    """Of a forward with two products: fp32 sums of three gates for each row, unit and part of k."""
-    cost, row = next(
-        found
-        for found in persistent_options(H200, "forward", "16-bit", 256, 16, 1)
-        if not found[1].pad and found[1].k_split > 1
-    )
-    clocks = (3 * row.block_h * 256 * 2 + 2 * row.k_split * 3 * row.block_b * row.block_h * 4) / 128
-    assert cost.shared == pytest.approx(clocks / H200.clock_mhz)
-
-
-def test_ieee_is_three_products_of_a_stepwise_launch():
-    (tf32, _), (ieee, _) = (
-        candidates.stepwise_options(H200, "forward", kind, 1024, 256, 1)[0] for kind in ("tf32", "ieee")
-    )
-    assert ieee.tensor == pytest.approx(3 * tf32.tensor)
-
-
-def test_torch_has_no_tensor_cores_for_ieee():
-    """From the data sheet: 66.9 TFLOPS of an H100 without them, 19.5 of an A100, and the pointwise part on top."""
-    for gpu, tflops in (("h100", 66.9), ("a100", 19.5)):
-        rate = cost_model.TORCH_FP32_SHARE * tflops * 1e6 / 2  # multiply-adds a microsecond
-        slow = cost_model.torch_us(GPUS[gpu], 1024, 32, 256, 1, tensor_cores=False)
-        assert slow == pytest.approx(cost_model.TORCH_POINTWISE_US + 3 * 1024**2 * 256 / rate, rel=0.01)
-        assert slow > cost_model.torch_us(GPUS[gpu], 1024, 32, 256, 1)
-
-
-def test_turns_hide_the_exchange():
-    few, many = (
-        {launch.name: cost for cost, launch in persistent_options(H200, "forward", "16-bit", 768, batch, 1)}
-        for batch in (16, 512)
-    )
-    hidden = [name for name in few if few[name].turns == 1 < many[name].turns]
-    assert hidden
-    for name in hidden:
-        assert many[name].us < many[name].turns * few[name].us
-
-
 def test_precision_follows_torchs_switch(monkeypatch):
     rnn = torch.backends.cudnn.rnn
     before = rnn.fp32_precision

@@ -3,19 +3,18 @@
 import triton
 import triton.language as tl
 
-# The interpreter multiplies fp32 values as they are, whatever precision is asked for; rounding would hide errors there.
+# The interpreter multiplies fp32 values as they are, whatever precision is asked for, and runs no assembly.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
 def operand_of_product(b, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
-    """For a TF32 product, fp32 values rounded to its 11 bits, ties away from zero.
+    """For a TF32 product, fp32 values rounded to its 11 bits, ties away from zero, by one instruction each.
 
     Tensor cores ignore the 13 low bits, so without this every operand would be cut off: up to twice the error, and
-    always towards zero. A NaN stays as it is, because the carry would turn it into a zero."""
+    always towards zero. AMD GPUs multiply fp32 values as they are and are never asked for TF32."""
     if UPCAST:
         b = b.to(tl.float32)
     if b.dtype == tl.float32 and PRECISION == "tf32" and not INTERPRETED:
-        b_rounded = (b.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
-        b = tl.where(b == b, b_rounded.to(tl.float32, bitcast=True), b)
+        b = tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,r", [b], dtype=tl.float32, is_pure=True, pack=1)
     return b

@@ -216,9 +216,14 @@ def plan(
             time, batch, inputs, hidden, **sizes, memory=memory, device_bytes=device.memory_bytes, learns=training
         )
         answer = replace(answer, memory=needed)
-    kernels = RUN if device.family in RUN_ON else NEVER_RUN
-    about = {"family": forward.family, "reason": reason[forward.family], "kernels": kernels}
-    return replace(answer, forward=forward, backward=backward, **about)
+    return replace(
+        answer,
+        family=forward.family,
+        reason=reason[forward.family],
+        forward=forward,
+        backward=backward,
+        kernels=RUN if device.family in RUN_ON else NEVER_RUN,
+    )
 
 
 def _on_cpu(

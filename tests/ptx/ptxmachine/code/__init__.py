@@ -1,1 +1,1 @@
-"""PTX text as a ``Program``: instructions, cut into segments, each translated to a Python function over NumPy arrays."""
+"""PTX text as a ``Program``: instructions, cut into segments, each a Python function over NumPy arrays."""

@@ -1,7 +1,7 @@
 """Translates operations on bits, moves and conversions."""
 
 from .reading import Instruction, listed
-from .words import SIGNED, UNSIGNED, width
+from .words import UNSIGNED, width
 from .writer import SPECIAL, Writer, literal, unsupported, word_of
 
 

@@ -6,8 +6,8 @@ the writer's with each volatile read.
 """
 
 import numpy as np
-from ptxmachine.code.words import i32
-from ptxmachine.machine.memory import Array
+
+from ptxmachine.code.words import Array, i32
 
 
 class Clocks:

@@ -3,9 +3,9 @@
 from collections import Counter, defaultdict
 
 import numpy as np
+
 from ptxmachine.code.program import Instruction
-from ptxmachine.code.words import i64, u64
-from ptxmachine.machine.memory import Array
+from ptxmachine.code.words import Array, i64, u64
 
 BANKS, SECTOR, LINE = 32, 32, 128  # banks of four bytes; bytes
 
@@ -29,10 +29,10 @@ class Accesses:
             count["bytes"] += nbytes * len(own)
 
     def count_shared(
-        self, instruction: Instruction, what: str, offsets: Array, warps: Array, lanes: Array, nbytes: int
+        self, at: Instruction | None, what: str, offsets: Array, warps: Array, lanes: Array, nbytes: int
     ) -> None:
         count = self.sampled[what, "shared"]
-        of_instruction = self.by_instruction.setdefault(instruction.n, [0, 0, 0])
+        of_instruction = [0, 0, 0] if at is None else self.by_instruction.setdefault(at.n, [0, 0, 0])
         for warp in np.unique(warps):
             own = warps == warp
             total = nbytes * int(own.sum())
@@ -58,7 +58,7 @@ class Accesses:
 
 
 def wavefronts(offsets: Array, lanes: Array, nbytes: int) -> int:
-    """How often shared memory is asked for one warp's access: the most words of a bank, for the lanes served at once."""
+    """How often shared memory works for one access of a warp: the most words of a bank, of the lanes served at once."""
     together = max(1, min(32, LINE // max(nbytes, 4)))
     n = 0
     for first in range(0, 32, together):

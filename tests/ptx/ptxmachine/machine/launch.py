@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 
 import numpy as np
+
 from ptxmachine.code.program import Instruction, Program
 from ptxmachine.machine.clocks import Clocks
 from ptxmachine.machine.counting import Accesses
@@ -17,7 +18,8 @@ from ptxmachine.machine.store_buffer import StoreBuffer
 class Launch:
     """`arguments` are the tensors and integers that the kernel gets, without what is constexpr.
 
-    Of `outputs` alone the kernel may write; stores to those that are `buffered` go through the store buffer.
+    Of the `outputs` alone the kernel may write. CTAs exchange words that are their own flags in what is `buffered`:
+    stores to it go through the store buffer.
     """
 
     def __init__(
@@ -36,18 +38,20 @@ class Launch:
         self.report = Report(options.most_reports)
         self.clocks = Clocks(self.ctas * num_warps)
         self.parameters = parameters(program, arguments)
-        self.memory = Memory(arguments, outputs, buffered if options.store_buffer else ())
-        if options.global_races:
-            for allocation in self.memory.allocations:
-                if allocation.output:
-                    allocation.shadow = Shadow(allocation, self.ctas)
+        self.memory = Memory(arguments, outputs, buffered)
+        for allocation in self.memory.allocations:
+            allocation.buffered = allocation.exchange and options.store_buffer
+            if allocation.output and options.global_races:
+                allocation.shadow = Shadow(allocation, self.ctas)
         self.store_buffer = StoreBuffer(self.random, np.random.default_rng(options.seed))
         self.instructions = {item.n: item for item in program.items if isinstance(item, Instruction)}
         self.segment_of = {item.n: segment.n for segment in program.segments for item in segment.body}
         self.shared_granule = shared_granule(program)
 
         self.stats: Counter[str] = Counter()
-        self.intra: Counter[int] = Counter()  # PTX line -> reads of what another lane of the warp wrote, no barrier between
+        self.intra: Counter[int] = (
+            Counter()
+        )  # PTX line -> reads of what another lane of the warp wrote, no barrier between
         self.segment_counts: Counter[int] = Counter()  # segment -> how many warps ran it
         self.sample_counts: Counter[int] = Counter()  # of the sample CTA, as are the accesses
         self.accesses = Accesses()

@@ -3,18 +3,16 @@
 import bisect
 import ctypes
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from ptxmachine.code.program import Program
-from ptxmachine.code.words import i32, u8, u16, u32, u64
 
-Array = npt.NDArray[Any]
+from ptxmachine.code.program import Program
+from ptxmachine.code.words import Array, i32, u8, u16, u32, u64
 
 UINT: dict[int, Any] = {1: u8, 2: u16, 4: u32, 8: u64}
+EMPTY = u32(0xFFFFFFFF)
 POISON: dict[int, Any] = {1: u8(0xA5), 2: u16(0x7FA5), 4: u32(0x7FA5A5A5), 8: u64(0x7FF5A5A5A5A5A5A5)}
 
 
@@ -46,7 +44,8 @@ class Allocation:
         self.granule = min(4, tensor.itemsize)  # bytes that the checks tell apart
         self.shift = self.granule.bit_length() - 1
         self.version = 0  # grows with each store that has become visible
-        self.output = False
+        self.output = False  # the kernel may write to it
+        self.exchange = False  # CTAs exchange through it words that are their own flags: EMPTY until they are there
         self.buffered = False  # stores go through the store buffer
         self.shadow: Shadow | None = None  # of outputs whose races are looked for
         self.bytes = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(base), dtype=u8)
@@ -61,11 +60,11 @@ class Allocation:
 class Memory:
     """All allocations of a launch, by address."""
 
-    def __init__(self, arguments: Mapping[str, object], outputs: Collection[str], buffered: Collection[str]) -> None:
+    def __init__(self, arguments: Mapping[str, object], outputs: Collection[str], exchanges: Collection[str]) -> None:
         self.allocations = []
         for base, nbytes, name, tensor in _apart(_extents(arguments)):
             allocation = Allocation(name, base, nbytes, tensor)
-            allocation.output, allocation.buffered = name in outputs, name in buffered
+            allocation.output, allocation.exchange = name in outputs, name in exchanges
             self.allocations.append(allocation)
         self._bases = [a.base for a in self.allocations]
         self._base_words = np.array(self._bases, dtype=u64)

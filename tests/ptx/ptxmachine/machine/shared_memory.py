@@ -1,12 +1,11 @@
 """The shared memory of one CTA, with who wrote and read what when."""
 
-from collections import Counter
-
 import numpy as np
+
 from ptxmachine.code.program import Instruction
-from ptxmachine.code.words import i8, i32, i64, u8, u64
+from ptxmachine.code.words import Array, i8, i32, i64, u8, u64
 from ptxmachine.machine.launch import Launch
-from ptxmachine.machine.memory import UINT, Array
+from ptxmachine.machine.memory import UINT
 
 ALL_ONES = 0x0101010101010101  # eight bytes that are all initialised
 ANY_LANE = 255  # accesses of a warp as a whole
@@ -78,8 +77,8 @@ class SharedMemory:
             self._report.add(
                 "shared race: read",
                 at,
-                f"byte {int(offsets[i[0]])}: warp {int(reader[i[0], 0])} reads what warp {int(writer[tuple(i)])} wrote, "
-                f"no barrier between (cta {self._cta})",
+                f"byte {int(offsets[i[0]])}: warp {int(reader[i[0], 0])} reads what warp {int(writer[tuple(i)])} wrote, no "
+                f"barrier between (cta {self._cta})",
             )
         lane = lanes if isinstance(lanes, int) else lanes[:, None]
         if ((writer == reader) & (written == now) & (self.writer_lane[granules] != lane)).any():
@@ -88,7 +87,13 @@ class SharedMemory:
         self.read_clock[granules, reader] = now
 
     def write(
-        self, offsets: Array, nbytes: int, warps: Array, lanes: Array | int, at: Instruction, values: Array | None = None
+        self,
+        offsets: Array,
+        nbytes: int,
+        warps: Array,
+        lanes: Array | int,
+        at: Instruction,
+        values: Array | None = None,
     ) -> None:
         """`values` are (accesses, n); None for an asynchronous copy, whose bytes are not there yet."""
         if not self.checked:

@@ -5,7 +5,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
-from ptxmachine.machine.memory import Allocation, Array
+
+from ptxmachine.code.words import Array
+from ptxmachine.machine.memory import Allocation
 
 
 @dataclass
@@ -67,9 +69,7 @@ class StoreBuffer:
         waiting = self._stores[cta]
         i = self._first_of_place(waiting, self._random.randrange(len(waiting)))
         n = len(waiting[i].index)
-        waiting[i].leave(
-            np.ones(n, bool) if whole else self._numbers.random(n) < self._random.choice((0.1, 0.5, 1.0))
-        )
+        waiting[i].leave(np.ones(n, bool) if whole else self._numbers.random(n) < self._random.choice((0.1, 0.5, 1.0)))
         if not len(waiting[i].index):
             waiting.pop(i)
         if not waiting:

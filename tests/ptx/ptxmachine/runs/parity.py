@@ -21,4 +21,6 @@ def parity(actual: Tensor, exact: Tensor, same_dtype: Tensor, eps: float) -> flo
         return 0.0
     error = (actual - exact).abs().max().item()
     allowed = 2 * (same_dtype - exact).abs().max().item() + EPS_ALLOWED * eps * exact.abs().max().item()
-    return math.inf if math.isnan(error) else error / allowed
+    if math.isnan(error):
+        return math.inf
+    return error / allowed if allowed else (math.inf if error else 0.0)

@@ -111,8 +111,8 @@ class Recording:
 
 
 def code_of(text: str) -> str:
-    """PTX without what follows from the places of source lines alone: ``.loc``, ``.file``, labels and sections of
-    debug information, and comments."""
-    text = re.sub(r"^\s*\.section\s+\.debug\w*\s*\{.*?^\s*\}", "", text, flags=re.DOTALL | re.MULTILINE)
+    """PTX without what depends on the places of source lines: ``.loc``, ``.file``, the labels and sections of debug
+    information, which come last, and comments."""
+    text = re.split(r"^\s*\.section\s+\.debug", text, maxsplit=1, flags=re.MULTILINE)[0]
     lines = (line.partition("//")[0].strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line and not re.match(r"\.(loc|file)\b|\$L__(tmp|func_)\w*:", line))

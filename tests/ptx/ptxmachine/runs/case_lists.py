@@ -1,0 +1,160 @@
+"""The lists of cases. A case depends on its own form alone, so that a new row in a table changes no other case."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from ptxmachine.runs.cases import Case, forms
+
+from tritongru.planning.launches import AnyLaunch, PersistentLaunch, StepwiseLaunch
+
+KINDS = ("16-bit", "tf32", "ieee")
+KERNELS = ("forward", "backward")
+ALL_TENSORS = ("gx", "w_hh", "b_hh", "h0", "dy")
+LARGEST_OTHER = 512  # hidden size of the persistent kernels' second case: larger ones take minutes
+
+
+class Form(NamedTuple):
+    """A launch with what its cases begin with, and a number that is its own."""
+
+    launch: AnyLaunch
+    size: int
+    start: dict[str, Any]
+    number: int
+
+    def dtype(self, other: bool = False) -> str:
+        """Each 16-bit form is run in one type by its first case and in the other by its second."""
+        return ("bf16", "fp16")[(self.number + other) % 2] if self.start["kind"] == "16-bit" else "fp32"
+
+    def choices(self) -> dict[str, Any]:
+        """What a second case leaves out, and whether its rows are packed."""
+        n = self.number
+        return {
+            "D": 2,
+            "packed": n // 2 % 2 == 0,
+            "h0": n % 3 > 0,
+            "gates": n // 4 % 2 == 0,
+            "bias": n % 5 > 0,
+            "dy": n // 8 % 4 > 0,
+        }
+
+
+def all_forms(family: str) -> Iterator[Form]:
+    """Small sizes first, because they take the least time."""
+    found = [(key, form, launch) for key, rows in forms(family).items() for form, launch in rows.items()]
+    for (kernel, kind, size), form, launch in sorted(found, key=lambda one: (one[0][2] or 0, *one[0][:2], one[1])):
+        start = {"family": family, "kernel": kernel, "kind": kind, "size": size, "form": form}
+        yield Form(launch, size or 0, start, zlib.crc32(f"{kernel} {kind} {size} {form}".encode()))
+
+
+def resident() -> Iterator[Case]:
+    """Each form with the hidden size that it is for, and with a smaller one, two directions and a second batch tile."""
+    for one in all_forms("resident"):
+        yield Case(**one.start, dtype=one.dtype(), H=one.size, T=4, B=16)
+        H = one.size - (15, 1, 8, 3)[one.number % 4]
+        yield Case(**one.start, dtype=one.dtype(True), H=H, T=4, B=19, **one.choices())
+
+
+def persistent() -> Iterator[Case]:
+    """Each form with the hidden size that it is for, and one batch tile."""
+    for one in all_forms("persistent"):
+        assert isinstance(one.launch, PersistentLaunch)
+        yield Case(**one.start, dtype=one.dtype(), H=one.size, T=3, B=one.launch.block_b)
+
+
+def persistent_other() -> Iterator[Case]:
+    """Each form of up to LARGEST_OTHER units with fewer of them, two directions and three batch tiles."""
+    for one in all_forms("persistent"):
+        assert isinstance(one.launch, PersistentLaunch)
+        if one.size <= LARGEST_OTHER:
+            H, B = one.size - (1, 8, 3, 60)[one.number % 4], 2 * one.launch.block_b + 3
+            groups = 1 + one.number % 2
+            yield Case(**one.start, dtype=one.dtype(True), H=H, T=4, B=B, groups=groups, **one.choices())
+
+
+def stepwise() -> Iterator[Case]:
+    """Each form with three blocks of units or more, and with an odd size, two directions and a second batch tile."""
+    for one in all_forms("stepwise"):
+        assert isinstance(one.launch, StepwiseLaunch)
+        yield Case(**one.start, dtype=one.dtype(), H=288, T=2, B=one.launch.block_b)
+        H, B = (137, 264, 99)[one.number % 3], one.launch.block_b + 5
+        yield Case(**one.start, dtype=one.dtype(True), H=H, T=3, B=B, **one.choices())
+
+
+def start_of(
+    family: str, kernel: str, kind: str, size: int | None, fits: Callable[[Any], bool] = lambda launch: True
+) -> dict[str, Any] | None:
+    """The first form of a table that ``fits``, as the start of a case."""
+    rows = forms(family).get((kernel, kind, size), {})
+    form = next((form for form, launch in rows.items() if fits(launch)), None)
+    return None if form is None else {"family": family, "kernel": kernel, "kind": kind, "size": size, "form": form}
+
+
+def extra() -> Iterator[Case]:
+    """Odd sizes, tensors that are not aligned, several tiles for one program, and backward passes in parts."""
+    for kernel in KERNELS:
+        yield from extra_resident(kernel)
+        yield from extra_persistent(kernel)
+        for kind, dtype in (("16-bit", "bf16"), ("tf32", "fp32")):
+            if start := start_of("stepwise", kernel, kind, None):
+                yield Case(**start, dtype=dtype, H=101, T=2, B=20, D=2, unaligned=ALL_TENSORS)
+    yield from in_parts()
+
+
+def extra_resident(kernel: str) -> Iterator[Case]:
+    for kind, dtype in (("16-bit", "bf16"), ("tf32", "fp32"), ("ieee", "fp32"), ("16-bit", "fp16")):
+        if start := start_of("resident", kernel, kind, 32):
+            yield Case(**start, dtype=dtype, H=16, T=5, B=3, D=2)
+            yield Case(**start, dtype=dtype, H=1, T=1, B=1)
+        if start := start_of("resident", kernel, kind, 80):
+            yield Case(**start, dtype=dtype, H=65, T=3, B=33, D=2, unaligned=ALL_TENSORS)
+    if start := start_of("resident", kernel, "16-bit", 128):
+        yield Case(**start, dtype="bf16", H=128, T=5, B=33, unaligned=("w_hh", "b_hh"))
+    if start := start_of("resident", kernel, "16-bit", 112):
+        yield Case(**start, dtype="fp16", H=100, T=6, B=18, D=2, packed=True)
+
+
+def extra_persistent(kernel: str) -> Iterator[Case]:
+    """Of the smallest size, once for each form of exchange."""
+    for kind, dtype in (("16-bit", "bf16"), ("tf32", "fp32"), ("ieee", "fp32")):
+        size = smallest(kernel, kind)
+        for exchange in ("counter", "data"):
+            start = start_of("persistent", kernel, kind, size, lambda row, e=exchange: fits_extra(row, e))
+            if start:
+                yield Case(**start, dtype=dtype, H=96, T=4, B=37, D=2, groups=1)  # the last tile has five rows
+                yield Case(**start, dtype=dtype, H=101, T=3, B=16, unaligned=ALL_TENSORS)
+                yield Case(**start, dtype=dtype, H=96, T=1, B=1, D=2, h0=False)
+                yield Case(**start, dtype=dtype, H=96, T=6, B=20, D=2, packed=True, groups=1)
+
+
+def fits_extra(launch: PersistentLaunch, exchange: str) -> bool:
+    return launch.exchange == exchange and launch.block_b == 16
+
+
+def smallest(kernel: str, kind: str) -> int | None:
+    return min((size or 0 for one, other, size in forms("persistent") if (one, other) == (kernel, kind)), default=None)
+
+
+def in_parts() -> Iterator[Case]:
+    """Backward passes in parts of the steps."""
+    for family, kind, size, H, dtype in (
+        ("resident", "16-bit", 80, 65, "bf16"),
+        ("resident", "tf32", 48, 40, "fp32"),
+        ("persistent", "16-bit", smallest("backward", "16-bit"), 101, "fp16"),
+        ("persistent", "tf32", smallest("backward", "tf32"), 96, "fp32"),
+        ("stepwise", "16-bit", None, 101, "bf16"),
+    ):
+        if start := start_of(family, "backward", kind, size):
+            for parts in ((2, 3), (1, 1, 3)):
+                yield Case(**start, dtype=dtype, H=H, T=5, B=19, D=2, parts=parts)
+
+
+LISTS: dict[str, Callable[[], Iterator[Case]]] = {
+    "resident": resident,
+    "persistent": persistent,
+    "persistent-other": persistent_other,
+    "stepwise": stepwise,
+    "extra": extra,
+}

@@ -1,0 +1,110 @@
+"""One case: a launch form with sizes and operands, as a line of JSON; and what its run has found."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from tritongru.planning import launches
+from tritongru.planning.launches import AnyLaunch, Launch, PersistentLaunch
+
+TABLES = {
+    "resident": launches.launches,
+    "persistent": launches.persistent_launches,
+    "stepwise": launches.stepwise_launches,
+}
+Key = tuple[str, str, int | None]  # kernel, kind, padded hidden size; None of stepwise kernels
+
+
+def forms(family: str) -> dict[Key, dict[str, AnyLaunch]]:
+    """The launches of a family's table for CUDA, by `form_of`."""
+    found: dict[Key, dict[str, AnyLaunch]] = {}
+    table: dict[Any, tuple[AnyLaunch, ...]] = TABLES[family]()  # type: ignore[assignment]
+    for (backend, kernel, kind, *size), rows in table.items():
+        if backend == "cuda":
+            found[kernel, kind, size[0] if size else None] = {form_of(row): row for row in rows}
+    return found
+
+
+def form_of(launch: AnyLaunch) -> str:
+    """What tells a launch from the others of its kernel, kind and size, wherever it stands in the table."""
+    if isinstance(launch, Launch):
+        return f"{chunks_text(launch.chunks)}-{launch.num_warps}w-{launch.stages}s"
+    if isinstance(launch, PersistentLaunch):
+        return f"{launch.name}-{launch.k_split}x{chunks_text(launch.chunks)}-{launch.slots}"
+    return launch.name
+
+
+def chunks_text(chunks: tuple[int, ...]) -> str:
+    return "+".join(map(str, chunks))
+
+
+@dataclass(frozen=True)
+class Case:
+    """``size``: hidden units for which the form is in the table, None of stepwise kernels; ``H``: those of the layer;
+    ``packed``: rows of different lengths; ``groups``: batch tiles that a persistent kernel works on at a time (all of
+    them if None); ``parts``: steps of each part of a backward pass; ``unaligned``: tensors that begin one element after
+    a multiple of 16 bytes. The others say whether an operand or a result is there."""
+
+    family: str
+    kernel: str
+    kind: str
+    size: int | None
+    form: str
+    dtype: str
+    H: int
+    T: int
+    B: int
+    D: int = 1
+    packed: bool = False
+    bias: bool = True
+    h0: bool = True
+    dy: bool = True
+    gates: bool = True
+    groups: int | None = None
+    parts: tuple[int, ...] | None = None
+    unaligned: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what has its default."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+
+    @staticmethod
+    def from_json(found: dict[str, Any]) -> Case:
+        lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+        return Case(**found | lists)
+
+    def launch(self) -> AnyLaunch:
+        """The launch of the table.
+
+        Raises:
+            LookupError: if the table has no such form any more.
+        """
+        found = forms(self.family).get((self.kernel, self.kind, self.size), {}).get(self.form)
+        if found is None:
+            raise LookupError(f"no {self.family} form {self.form} for {self.kernel}, {self.kind}, {self.size}")
+        return dataclasses.replace(found, groups=self.turns(found)) if isinstance(found, PersistentLaunch) else found
+
+    def turns(self, launch: PersistentLaunch) -> int:
+        return self.groups or -(-self.B // launch.block_b)
+
+
+@dataclass
+class Result:
+    """``parity``: of each result, its error as a part of what is allowed; ``counts``: see `Session.counts`."""
+
+    parity: dict[str, float] = field(default_factory=dict)
+    reports: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    seconds: float = 0.0  # in the machine
+    error: str = ""
+
+    @property
+    def worst(self) -> float:
+        return max(self.parity.values(), default=float("inf"))
+
+    @property
+    def clean(self) -> bool:
+        return not self.error and not self.reports and self.worst <= 1
