@@ -1,5 +1,5 @@
 """The generated parts of ``docs/kernels.md``, compile times, and of ``docs/data/launches.md``, the launches in
-``tritongru/planning/tables``."""
+``tritongru/planning/tables`` and what the cost model predicts for each."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from functools import partial
 
 from bench.compile.compile_seconds import STAGES
 from bench.compile.tables import PAGE
+from bench.compile.wavefronts import SIZES
 from bench.measure.rows import Row
 from bench.pages.marks import NOTHING, Part, folded, table
-from tritongru.planning.launches import rows_of
+from tritongru.planning.candidates import fits, persistent_options, resident_cost, stepwise_cost
+from tritongru.planning.cost_model import L2_LATENCY_US, STEP_LAUNCH_US, TERMS, Cost
+from tritongru.planning.devices import GPUS
+from tritongru.planning.launches import BLOCK_B, AnyLaunch, Launch, PersistentLaunch, StepwiseLaunch, launch_of, rows_of
 
-COUNTS = ("shared_bytes", "registers", "instructions", "barriers", "tensor_core")
+DEVICE = GPUS["h100"]  # of the predictions
+STEPWISE_SIZE = 4096  # of the predictions for stepwise launches, which serve every size
+COUNTS = ("shared_bytes", "registers", "instructions", "barriers", "tensor_core", "wavefronts")
 COLUMNS = {
     "resident": ("backend", "kernel", "kind", "hidden", "chunks", "num_warps", "stages", *COUNTS),
     "persistent": (
@@ -33,12 +39,65 @@ def launches(rows: Sequence[Row], family: str) -> str:
     lines = []
     for row in rows_of(family):
         launch = row | row["readings"][PAGE]
+        if "wavefronts" in columns:
+            launch["wavefronts"] = launch_of(family, row, PAGE).wavefronts
         cells = {name: "-" if launch[name] is None else str(launch[name]) for name in columns}
         if "chunks" in cells:
             cells["chunks"] = " + ".join(map(str, launch["chunks"]))
         lines.append([cells[name] for name in columns])
     found = table([name.replace("_", " ") for name in columns], lines, right=True)
     return folded(f"{len(lines)} configurations, as Triton {PAGE} compiles them", found)
+
+
+def predicted(rows: Sequence[Row]) -> str:
+    """The model's prediction for a step of each launch that the device may use, by its terms."""
+    parts = [ABOUT]
+    for family in COLUMNS:
+        lines = []
+        for row in rows_of(family):
+            launch = launch_of(family, row, PAGE)
+            if row["backend"] != DEVICE.backend or not fits(launch, DEVICE):
+                continue
+            size = row[SIZES[family]] if family in SIZES else STEPWISE_SIZE
+            size, cost = largest(launch, row["kernel"], row["kind"], size)
+            figures = (f"{us:.3f}" for us in (cost.us, *cost.terms.values()))
+            lines.append((row["kernel"], row["kind"], str(size), form_of(launch), *figures))
+        head = ("kernel", "kind", "size", "form", "predicted us", *TERMS)
+        parts.append(folded(f"{family.capitalize()} family: {len(lines)} forms", table(head, lines, right=True)))
+    return "\n\n".join(parts)
+
+
+ABOUT = (
+    f"What `tritongru/planning/cost_model.py` expects on an {DEVICE.name} ({DEVICE.arch}, {DEVICE.clock_mhz} MHz, "
+    f"{DEVICE.multiprocessors} multiprocessors) with the readings of Triton {PAGE}: microseconds of one time step, for "
+    "one direction and one batch tile. These are predictions, not measurements. "
+    "A resident step takes the larger of `shared` and `issue`, plus `barriers`. "
+    f"A persistent step takes `exchange` + {L2_LATENCY_US} us (the latency of L2) + `l2` + the largest of `tensor`, "
+    "`shared` and `issue` + `barriers`. "
+    f"A stepwise step takes the largest of `l2`, `tensor` and {STEP_LAUNCH_US:g} us (a launch), here with "
+    f"H = {STEPWISE_SIZE}. "
+    "Where wavefronts were not counted, `shared` is 0 for a resident form and estimated from the bytes for a "
+    "persistent one."
+)
+
+
+def form_of(launch: AnyLaunch) -> str:
+    if isinstance(launch, Launch):
+        return f"{'+'.join(map(str, launch.chunks))}-{launch.num_warps}w-{launch.stages}s"
+    return launch.name
+
+
+def largest(launch: AnyLaunch, kernel: str, kind: str, size: int) -> tuple[int, Cost]:
+    """The largest hidden size up to ``size`` at which all programs fit on the device, and a step of one batch tile."""
+    if isinstance(launch, PersistentLaunch):
+        for hidden in range(size, 0, -launch.block_h):
+            if options := persistent_options(DEVICE, kernel, kind, hidden, launch.block_b, 1, (launch,)):
+                return hidden, options[0][0]
+    if isinstance(launch, StepwiseLaunch):
+        return size, stepwise_cost(DEVICE, launch, kind, size, launch.block_b, 1)
+    if isinstance(launch, Launch) and (cost := resident_cost(DEVICE, launch, BLOCK_B, 1)):
+        return size, cost
+    raise LookupError(f"no prediction for {kernel} {kind} {size} {form_of(launch)}")
 
 
 def compile_times(rows: Sequence[Row]) -> str:
@@ -66,4 +125,4 @@ def compile_times(rows: Sequence[Row]) -> str:
 
 
 PARTS: dict[str, Part] = {"compile_times": compile_times}
-LAUNCHES: dict[str, Part] = {family: partial(launches, family=family) for family in COLUMNS}
+LAUNCHES: dict[str, Part] = {family: partial(launches, family=family) for family in COLUMNS} | {"predicted": predicted}

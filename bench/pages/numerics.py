@@ -16,6 +16,7 @@ from bench.pages.figures import WIDTH, canvas, digest, heading, named_ends, note
 from bench.pages.marks import Part, folded, table
 from bench.study.numerics import (
     AS_IT_IS,
+    CUT_OFF,
     DROPPED,
     ERRORS,
     FORMATS,
@@ -43,6 +44,7 @@ COLOURS = {
     AS_IT_IS: "#e69f00",
     RECOMPUTE: "#8c564b",
     "ours, tf32": "#56b4e9",
+    "ours, operands cut off, tf32": "#cc79a7",
     "ours, tf32 everywhere": "#000000",
 }
 MARGIN = 1.1  # two errors whose ratio is smaller count as equal
@@ -94,7 +96,7 @@ def source(rows: Sequence[Row]) -> str:
     growth = [row for row in rows if row["kind"] == "growth"]
 
     def all_of(key: str) -> str:
-        return ", ".join(sorted({str(row[key]) for row in rows}))
+        return ", ".join(sorted({str(row[key]) for row in growth}))
 
     seeds = len({row["seed"] for row in growth})
     return (
@@ -150,6 +152,31 @@ def findings(rows: Sequence[Row]) -> str:
     )
 
 
+def operands(rows: Sequence[Row]) -> str:
+    """TF32 operands rounded and cut off: the errors of both, and how many times as large the second are."""
+    some = [row for row in rows if row["kind"] in ("growth", "width") and row["format"] == "tf32"]
+    shapes = sorted({(row["hidden"], row["time"]) for row in some})
+    longest = dict(shapes)  # of each H
+    lines, ratios = [], []
+    for weights, (hidden, time) in product(WEIGHTS, shapes):
+        about = {"weights": weights, "hidden": hidden, "time": time}
+        pairs = [[mean(some, key, impl=impl, **about) for impl in (OURS, CUT_OFF)] for key in ERRORS]
+        ratios += [cut_off / rounded for rounded, cut_off in pairs if rounded and cut_off]
+        values = [f"{number(rounded)}, {number(cut_off)}" for rounded, cut_off in pairs]
+        lines.append((WEIGHTS[weights], f"{hidden:,}", f"{time:,}", *values))
+    head = ("weights", "H", "T", *(NAMES[key] for key in ERRORS))
+    last = [
+        line
+        for line, (_, (hidden, time)) in zip(lines, product(WEIGHTS, shapes), strict=True)
+        if time == longest[hidden]
+    ]
+    return (
+        f"Errors with the operands rounded, then with the operands cut off. Cut off, they are {min(ratios):.1f} to "
+        f"{max(ratios):.1f} times as large, {geomean(ratios):.1f} times in the mean.\n\n{table(head, last)}\n\n"
+        f"{folded('All lengths', table(head, lines))}"
+    )
+
+
 def worse(rows: Sequence[Row]) -> str:
     """Cases in which a rival's error is smaller than ours; for each format, rival, weights and quantity the worst T."""
     growth = [row for row in rows if row["kind"] == "growth"]
@@ -202,7 +229,7 @@ def underflow(rows: Sequence[Row]) -> str:
 
 
 PARTS: dict[str, Part] = {
-    part.__name__: part for part in (summary, formats, source, findings, errors, worse, underflow)
+    part.__name__: part for part in (summary, formats, source, findings, errors, operands, worse, underflow)
 }
 
 

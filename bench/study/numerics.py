@@ -21,6 +21,7 @@ from tritongru.reference import Gates, Gradients
 
 HIDDEN, BATCH = 64, 8
 LENGTHS = tuple(4**power for power in range(8))  # 1 to 16,384
+WIDTHS = {256: 4096, 1024: 256}  # more hidden sizes, for TF32, and the longest sequence of each
 MEMORY = 4096  # longest time constant of the `long` weights, in steps
 SCALE = 2.0**16  # the scale of the loss that torch.amp.GradScaler starts with
 ERRORS = ("error_y", "error_dx", "error_dh0", "error_dw_hh")
@@ -39,10 +40,17 @@ def keep(x: Tensor) -> Tensor:
 
 
 def to_tf32(x: Tensor) -> Tensor:
-    """fp32 values with 10 explicit bits of mantissa, to nearest, ties to even; values that are not finite stay."""
-    bits, last = x.view(torch.int32), 1 << DROPPED
-    nearest = (bits + (last // 2 - 1) + (bits >> DROPPED & 1)) & -last
+    """fp32 values with 10 explicit bits of mantissa, to nearest, ties away from zero, as ``cvt.rna.tf32.f32`` rounds
+    them (``tritongru/kernels/rounding.py``); values that are not finite stay."""
+    last = 1 << DROPPED
+    nearest = (x.view(torch.int32) + last // 2) & -last
     return torch.where(x.isfinite(), nearest.view(torch.float32), x)
+
+
+def cut_to_tf32(x: Tensor) -> Tensor:
+    """As tensor cores read an fp32 operand that nobody has rounded: they ignore the last bits."""
+    cut_off = x.view(torch.int32) & -(1 << DROPPED)
+    return torch.where(x.isfinite(), cut_off.view(torch.float32), x)
 
 
 def to_fp16(x: Tensor) -> Tensor:
@@ -86,14 +94,20 @@ def one_tf32(b: Tensor) -> Product:
     return lambda a: to_tf32(a) @ b
 
 
+def one_cut_tf32(b: Tensor) -> Product:
+    b = cut_to_tf32(b)
+    return lambda a: cut_to_tf32(a) @ b
+
+
 def three_tf32(b: Tensor) -> Product:
-    """fp32 products from three TF32 ones: the leading parts, and each leading part with the other's remainder."""
+    """fp32 products from three TF32 ones: the leading parts, and each leading part with the other's remainder. Triton
+    rounds the leading parts; it leaves the remainders to the tensor cores, which cut them off."""
     b_high = to_tf32(b)
-    b_low = to_tf32(b - b_high)
+    b_low = cut_to_tf32(b - b_high)
 
     def product(a: Tensor) -> Tensor:
         a_high = to_tf32(a)
-        a_low = to_tf32(a - a_high)
+        a_low = cut_to_tf32(a - a_high)
         return (a_low @ b_high + a_high @ b_low) + a_high @ b_high
 
     return product
@@ -116,6 +130,7 @@ class Rounding:
 
 NOWHERE = Rounding()
 OURS, TORCH, STATE = "ours", "torch CPU", "state rounded at every step"
+CUT_OFF = "ours, operands cut off"  # as in the stepwise family
 GATES, AS_IT_IS, RECOMPUTE = "ours, gates saved in fp32", "ours, z saved as it is", "ours, gates recomputed"
 
 
@@ -134,7 +149,10 @@ def in_16_bit(store: Round) -> dict[str, Rounding]:
 # Format -> implementation -> where it rounds. In fp32 a state rounded to the storage dtype is the same as ours.
 FORMATS: dict[str, dict[str, Rounding]] = {
     "fp32": {OURS: Rounding(update=kept(keep), loop=three_tf32)},
-    "tf32": {OURS: Rounding(update=kept(keep), loop=one_tf32)},
+    "tf32": {
+        OURS: Rounding(update=kept(keep), loop=one_tf32),
+        CUT_OFF: Rounding(update=kept(keep), loop=one_cut_tf32),
+    },
     "tf32 everywhere": {OURS: Rounding(update=kept(keep), loop=one_tf32, outside=one_tf32)},
     "fp16": in_16_bit(to_fp16),
     "bf16": in_16_bit(to_bf16),
@@ -269,9 +287,14 @@ def errors(y: Tensor, found: Gradients, exact_y: Tensor, exact: Gradients) -> Ro
     return dict(zip(ERRORS, (relative(*pair) for pair in pairs), strict=True))
 
 
-def growth(weights: str, seed: int, lengths: tuple[int, ...], hidden: int = HIDDEN) -> Iterator[Row]:
-    """A row for each format, implementation and length. The loss is sum(y * random): nothing underflows."""
-    for storage, dtype in STORAGE.items():
+def growth(
+    weights: str, seed: int, lengths: tuple[int, ...], hidden: int = HIDDEN, only: str | None = None
+) -> Iterator[Row]:
+    """A row for each format, or ``only`` one, implementation and length. The loss is sum(y * random): nothing
+    underflows."""
+    formats = (only,) if only else tuple(FORMATS)
+    for storage in dict.fromkeys(map(storage_of, formats)):
+        dtype = STORAGE[storage]
         exact = layer_of(weights, dtype, seed, lengths[-1], hidden)
         exact_y, _, exact_gates = forward(NOWHERE, exact)
         truths = [gradients_of(NOWHERE, exact, exact_y, exact_gates, steps)[0] for steps in lengths]
@@ -283,13 +306,20 @@ def growth(weights: str, seed: int, lengths: tuple[int, ...], hidden: int = HIDD
             return about | errors(y[:steps], found, exact_y[:steps], truths[at])  # noqa: B023
 
         layer = exact.to(torch.float32)
-        for form in (form for form in FORMATS if storage_of(form) == storage):
+        for form in (form for form in formats if storage_of(form) == storage):
             for impl, rounding in FORMATS[form].items():
                 y, _, gates = forward(rounding, layer)
                 for at, steps in enumerate(lengths):
                     yield row(form, impl, at, y, gradients_of(rounding, layer, y, gates, steps)[0])
-        for at, steps in enumerate(lengths):
+        for at, steps in enumerate(lengths if storage in formats else ()):
             yield row(storage, TORCH, at, *torch_cpu(dtype, cut(layer, steps)))
+
+
+def widths(weights: str, seed: int, lengths: tuple[int, ...]) -> Iterator[Row]:
+    """Rows like those of `growth`, of the TF32 recurrence alone, for wider layers."""
+    for hidden, most in WIDTHS.items():
+        for row in growth(weights, seed, tuple(steps for steps in lengths if steps <= most), hidden, "tf32"):
+            yield row | {"kind": "width", "hidden": hidden}
 
 
 def gradients_of(at: Rounding, layer: Layer, y: Tensor, gates: Gates, steps: int) -> tuple[Gradients, Tensor]:
@@ -349,7 +379,10 @@ def run(seeds: int, steps: int, out: Path, commit: str | None) -> int:
     torch.set_num_threads(1)  # the products are too small to share
     print("Relative errors against float64, emulated on a CPU; one line for each finished set.", flush=True)
     for seed in range(seeds):
-        for measure, weights in ((growth, "default"), (growth, "long"), (underflow, "default")):
+        for measure, weights in (
+            *((growth, "default"), (growth, "long"), (widths, "default"), (widths, "long")),
+            (underflow, "default"),
+        ):
             found = [whole(row, where) for row in measure(weights, seed, lengths)]
             for row in found:
                 append(path, row)

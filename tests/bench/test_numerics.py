@@ -29,44 +29,46 @@ def emulated(rounding, layer):
 # Rounding
 
 
-def by_arithmetic(x):
-    """TF32 by another way: scale the mantissa to a whole number and round that, in float64."""
+def by_arithmetic(x, up):
+    """TF32 by another way: scale the mantissa to a whole number, add 1/2 or nothing and drop the rest, in float64."""
     mantissa, exponent = torch.frexp(x.double())
-    return torch.ldexp(torch.round(mantissa * 2**11), exponent - 11).float()
+    whole = torch.floor(mantissa.abs() * 2**11 + up) * x.sign()
+    return torch.ldexp(whole, exponent - 11).float()
 
 
 @pytest.mark.parametrize(
-    "bits, expected",
+    "bits, rounded, cut_off",
     [
-        (0x3F800000, 0x3F800000),  # 1
-        (0x3F800FFF, 0x3F800000),  # below the half
-        (0x3F801000, 0x3F800000),  # the half, to even: down
-        (0x3F801001, 0x3F802000),  # above it
-        (0x3F803000, 0x3F804000),  # the half, to even: up
-        (0xBF803000, 0xBF804000),
-        (0x3FFFF000, 0x40000000),  # into the next exponent
-        (0x80000000, 0x80000000),  # -0
-        (0x00001000, 0x00000000),  # subnormal, the half
-        (0x00003000, 0x00004000),
-        (0x7F7FFFFF, 0x7F800000),  # the largest number overflows
-        (0x7F800000, 0x7F800000),
-        (0xFF800000, 0xFF800000),
-        (0x7F800001, 0x7F800001),  # a NaN whose bits would round to infinity
-        (0xFFFFFFFF, 0xFFFFFFFF),
+        (0x3F800000, 0x3F800000, 0x3F800000),  # 1
+        (0x3F800FFF, 0x3F800000, 0x3F800000),  # below the half
+        (0x3F801000, 0x3F802000, 0x3F800000),  # the half, away from zero
+        (0xBF801000, 0xBF802000, 0xBF800000),
+        (0x3F801001, 0x3F802000, 0x3F800000),  # above it
+        (0xBF803000, 0xBF804000, 0xBF802000),
+        (0x3FFFF000, 0x40000000, 0x3FFFE000),  # into the next exponent
+        (0x80000000, 0x80000000, 0x80000000),  # -0
+        (0x00001000, 0x00002000, 0x00000000),  # subnormal, the half
+        (0x7F7FFFFF, 0x7F800000, 0x7F7FE000),  # the largest number overflows
+        (0x7F800000, 0x7F800000, 0x7F800000),
+        (0xFF800000, 0xFF800000, 0xFF800000),
+        (0x7F800001, 0x7F800001, 0x7F800001),  # a NaN whose bits would become those of infinity
+        (0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF),
     ],
 )
-def test_tf32_of_bits(bits, expected):
+def test_tf32_of_bits(bits, rounded, cut_off):
     x = torch.tensor([bits], dtype=torch.int64).to(torch.int32).view(torch.float32)
-    assert numerics.to_tf32(x).view(torch.int32).item() & 0xFFFFFFFF == expected
+    assert numerics.to_tf32(x).view(torch.int32).item() & 0xFFFFFFFF == rounded
+    assert numerics.cut_to_tf32(x).view(torch.int32).item() & 0xFFFFFFFF == cut_off
 
 
-def test_tf32_is_rounding_to_nearest_even():
+@pytest.mark.parametrize("to_tf32, up", [(numerics.to_tf32, 0.5), (numerics.cut_to_tf32, 0)])
+def test_tf32_by_arithmetic(to_tf32, up):
     torch.manual_seed(0)
     x = torch.randn(100_000) * torch.exp(10 * torch.randn(100_000))
     x = torch.cat((x, x.half().float() + 2**-12 * x.half().float()))  # near ties, too
-    rounded = numerics.to_tf32(x)
-    assert torch.equal(rounded, by_arithmetic(x))
-    assert torch.equal(numerics.to_tf32(rounded), rounded)
+    found = to_tf32(x)
+    assert torch.equal(found, by_arithmetic(x, up))
+    assert torch.equal(to_tf32(found), found)
 
 
 @pytest.mark.parametrize("round_, dtype", [(numerics.to_fp16, torch.float16), (numerics.to_bf16, torch.bfloat16)])
@@ -101,6 +103,7 @@ def test_products_have_the_error_of_their_operands():
         (numerics.plain, 0, 2**-23),
         (numerics.three_tf32, 0, 2**-22),
         (numerics.one_tf32, 2**-13, 2**-11),
+        (numerics.one_cut_tf32, 2**-11, 2**-10),
     ):
         assert least <= numerics.relative(product(b)(a), exact) <= most, product
 

@@ -19,7 +19,7 @@ from tritongru.planning.instruction_sets import SETS, host_sets
 
 KEYS = {
     *("device", "family", "reason", "forward", "backward", "us_per_step", "torch_us_per_step", "memory"),
-    *("expected_ratio_forward", "expected_ratio", "torch_unknown", "note"),
+    *("expected_ratio_forward", "expected_ratio", "torch_unknown", "note", "kernels"),
 }
 MODEL = "a model, not a measurement"
 
@@ -64,6 +64,14 @@ def test_explain_an_h200():
         assert launch["num_warps"] in (4, 8, 16)
     assert 0.1 < answer["us_per_step"] < 10
     assert answer["memory"]["kept"] == 5 * 512 * 64 * 128 * 2
+
+
+@pytest.mark.parametrize("gpu, kernels", [("h100", "run"), ("rtx4090", "compiled, never run")])
+def test_explain_says_whether_the_kernels_have_ever_run(gpu, kernels):
+    arguments = ("--hidden", "128", "--gpu", gpu)
+    assert explain(*arguments)["kernels"] == kernels
+    done = run("explain", *arguments)
+    assert ("are compiled, never run: neither a GPU nor an emulator" in done.stdout) is (gpu == "rtx4090")
 
 
 def test_explain_why_torch():

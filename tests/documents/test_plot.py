@@ -8,7 +8,11 @@ import pytest
 
 from bench.__main__ import main
 from bench.commands import plot
-from bench.pages import figures, marks
+from bench.compile.tables import PAGE
+from bench.pages import figures, kernels, marks
+from tritongru.planning import candidates
+from tritongru.planning.devices import GPUS
+from tritongru.planning.launches import launch_of, rows_of
 
 ROOT = Path(__file__).parents[2]
 ROWS = [{"x": 1, "y": 2.0}, {"x": 2, "y": 3.0}]
@@ -41,6 +45,56 @@ def test_committed_documents_are_what_their_rows_give(page):
     pytest.importorskip("matplotlib")
     stale = [path.name for path, content in plot.made(page) if plot.differs(path, content)]
     assert not stale, "`python -m bench plot` regenerates them"
+
+
+def predictions(text):
+    """Family -> lines of the generated tables, their figures as numbers."""
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("<summary>"):
+            lines = found.setdefault(line.removeprefix("<summary>").split()[0].lower(), [])
+        elif line.startswith("| ") and not line.startswith(("| kernel", "| ---")):
+            cells = line.strip("| ").split(" | ")
+            lines.append((*cells[:4], *map(float, cells[4:])))
+    return found
+
+
+def test_predicted_times_are_what_the_page_says_of_their_terms():
+    text = kernels.predicted([])
+    found = predictions(text)
+    assert [*found] == ["resident", "persistent", "stepwise"]
+    for family, lines in found.items():
+        assert f"{family.capitalize()} family: {len(lines)} forms" in text
+        assert lines
+        for *_, us, exchange, l2, tensor, shared, issue, barriers in lines:
+            if family == "resident":
+                expected = max(shared, issue) + barriers
+            elif family == "persistent":
+                assert min(exchange, l2, tensor, shared, issue, barriers) > 0
+                expected = exchange + 0.2 + l2 + max(tensor, shared, issue) + barriers
+            else:
+                expected = max(l2, tensor, 15)
+            assert us == pytest.approx(expected, abs=0.003)
+
+
+def test_every_launch_that_an_h100_may_use_has_a_predicted_time():
+    found = predictions(kernels.predicted([]))
+    device = GPUS["h100"]
+    for family, lines in found.items():
+        offered = [launch_of(family, row, PAGE) for row in rows_of(family) if row["backend"] == "cuda"]
+        assert len(lines) == len({line[:4] for line in lines})
+        assert len(lines) == sum(candidates.fits(launch, device) for launch in offered)
+
+
+def test_wavefronts_are_shown_and_priced_where_they_were_counted(monkeypatch):
+    row = next(row for row in rows_of("resident") if row["backend"] == "cuda")
+    monkeypatch.setattr(kernels, "rows_of", lambda family: [row] if family == "resident" else [])
+    assert kernels.launches([], "resident").splitlines()[-3].endswith(" |")
+    row["readings"]["3.9.0"]["wavefronts"] = 19800
+    assert kernels.launches([], "resident").splitlines()[-3].endswith(" | 19800 |")
+    (line,) = predictions(kernels.predicted([]))["resident"]
+    assert line[8] == 10.0, "a clock each, at 1980 MHz"
+    assert line[4] == pytest.approx(10.0 + line[-1])
 
 
 def test_every_figure_belongs_to_a_page():

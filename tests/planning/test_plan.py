@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 import tritongru
 from bench.compile.persistent import chosen
+from bench.compile.readings import CHIPS, HOME
 from bench.compile.tables import as_read_with
 from tritongru.planning import candidates, cost_model, cpu_plan
 from tritongru.planning import plan as planning
 from tritongru.planning.candidates import kind_of, persistent_options
-from tritongru.planning.devices import CPU, GPUS, KB, MOST, MOST_VALUES, cpu_facts
+from tritongru.planning.devices import CPU, GPUS, KB, MOST, MOST_VALUES, RUN_ON, cpu_facts
 from tritongru.planning.instruction_sets import SETS, host_sets
 from tritongru.planning.launches import (
     BLOCK_B,
@@ -497,6 +498,42 @@ def test_explain_shows_the_parts():
     assert f"exchange by {answer.forward.launch.exchange}; each program serves 1 batch tile\n" in text
 
 
+def test_explain_shows_shared_memory_of_a_resident_step():
+    answer = plan(64, "float16", H200, batch=16, training=False)
+    for shared, said in ((0.0, ""), (0.25, ", shared memory 0.25")):
+        cost = dataclasses.replace(answer.forward.cost, issue=0.5, barriers=0.125, shared=shared)
+        text = str(dataclasses.replace(answer, forward=dataclasses.replace(answer.forward, cost=cost)))
+        parts = f"of these us:{said[1:]}{',' if said else ''} instruction issue 0.50, barriers 0.12"
+        assert f"    {parts}{' (shared memory and issue overlap)' if said else ''}\n" in text
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_explain_says_where_the_kernels_have_never_run(gpu):
+    answer = plan(64, "float16", GPUS[gpu], batch=16)
+    assert answer.family == "resident"
+    sentence = (
+        f"  the kernels for {GPUS[gpu].name} are compiled, never run: neither a GPU nor an emulator has executed them"
+    )
+    if gpu in ("a100", "h100", "h200"):
+        assert answer.kernels == "run"
+        assert "never run" not in str(answer)
+    else:
+        assert answer.kernels == "compiled, never run"
+        assert str(answer).splitlines().count(sentence) == 1
+    assert answer.as_dict()["kernels"] == answer.kernels
+
+
+def test_a_layer_that_no_kernel_runs_has_no_kernels_to_speak_of():
+    for answer in (plan(64, "float64", GPUS["b200"]), plan(4096, "bfloat16", GPUS["b200"], batch=4096)):
+        assert (answer.family, answer.kernels) == ("torch", None)
+        assert "never run" not in str(answer)
+
+
+def test_every_chip_that_kernels_ran_on_is_one_that_they_are_compiled_for():
+    assert {*RUN_ON} <= {*CHIPS["cuda"], *CHIPS["hip"]}
+    assert HOME in RUN_ON
+
+
 def test_explain_says_what_a_training_step_costs_and_needs():
     """Both passes, and the bytes, counted by hand."""
     gru = tritongru.GRU(64, 768, 2, memory="save").to(torch.bfloat16)
@@ -725,7 +762,7 @@ def test_explain_the_cpu(impl):
     answer = tritongru.explain(gru, batch=20, time=10)
     isa, threads = SETS[host_sets()[0]], torch.get_num_threads()
     loop, text = answer.loop, str(answer)
-    assert (answer.family, answer.time, answer.precision) == ("llvm", 10, None)
+    assert (answer.family, answer.time, answer.precision, answer.kernels) == ("llvm", 10, None, None)
     assert (loop.isa, loop.rows, loop.lanes, loop.threads) == (isa.name, isa.rows, isa.bytes // 4, threads)
     assert answer == plan(
         65,

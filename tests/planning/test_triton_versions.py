@@ -88,6 +88,9 @@ def test_every_row_has_readings_of_every_triton_for_the_chip_that_is_counted(fam
             if HOME in chips:
                 assert reading["stack"][HOME] % 8 == 0
                 assert min(reading[name] for name in ("registers", "instructions", "barriers", "tensor_core")) > 0
+            if "wavefronts" in reading:
+                assert (family, row["backend"]) in (("resident", "cuda"), ("persistent", "cuda"))
+                assert reading["wavefronts"] > 0
         for chip in {*CHIPS[row["backend"]]} - {chip for r in row["readings"].values() for chip in r["stack"]}:
             most = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == chip)
             assert all(reading["shared_bytes"] > most for reading in row["readings"].values()), (chip, row)

@@ -3,8 +3,8 @@
     python tests/ptx/sweep.py --list resident
     python tests/ptx/sweep.py --count < forms.jsonl
 
-Prints a line for each case that is run: ok or BAD, the largest error as a part of what is allowed, reports, seconds, and
-the case. A case whose row is clean and of the same code is not run again. The exit code is 1 if a case is bad.
+Prints a line for each case that is run: ok or BAD, the largest error as a part of what is allowed, reports, seconds,
+and the case. A case whose row is clean and of the same code is not run again. The exit code is 1 if a case is bad.
 
 With --count: reads JSON lines {"family", "kernel", "kind", "size", "launch": {fields of a launch}} and prints for each
 the shared-memory wavefronts of one CTA in one time step, the fewest possible, and the barriers of a warp.
@@ -14,20 +14,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / folder) for folder in (".", "tests/support", "tests/ptx")]
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the matrices are small; before NumPy is loaded
 
-from ptxmachine.runs.case_lists import LISTS  # noqa: E402
+from ptxmachine.runs.case_lists import LISTS, offered  # noqa: E402
 from ptxmachine.runs.cases import Case, Result  # noqa: E402
 from ptxmachine.runs.results import FOLDER, Setting, Table, is_clean, row_of  # noqa: E402
 
-from tritongru.planning import candidates, launches  # noqa: E402
+from tritongru.planning import launches  # noqa: E402
 from tritongru.planning.devices import GPUS, Device  # noqa: E402
 
 DEVICES = {"sm_90": GPUS["h100"], "sm_80": GPUS["a100"]}
@@ -47,6 +49,7 @@ class MachineRunner:
     """Compiles with the installed Triton and runs in the machine."""
 
     def __init__(self, device: Device) -> None:
+        os.environ.pop("TRITON_INTERPRET", None)  # before Triton is loaded
         import torch
         import triton
         from ptxmachine.runs import driver
@@ -127,9 +130,8 @@ def show(verdict: str, case: Case, result: Result) -> None:
 def chosen(options: argparse.Namespace, device: Device) -> list[Case]:
     """The cases asked for whose forms the plan may give to the device with this Triton."""
     i, n = options.part
-    asked = dict.fromkeys(case for name in options.list for case in LISTS[name]())
-    cases = [case for case in asked if candidates.fits(case.launch(), device)]
-    cases = [case for case in cases if options.only in json.dumps(case.to_json()) and case.H <= options.largest]
+    asked = dict.fromkeys(case for name in options.list for case in offered(name, device))
+    cases = [case for case in asked if options.largest >= case.H and options.only in json.dumps(case.to_json())]
     return cases[i::n]
 
 
@@ -145,7 +147,7 @@ def count(lines: Iterable[str], device: Device) -> int:
     return int(bad)
 
 
-def counted(asked: dict[str, Any], runner: MachineRunner) -> dict[str, float]:
+def counted(asked: dict[str, Any], runner: MachineRunner) -> dict[str, Any]:
     from ptxmachine.runs import counts
 
     family, kernel, kind, size = (asked[name] for name in ("family", "kernel", "kind", "size"))
@@ -171,11 +173,11 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     add("--list", action="append", choices=LISTS, default=[], help="cases to run; may be repeated")
     add("--arch", choices=DEVICES, default="sm_90", help="chip to compile for (default: sm_90)")
     add("--part", type=part, default=(0, 1), metavar="I/N", help="every N-th case, beginning with the I-th, from 0")
-    add("--largest", type=int, default=10**9, metavar="H", help="largest hidden size")
+    add("--largest", type=natural, default=10**9, metavar="H", help="largest hidden size")
     add("--only", default="", metavar="TEXT", help="cases whose JSON contains TEXT")
     add("--budget", type=float, default=float("inf"), metavar="SECONDS", help="begin no case after so many seconds")
     add("--warps", action="store_true", help="each warp on its own, in random order")
-    add("--seed", type=int, default=0, metavar="N", help="of the order in which programs and warps run")
+    add("--seed", type=natural, default=0, metavar="N", help="of the order in which programs and warps run")
     add("--results", type=Path, default=FOLDER, metavar="DIR", help="folder of the table")
     add("--no-table", action="store_true", help="run every case and write nothing")
     add("--prune", action="store_true", help="drop rows of the table whose cases are in no list")
@@ -183,7 +185,20 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if not options.list and not options.count and not options.prune:
         parser.error("give a --list, or --count")
+    if options.results.exists() and not options.results.is_dir():
+        parser.error(f"--results: {options.results} is no folder")
+    for family in launches.FAMILIES:
+        try:
+            Table(options.results).rows(family)
+        except (OSError, ValueError) as error:
+            parser.error(f"--results: {error}")
     return options
+
+
+def natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"should be a whole number from 0 on, got {text!r}")
+    return int(text)
 
 
 def part(text: str) -> tuple[int, int]:
@@ -194,4 +209,7 @@ def part(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

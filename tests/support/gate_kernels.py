@@ -1,9 +1,10 @@
-"""Elementwise kernels around the gate functions, for tests/kernels/test_gates.py."""
+"""Elementwise kernels around the gate functions and the rounding of operands, for the tests of these."""
 
 import triton
 import triton.language as tl
 
 from tritongru.kernels.gates import encode_update, gru_step_backward, sigmoid, tanh
+from tritongru.kernels.rounding import operand_of_product
 
 
 @triton.jit
@@ -16,6 +17,12 @@ def sigmoid_kernel(x, y, n, BLOCK: tl.constexpr, REFINE: tl.constexpr):
 def tanh_kernel(x, y, n, BLOCK: tl.constexpr, SERIES: tl.constexpr, REFINE: tl.constexpr):
     o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(y + o, tanh(tl.load(x + o, mask=o < n), SERIES, REFINE), mask=o < n)
+
+
+@triton.jit
+def operand_kernel(x, y, n, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
+    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + o, operand_of_product(tl.load(x + o, mask=o < n), False, PRECISION), mask=o < n)
 
 
 @triton.jit

@@ -131,14 +131,18 @@ def stepwise_options(
     rows = [row for row in stepwise_launches().get((device.backend, kernel, kind), ()) if fits(row, device)]
     if not rows or device.clock_mhz <= 0 or not device.mma:
         return []
+    padded_rows = {row: math.ceil(batch / row.block_b) * row.block_b for row in rows}
+    fewest = min(padded_rows.values())
+    some = sorted((row for row in rows if padded_rows[row] == fewest), key=lambda row: -row.block_b)
+    return [(stepwise_cost(device, row, kind, hidden, batch, directions), row) for row in some]
+
+
+def stepwise_cost(
+    device: Device, launch: StepwiseLaunch, kind: str, hidden: int, batch: int, directions: int
+) -> cost_model.Cost:
     bits = bits_of(kind)
     weights = 3 * hidden * hidden * directions
-    options = []
-    for row in sorted(rows, key=lambda row: -row.block_b):
-        tiles = math.ceil(batch / row.block_b)
-        padded_rows = tiles * row.block_b
-        products = 3 if row.dot_precision == "tf32x3" else 1
-        cost = cost_model.stepwise(device, weights * bits // 8, tiles, products * weights * padded_rows, bits)
-        options.append((padded_rows, cost, row))
-    fewest = min(padded_rows for padded_rows, _, _ in options)
-    return [(cost, row) for padded_rows, cost, row in options if padded_rows == fewest]
+    tiles = math.ceil(batch / launch.block_b)
+    products = 3 if launch.dot_precision == "tf32x3" else 1
+    multiply_adds = products * weights * tiles * launch.block_b
+    return cost_model.stepwise(device, weights * bits // 8, tiles, multiply_adds, bits)

@@ -16,6 +16,13 @@ COMPARISONS: dict[str, Any] = {
 }
 
 
+def held(a: Array | None) -> Array:
+    """What a register holds. NumPy takes None for a value in some places, for one in which nothing has been written."""
+    if a is None:
+        raise TypeError("a register that nothing has written")
+    return a
+
+
 def ftz(x: Array) -> Array:
     """Subnormal values as zeros of their sign."""
     return np.where(np.abs(x) < f32(1.1754944e-38), x * f32(0), x)
@@ -116,16 +123,22 @@ def shf(a: Array, b: Array, c: Array, side: str, mode: str) -> Array:
 
 def clz(a: Array, bits: int) -> Array:
     """Leading zeros."""
-    return (bits - np.frexp(np.asarray(a).astype(f64))[1]).astype(u32)
+    a = np.asarray(a)
+    if bits == 64:
+        high = clz((a >> u64(32)).astype(u32), 32)
+        return np.where(high < 32, high, u32(32) + clz(a.astype(u32), 32))
+    return (bits - np.frexp(a.astype(f64))[1]).astype(u32)
 
 
 def to_tf32(bits: Array, rounding: str) -> Array:
     bits = np.asarray(bits)
     if rounding == "rna":
-        return (bits + u32(0x1000)) & u32(0xFFFFE000)
-    if rounding == "rn":
-        return (bits + u32(0xFFF) + ((bits >> u32(13)) & u32(1))) & u32(0xFFFFE000)
-    raise NotImplementedError(rounding)
+        rounded = (bits + u32(0x1000)) & u32(0xFFFFE000)
+    elif rounding == "rn":
+        rounded = (bits + u32(0xFFF) + ((bits >> u32(13)) & u32(1))) & u32(0xFFFFE000)
+    else:
+        raise NotImplementedError(rounding)
+    return np.where(np.isnan(bits.view(f32)), u32(0x7FFFFFFF), rounded)
 
 
 def float_to_int(x: Array, rounding: str, ty: str) -> Array:
@@ -149,7 +162,7 @@ def compare(a: Array, b: Array, how: str) -> Array:
 FUNCTIONS: dict[str, Any] = {
     function.__name__: function
     for function in (
-        *(ftz, fma32, wide, mulhi, int_div, int_rem, shl, shr, bfe, prmt, lop3, shf, clz),
+        *(held, ftz, fma32, wide, mulhi, int_div, int_rem, shl, shr, bfe, prmt, lop3, shf, clz),
         *(to_tf32, float_to_int, compare),
     )
 }

@@ -20,9 +20,9 @@ def half(ty: str, a: Array, i: int) -> Array:
 
 def to_bf16(x: Array, rounding: str = "rn") -> Array:
     bits = np.asarray(x).view(u32)
-    if rounding == "rz":
-        return (bits >> u32(16)).astype(u16)
-    rounded = ((bits + u32(0x7FFF) + ((bits >> u32(16)) & u32(1))) >> u32(16)).astype(u16)
+    if rounding != "rz":
+        bits = bits + u32(0x7FFF) + ((bits >> u32(16)) & u32(1))
+    rounded = (bits >> u32(16)).astype(u16)
     return np.where(np.isnan(x), u16(0x7FFF), rounded)
 
 
@@ -60,4 +60,6 @@ FUNCTIONS: dict[str, Any] = {
     "half_fma": on_halves(lambda a, b, c: (a.astype(f64) * b + c).astype(f32)),
     "half_min": on_halves(np.fmin),
     "half_max": on_halves(np.fmax),
+    "half_minimum": on_halves(np.minimum),
+    "half_maximum": on_halves(np.maximum),
 }

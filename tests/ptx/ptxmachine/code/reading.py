@@ -97,6 +97,9 @@ class Body:
                 self.scopes.append({})
             if statement not in ("", "}"):
                 self._statement(statement)
+            while self.scopes and self.pending.startswith("}"):
+                self.pending = self.pending[1:].strip()
+                self.scopes.pop()
 
     def _statement(self, text: str) -> None:
         if text.startswith(".reg"):

@@ -128,7 +128,7 @@ class ArithmeticTranslation(Writer):
         elif ty[0] in "us":
             self._binary(ins, ty, f"np.{name}imum" + "({a}, {b})")
         else:
-            self._halves(ins, ty, f"half_{name}")
+            self._halves(ins, ty, f"half_{name}imum" if "NaN" in mods else f"half_{name}")
 
     def op_div(self, ins: Instruction, mods: list[str]) -> None:
         self._binary(ins, mods[-1], "{a} / {b}" if mods[-1][0] == "f" else "int_div({a}, {b})")
@@ -152,7 +152,7 @@ class ArithmeticTranslation(Writer):
 
     def op_selp(self, ins: Instruction, mods: list[str]) -> None:
         ty = mods[-1]
-        a, b = self.values(ins.args[1:3], "b" + ty[1:] if ty[0] in "fsu" else ty)
+        a, b = (self.held(x, "b" + ty[1:] if ty[0] in "fsu" else ty) for x in ins.args[1:3])
         self.assign_array(ins.args[0], f"np.where({self.value(ins.args[3], 'pred')}, {a}, {b})")
 
     def op_setp(self, ins: Instruction, mods: list[str]) -> None:
@@ -160,7 +160,7 @@ class ArithmeticTranslation(Writer):
         if len(mods) - mods.count("ftz") > 2:
             raise unsupported(ins)
         names = [name.strip() for name in ins.args[0].split("|")]
-        a, b = self.values(ins.args[1:3], ty)
+        a, b = (self.held(x, ty) for x in ins.args[1:3])
         if ty in HALVES:  # of a packed pair, a result for each half
             for i, name in enumerate(names if ty.endswith("x2") else names[:1]):
                 self.assign_array(name, f"compare(half({ty!r}, {a}, {i}), half({ty!r}, {b}, {i}), {how!r})")

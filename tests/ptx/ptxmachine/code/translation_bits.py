@@ -128,7 +128,7 @@ class BitsTranslation(Writer):
         elif to == "tf32":
             expr = f"to_tf32({self.value(ins.args[1], 'b32')}, {rounding!r})"
         elif to == "f32" and source[0] in "us":
-            expr = f"np.asarray({self.value(ins.args[1], source)}).astype(f32).view(u32)"
+            expr = f"np.asarray({self.held(ins.args[1], source)}).astype(f32).view(u32)"
         elif source == "f32" and to[0] in "us":
             a = self.value(ins.args[1], source)
             expr = f"float_to_int({a}, {rounding!r}, {to!r}).astype({UNSIGNED[width(to)]})"

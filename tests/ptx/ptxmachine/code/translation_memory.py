@@ -36,6 +36,8 @@ class MemoryTranslation(Writer):
         m = self.mask()
         if "global" in mods:
             how = first_of(("volatile", "acquire", "relaxed", "cg"), mods, "ca")
+            if how == "acquire" and "cta" in mods:  # orders nothing between CTAs
+                how = "relaxed"
             where = self.address(ins.args[1], 64)
             self.write(f"_v = k.load_global({where}, {m}, {size}, {count}, {how!r}, {ins.n})")
         elif is_shared(mods):
@@ -94,7 +96,8 @@ class MemoryTranslation(Writer):
             self.write("k.cp_commit(M)")
         elif mods[1] == "wait_group":
             self.write(f"k.cp_wait({literal(ins.args[0])}, M)")
-        elif mods[1] == "wait_all":
+        elif mods[1] == "wait_all":  # also of copies that are in no group yet
+            self.write("k.cp_commit(M)")
             self.write("k.cp_wait(0, M)")
         elif mods[1] in ("ca", "cg"):
             count = literal(ins.args[2])

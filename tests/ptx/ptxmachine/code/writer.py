@@ -60,7 +60,7 @@ class Writer:
         if ty == "pred":
             if operand in ("-1", "1", "0"):
                 return "k.false" if operand == "0" else "k.true"
-            return f"R[{self.program.reg(operand)}]"
+            return f"held(R[{self.program.reg(operand)}])"
         word = word_of(ty)
         if operand in SPECIAL:
             return SPECIAL[operand] if word == "u32" else f"{SPECIAL[operand]}.view({word})"
@@ -95,6 +95,10 @@ class Writer:
         """As ``value``, of the full shape also where it is a scalar."""
         return f"k.full({self.value(operand, ty)}, {word_of(ty)})"
 
+    def held(self, operand: str, ty: str) -> str:
+        """As ``value``, where NumPy would not fail of itself for a register that nothing has written."""
+        return f"held({self.value(operand, ty)})"
+
     def values(self, operands: Iterable[str], ty: str) -> list[str]:
         return [self.value(operand, ty) for operand in operands]
 
@@ -110,7 +114,7 @@ class Writer:
     def predicate(self) -> str | None:
         if self.ins is None or self.ins.pred is None:
             return None
-        return f"{'~' if self.ins.negated else ''}R[{self.program.reg(self.ins.pred)}]"
+        return f"{'~' if self.ins.negated else ''}held(R[{self.program.reg(self.ins.pred)}])"
 
     def mask(self) -> str | None:
         """The lanes that act, or None for all."""

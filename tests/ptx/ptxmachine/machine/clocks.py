@@ -30,7 +30,7 @@ class Clocks:
 
     def release(self, agent: int, address: int) -> Array:
         """Publishes at an address. Returns the clocks of what must have become visible before."""
-        rows = []
+        rows: list[Array] = []
         for known in (self.ordered, self.flagged):
             row = known[agent].copy()
             row[agent] -= 1  # lanes of the warp are not ordered with the one that releases

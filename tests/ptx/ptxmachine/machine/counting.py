@@ -28,11 +28,9 @@ class Accesses:
             count["sectors"] += self._sectors(own, nbytes)
             count["bytes"] += nbytes * len(own)
 
-    def count_shared(
-        self, at: Instruction | None, what: str, offsets: Array, warps: Array, lanes: Array, nbytes: int
-    ) -> None:
+    def count_shared(self, at: Instruction, what: str, offsets: Array, warps: Array, lanes: Array, nbytes: int) -> None:
         count = self.sampled[what, "shared"]
-        of_instruction = [0, 0, 0] if at is None else self.by_instruction.setdefault(at.n, [0, 0, 0])
+        of_instruction = self.by_instruction.setdefault(at.n, [0, 0, 0])
         for warp in np.unique(warps):
             own = warps == warp
             total = nbytes * int(own.sum())

@@ -22,21 +22,23 @@ class Cta:
         self._clocks = launch.clocks
         self._lanes = 32 * launch.num_warps  # that have not left
         self._arrived: defaultdict[int, int] = defaultdict(int)  # lanes, by barrier
+        self._counts: dict[int, int] = {}  # lanes that a barrier waits for, or 0: all that have not left
 
     def arrive(self, barrier: int, count: int, lanes: int) -> None:
         """So many lanes wait at a barrier of `count` lanes, or of all that have not left if that is 0."""
         self._arrived[barrier] += lanes
-        self._open(barrier, count)
+        self._counts[barrier] = count
+        self._open(barrier)
 
     def leave(self, lanes: int) -> None:
         self._lanes -= lanes
         for barrier, arrived in list(self._arrived.items()):
             if arrived:
-                self._open(barrier, 0)
+                self._open(barrier)
 
-    def _open(self, barrier: int, count: int) -> None:
+    def _open(self, barrier: int) -> None:
         """Lets those at a barrier go on if all are there."""
-        if self._arrived[barrier] < (count or self._lanes):
+        if self._arrived[barrier] < (self._counts[barrier] or self._lanes):
             return
         self._arrived[barrier] = 0
         agents = [agent for group in self.groups for agent in group.go_on(barrier)]

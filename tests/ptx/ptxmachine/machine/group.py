@@ -42,7 +42,7 @@ class Barrier(NamedTuple):
     """How a segment ends at a barrier."""
 
     ident: int
-    count: int  # lanes, or 0: all
+    lanes: int  # that must come, or 0: all
     after: int
 
 
@@ -140,17 +140,17 @@ class Group(Atomics, Asynchronous, TensorCores, WarpWide, Approximations):
 
     def _unwritten(self, at: Instruction) -> list[str]:
         """The registers that an instruction reads and nothing has written."""
-        read = " ".join(at.args if at.op.startswith("st") else at.args[1:])
-        names = [
-            name for name in re.findall(r"%[a-z]+_?\w*\d+", read) if not name.startswith(("%tid", "%cta", "%ncta"))
-        ]
+        writes = not at.op.startswith(("st", "red.", "cp.", "bra"))  # its first operand
+        read = " ".join([at.pred or "", *(at.args[1:] if writes else at.args)])
+        special = ("%tid", "%cta", "%ncta")
+        names = [name for name in re.findall(r"%[a-z]+_?\w*\d+", read) if not name.startswith(special)]
         return [name for name in names if self._registers[self.launch.program.reg(name)] is None]
 
     def _park(self, barrier: Barrier, segment: Segment, mask: Array | None) -> None:
         if self.divergent(mask):
             self.launch.report.add("barrier in divergent warp", segment.body[-1], "")
         self.parked.append((barrier.ident, Fragment(barrier.after, mask)))
-        self.cta.arrive(barrier.ident, barrier.count, self._lanes(mask))
+        self.cta.arrive(barrier.ident, barrier.lanes, self._lanes(mask))
 
     def _exit(self, mask: Array | None) -> None:
         gone = self.true if mask is None else mask

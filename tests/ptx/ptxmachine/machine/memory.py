@@ -48,7 +48,7 @@ class Allocation:
         self.exchange = False  # CTAs exchange through it words that are their own flags: EMPTY until they are there
         self.buffered = False  # stores go through the store buffer
         self.shadow: Shadow | None = None  # of outputs whose races are looked for
-        self.bytes = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(base), dtype=u8)
+        self.bytes = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(base))
         self.views = {n: self.bytes[: nbytes // n * n].view(ty) for n, ty in UINT.items()}
 
     def granules(self, offsets: Array, nbytes: int) -> Array:

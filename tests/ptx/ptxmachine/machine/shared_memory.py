@@ -73,12 +73,12 @@ class SharedMemory:
         now = self.clocks[reader, reader]
         bad = self._unordered(reader, writer, written)
         if bad.any():
-            i = np.argwhere(bad)[0]
+            i, j = np.argwhere(bad)[0]
             self._report.add(
                 "shared race: read",
                 at,
-                f"byte {int(offsets[i[0]])}: warp {int(reader[i[0], 0])} reads what warp {int(writer[tuple(i)])} wrote, no "
-                f"barrier between (cta {self._cta})",
+                f"byte {int(offsets[i])}: warp {int(reader[i, 0])} reads what warp {int(writer[i, j])} wrote, "
+                f"no barrier between (cta {self._cta})",
             )
         lane = lanes if isinstance(lanes, int) else lanes[:, None]
         if ((writer == reader) & (written == now) & (self.writer_lane[granules] != lane)).any():
@@ -110,20 +110,19 @@ class SharedMemory:
         if bad.any() and values is not None:
             bad = self._without_redundant(bad, offsets, nbytes, values)
         if bad.any():
-            i = np.argwhere(bad)[0]
+            i, j = np.argwhere(bad)[0]
             self._report.add(
                 "shared race: write after write",
                 at,
-                f"byte {int(offsets[i[0]])}: warp {int(writer[i[0], 0])} over warp {int(before[tuple(i)])} "
-                f"(cta {self._cta})",
+                f"byte {int(offsets[i])}: warp {int(writer[i, 0])} over warp {int(before[i, j])} (cta {self._cta})",
             )
         late = self.read_clock[granules] > self.clocks[writer]
         if late.any():
-            i = np.argwhere(late)[0]
+            i, _, reader = np.argwhere(late)[0]
             self._report.add(
                 "shared race: write after read",
                 at,
-                f"byte {int(offsets[i[0]])}: warp {int(writer[i[0], 0])} overwrites what warp {int(i[2])} reads, "
+                f"byte {int(offsets[i])}: warp {int(writer[i, 0])} overwrites what warp {int(reader)} reads, "
                 f"no barrier between (cta {self._cta})",
             )
         self.wrote(granules, writer, lanes if isinstance(lanes, int) else lanes[:, None])
@@ -168,7 +167,8 @@ class SharedMemory:
         new = np.ascontiguousarray(values).view(u8).reshape(len(offsets), nbytes)
         same = (new == self.bytes[offsets[:, None] + np.arange(nbytes)]).all(axis=1)
         self.stats["redundant shared stores of several warps"] += int((bad.any(axis=1) & same).sum())
-        return bad & ~same[:, None]
+        left: Array = bad & ~same[:, None]
+        return left
 
     def _check_initialised(self, offsets: Array, nbytes: int, at: Instruction) -> None:
         n = min(nbytes, 8)
@@ -187,8 +187,8 @@ class SharedMemory:
 
     def _check_on_the_way(self, offsets: Array, granules: Array, at: Instruction, what: str) -> None:
         if self.copies_on_the_way and self.on_the_way[granules].any():
-            i = np.argwhere(self.on_the_way[granules])[0]
-            self._report.add(f"{what} a cp.async that nobody waited for", at, f"byte {int(offsets[i[0]])}")
+            i = np.argwhere(self.on_the_way[granules])[0, 0]
+            self._report.add(f"{what} a cp.async that nobody waited for", at, f"byte {int(offsets[i])}")
 
     # Asynchronous copies
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from ptxmachine.runs.cases import Case, forms
-
-from tritongru.planning.launches import AnyLaunch, PersistentLaunch, StepwiseLaunch
+from ptxmachine.runs.cases import Case, Key, forms
+from tritongru.planning import candidates
+from tritongru.planning.devices import GPUS, Device
+from tritongru.planning.launches import AnyLaunch, PersistentLaunch, StepwiseLaunch, tritons_read
 
 KINDS = ("16-bit", "tf32", "ieee")
 KERNELS = ("forward", "backward")
 ALL_TENSORS = ("gx", "w_hh", "b_hh", "h0", "dy")
+CHIPS = ("h100", "a100")
 LARGEST_OTHER = 512  # hidden size of the persistent kernels' second case: larger ones take minutes
 
 
@@ -84,12 +87,19 @@ def stepwise() -> Iterator[Case]:
 
 
 def start_of(
-    family: str, kernel: str, kind: str, size: int | None, fits: Callable[[Any], bool] = lambda launch: True
+    family: str, kernel: str, kind: str, size: int | None, wanted: Callable[[Any], bool] = lambda launch: True
 ) -> dict[str, Any] | None:
-    """The first form of a table that ``fits``, as the start of a case."""
-    rows = forms(family).get((kernel, kind, size), {})
-    form = next((form for form, launch in rows.items() if fits(launch)), None)
+    """The first form of a table that is ``wanted``, as the start of a case; if there is one, of those that may run on
+    all of CHIPS with every Triton."""
+    key = kernel, kind, size
+    found = [form for form, launch in forms(family).get(key, {}).items() if wanted(launch)]
+    form = next((form for form in found if fits_everywhere(family, key, form)), next(iter(found), None))
     return None if form is None else {"family": family, "kernel": kernel, "kind": kind, "size": size, "form": form}
+
+
+def fits_everywhere(family: str, key: Key, form: str) -> bool:
+    launches = [forms(family, triton)[key][form] for triton in tritons_read()]
+    return all(candidates.fits(launch, GPUS[chip]) for launch in launches for chip in CHIPS)
 
 
 def extra() -> Iterator[Case]:
@@ -121,15 +131,14 @@ def extra_persistent(kernel: str) -> Iterator[Case]:
     for kind, dtype in (("16-bit", "bf16"), ("tf32", "fp32"), ("ieee", "fp32")):
         size = smallest(kernel, kind)
         for exchange in ("counter", "data"):
-            start = start_of("persistent", kernel, kind, size, lambda row, e=exchange: fits_extra(row, e))
-            if start:
+            if start := start_of("persistent", kernel, kind, size, functools.partial(is_narrow, exchange)):
                 yield Case(**start, dtype=dtype, H=96, T=4, B=37, D=2, groups=1)  # the last tile has five rows
                 yield Case(**start, dtype=dtype, H=101, T=3, B=16, unaligned=ALL_TENSORS)
                 yield Case(**start, dtype=dtype, H=96, T=1, B=1, D=2, h0=False)
                 yield Case(**start, dtype=dtype, H=96, T=6, B=20, D=2, packed=True, groups=1)
 
 
-def fits_extra(launch: PersistentLaunch, exchange: str) -> bool:
+def is_narrow(exchange: str, launch: PersistentLaunch) -> bool:
     return launch.exchange == exchange and launch.block_b == 16
 
 
@@ -158,3 +167,8 @@ LISTS: dict[str, Callable[[], Iterator[Case]]] = {
     "stepwise": stepwise,
     "extra": extra,
 }
+
+
+def offered(name: str, device: Device, triton: str | None = None) -> list[Case]:
+    """The cases of a list whose forms the plan may give to the device, with the installed Triton or another."""
+    return [case for case in LISTS[name]() if candidates.fits(case.launch(triton), device)]

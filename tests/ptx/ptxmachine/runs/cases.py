@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +18,11 @@ TABLES = {
 Key = tuple[str, str, int | None]  # kernel, kind, padded hidden size; None of stepwise kernels
 
 
-def forms(family: str) -> dict[Key, dict[str, AnyLaunch]]:
-    """The launches of a family's table for CUDA, by `form_of`."""
+@functools.cache
+def forms(family: str, triton: str | None = None) -> dict[Key, dict[str, AnyLaunch]]:
+    """The launches of a family's table for CUDA, by `form_of`, as the installed Triton or another compiles them."""
     found: dict[Key, dict[str, AnyLaunch]] = {}
-    table: dict[Any, tuple[AnyLaunch, ...]] = TABLES[family]()  # type: ignore[assignment]
+    table: dict[Any, tuple[AnyLaunch, ...]] = TABLES[family](triton)  # type: ignore[assignment]
     for (backend, kernel, kind, *size), rows in table.items():
         if backend == "cuda":
             found[kernel, kind, size[0] if size else None] = {form_of(row): row for row in rows}
@@ -75,13 +77,13 @@ class Case:
         lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
         return Case(**found | lists)
 
-    def launch(self) -> AnyLaunch:
-        """The launch of the table.
+    def launch(self, triton: str | None = None) -> AnyLaunch:
+        """The launch of the table, as in `forms`.
 
         Raises:
             LookupError: if the table has no such form any more.
         """
-        found = forms(self.family).get((self.kernel, self.kind, self.size), {}).get(self.form)
+        found = forms(self.family, triton).get((self.kernel, self.kind, self.size), {}).get(self.form)
         if found is None:
             raise LookupError(f"no {self.family} form {self.form} for {self.kernel}, {self.kind}, {self.size}")
         return dataclasses.replace(found, groups=self.turns(found)) if isinstance(found, PersistentLaunch) else found

@@ -10,14 +10,12 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from ptxmachine.code.program import Instruction
 from ptxmachine.machine.options import Options
 from ptxmachine.runs.cases import Case
 from ptxmachine.runs.driver import Grid, Host
-from ptxmachine.runs.running import DTYPES, results, row_counts, tensors_of
+from ptxmachine.runs.running import blank_saved, results, tensors_of
 from ptxmachine.runs.session import Session
-
 from tritongru.planning.launches import AnyLaunch
 
 AHEAD = 1 << 28  # of every target of a few steps, and less than half of what a program that gives up writes
@@ -42,7 +40,9 @@ class Alone(Session):
 
     def __init__(self) -> None:
         super().__init__(
-            Options(shared_races=False, global_races=False, uninitialised=False, store_buffer=False, sample=0, checked=1)
+            Options(
+                shared_races=False, global_races=False, uninitialised=False, store_buffer=False, sample=0, checked=1
+            )
         )
 
     def launch(self, compiled: Any, grid: Grid, args: dict[str, Any]) -> None:
@@ -55,11 +55,9 @@ class Alone(Session):
 
 def alone(case: Case, host: Host, launch: AnyLaunch) -> Alone:
     """Runs the case's first CTA on operands without values."""
-    tensors, session = tensors_of(case, blank=True), Alone()
-    rows = sum(row_counts(case)), case.D, case.H
-    saved = torch.zeros(rows, dtype=DTYPES[case.dtype]), torch.zeros(*rows, 4, dtype=DTYPES[case.dtype])
+    session = Alone()
     with host.launching(session.launch):
-        results(case, tensors, launch, saved)
+        results(case, tensors_of(case, blank=True), launch, blank_saved(case))
     if host.taken_report() or session.reports:
         raise RuntimeError(f"the run went wrong: {session.lines[:1] or 'a wait was in vain'}")
     return session

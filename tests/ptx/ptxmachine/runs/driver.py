@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import types
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from tritongru.kernels.stepwise import launch as stepwise
 from tritongru.planning.devices import Device
 
 Grid = tuple[int, int, int]
-# Gets Triton's CompiledKernel (the PTX is in ``asm["ptx"]``), the grid, and the arguments by name.
+# Gets Triton's CompiledKernel (the PTX is in ``asm["ptx"]``), the grid, and by name the arguments that the code takes.
 Launch = Callable[[Any, Grid, dict[str, Any]], None]
 
 
@@ -31,7 +31,7 @@ class Driver:
 
     def __init__(self, device: Device) -> None:
         self.arch = int(device.arch.removeprefix("sm_"))
-        self.utils = types.SimpleNamespace(
+        self.utils = SimpleNamespace(
             load_binary=lambda name, kernel, shared, device: (1, 1, 0, 0, 1024),
             get_device_properties=lambda index: {"max_shared_mem": device.shared_bytes},
         )
@@ -83,8 +83,9 @@ def install(device: Device) -> Host:
         def run(x: int, y: int, z: int, stream: int, function: int, *rest: Any) -> None:
             _packed, _metadata, _enter, _leave, *args = rest
             assert host.launch is not None, "a launch outside of Host.launching"
-            names = compiled.src.fn.arg_names
-            host.launch(compiled, (x, y, z), dict(zip(names, args, strict=False)))
+            named = zip(compiled.src.fn.arg_names, args, strict=True)
+            types = compiled.src.signature  # an argument that is None or 1 is a constant, too
+            host.launch(compiled, (x, y, z), {name: value for name, value in named if types[name] != "constexpr"})
 
         return run
 

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import math
 
-import torch
-from tolerance import EPS_ALLOWED, TF32_EPS
+from tolerance import EPS_ALLOWED
 from torch import Tensor
-
-
-def eps_of(dtype: torch.dtype, kind: str) -> float:
-    return TF32_EPS if dtype == torch.float32 and kind == "tf32" else torch.finfo(dtype).eps
 
 
 def parity(actual: Tensor, exact: Tensor, same_dtype: Tensor, eps: float) -> float:

@@ -68,12 +68,19 @@ class Table:
         return self.folder / f"{family}.jsonl"
 
     def rows(self, family: str) -> list[Row]:
-        path = self.path(family)
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        """Raises ValueError, which names the line, if one is no row."""
+        path, rows = self.path(family), []
+        for n, line in enumerate(path.read_text().splitlines() if path.exists() else (), start=1):
+            try:
+                rows.append(json.loads(line))
+                key_of(rows[-1])
+            except (ValueError, TypeError, LookupError):
+                raise ValueError(f"line {n} of {path} is no row of results") from None
+        return rows
 
     def find(self, case: Case, setting: Setting) -> Row | None:
         """The row of a case, as a process may just have written it."""
-        asked = key_of({"case": json.loads(json.dumps(case.to_json())), **setting.to_json()})
+        asked = key_of({"case": case.to_json(), **setting.to_json()})
         return next((row for row in self.rows(case.family) if key_of(row) == asked), None)
 
     def put(self, row: Row) -> None:

@@ -6,13 +6,14 @@ from typing import Any
 
 import loops as untyped_loops
 import torch
+from tolerance import rounding
+from torch import Tensor
+
 from ptxmachine.machine.options import Options
 from ptxmachine.runs.cases import Case, Result
 from ptxmachine.runs.driver import Host
-from ptxmachine.runs.parity import eps_of, parity
+from ptxmachine.runs.parity import parity
 from ptxmachine.runs.session import Recording, Session
-from torch import Tensor
-
 from tritongru.kernels.persistent import launch as persistent
 from tritongru.kernels.resident import launch as resident
 from tritongru.kernels.stepwise import launch as stepwise
@@ -34,6 +35,12 @@ def tensors_of(case: Case, blank: bool = False) -> dict[str, Tensor | None]:
     else:
         found = loops.layer_tensors(*sizes, rows=rows)
     return found | {name: shifted(found[name]) for name in case.unaligned}
+
+
+def blank_saved(case: Case) -> tuple[Tensor, Tensor]:
+    """In place of the y and the gates that a backward pass begins with."""
+    shape, dtype = (sum(row_counts(case)), case.D, case.H), DTYPES[case.dtype]
+    return torch.zeros(shape, dtype=dtype), torch.zeros(*shape, 4, dtype=dtype)
 
 
 def shifted(tensor: Tensor | None) -> Tensor | None:
@@ -64,7 +71,8 @@ def expected(case: Case, tensors: dict[str, Tensor | None], dtype: torch.dtype) 
     offsets = offsets_of(case)
     if offsets is None:
         return list(loops.expected(tensors, case.B, dtype))
-    lengths, rows, out = lengths_of(case), int(offsets[-1]), []
+    lengths, rows = lengths_of(case), int(offsets[-1])
+    out: list[Tensor] = []
     for length in sorted(set(lengths)):  # rows of equal length go together
         batch = [b for b in range(case.B) if lengths[b] == length]
         own_rows = [int(offsets[t]) + b for t in range(length) for b in batch]
@@ -100,11 +108,9 @@ def results(
 
 def digest(case: Case, host: Host) -> str:
     """A hash of the code that the case launches; nothing is run."""
-    tensors, recording = tensors_of(case, blank=True), Recording()
-    rows = sum(row_counts(case)), case.D, case.H
-    saved = torch.zeros(rows, dtype=DTYPES[case.dtype]), torch.zeros(*rows, 4, dtype=DTYPES[case.dtype])
+    recording = Recording()
     with host.launching(recording.launch):
-        results(case, tensors, case.launch(), saved)
+        results(case, tensors_of(case, blank=True), case.launch(), blank_saved(case))
     return recording.digest()
 
 
@@ -118,7 +124,7 @@ def run(case: Case, host: Host, options: Options) -> Result:
     if word := host.taken_report():
         session.reports["watchdog"] += 1
         session.lines.append(f"watchdog: the host got {word}")
-    eps, names = eps_of(dtype, case.kind), list(loops.RESULTS)
+    eps, names = rounding(dtype, case.kind, case.family), list(loops.RESULTS)
     return Result(
         {name: parity(v, exact[names.index(name)], same[names.index(name)], eps) for name, v in found.items()},
         dict(session.reports),

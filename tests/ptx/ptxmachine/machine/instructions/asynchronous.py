@@ -39,7 +39,7 @@ class Asynchronous(GlobalMemory, SharedMemoryAccess):
         self.check_aligned(addresses[sizes > 0], nbytes, at, "cp.async")
         values = self._read(addresses, sizes, nbytes, who, at)
         self.shared.begin_copy(offsets, nbytes, self.warp_of[who], self.lane_of[who], at)
-        self.count_shared("cp.async", offsets, who, nbytes, None)
+        self.count_shared("cp.async", offsets, who, nbytes, at)
         self._open.append(Copy(offsets, values, who))
 
     def _read(self, addresses: Array, sizes: Array, nbytes: int, who: Array, at: Instruction) -> Array:

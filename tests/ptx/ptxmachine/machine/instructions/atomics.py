@@ -31,7 +31,7 @@ class Atomics(GlobalMemory):
             self.check_aligned(addresses, size, at, "atomic")
             operands = [value.ravel() for value in values]
             releases = how in ("release", "acq_rel") and scope != "cta"
-            acquires = how in ("acquire", "acq_rel")
+            acquires = how in ("acquire", "acq_rel") and scope != "cta"
             for allocation, own in self.find(addresses, size, at, "atomic"):
                 access = Access(allocation, addresses[own], size, who[own], at)
                 self.check_output(access)

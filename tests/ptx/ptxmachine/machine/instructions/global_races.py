@@ -71,7 +71,8 @@ class GlobalRaces(Lanes):
     def _note_read(self, access: Access, shadow: Shadow, granules: Array, seen: Array | None) -> None:
         readers, read_clocks = shadow.readers()
         me = self.agent_of[access.who][:, None]
-        clock, warp = self.launch.clocks.ordered[me, me], self.warp_of[access.who][:, None]
+        clock: Array = self.launch.clocks.ordered[me, me]
+        warp: Array = self.warp_of[access.who][:, None]
         if seen is not None:
             clock, warp = (np.broadcast_to(value, granules.shape)[seen] for value in (clock, warp))
             granules = granules[seen]

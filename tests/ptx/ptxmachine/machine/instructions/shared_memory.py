@@ -77,6 +77,6 @@ class SharedMemoryAccess(Lanes):
         offsets = self.shared.inside(addresses[warps, : 8 * count].ravel(), ROW, at, what)
         return offsets, (warps[:, None] * 32 + np.arange(8 * count)).ravel()
 
-    def count_shared(self, what: str, offsets: Array, who: Array, nbytes: int, at: Instruction | None) -> None:
+    def count_shared(self, what: str, offsets: Array, who: Array, nbytes: int, at: Instruction) -> None:
         if self.counted:
             self.launch.accesses.count_shared(at, what, offsets, self.warp_of[who], self.lane_of[who], nbytes)

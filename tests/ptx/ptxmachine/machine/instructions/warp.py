@@ -36,7 +36,8 @@ class WarpWide(Lanes):
     def redux(self, what: str, ty: str, a: Any, members: Any, mask: Array | None) -> Array:
         self.check_whole(mask, None, "redux")
         values = self.full(a, np.asarray(a).dtype)
-        return np.repeat(REDUCTIONS[what].reduce(values, axis=1, keepdims=True), 32, 1).view(u32)
+        found = REDUCTIONS[what].reduce(values, axis=1, keepdims=True, dtype=values.dtype)
+        return np.repeat(found, 32, 1).view(u32)
 
     def vote(self, what: str, predicate: Any, mask: Array | None) -> Array:
         predicate = self.full(predicate, np.bool_)
