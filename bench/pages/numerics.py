@@ -157,23 +157,19 @@ def operands(rows: Sequence[Row]) -> str:
     some = [row for row in rows if row["kind"] in ("growth", "width") and row["format"] == "tf32"]
     shapes = sorted({(row["hidden"], row["time"]) for row in some})
     longest = dict(shapes)  # of each H
-    lines, ratios = [], []
+    every, last, ratios = [], [], []
     for weights, (hidden, time) in product(WEIGHTS, shapes):
         about = {"weights": weights, "hidden": hidden, "time": time}
         pairs = [[mean(some, key, impl=impl, **about) for impl in (OURS, CUT_OFF)] for key in ERRORS]
         ratios += [cut_off / rounded for rounded, cut_off in pairs if rounded and cut_off]
-        values = [f"{number(rounded)}, {number(cut_off)}" for rounded, cut_off in pairs]
-        lines.append((WEIGHTS[weights], f"{hidden:,}", f"{time:,}", *values))
+        values = (f"{number(rounded)}, {number(cut_off)}" for rounded, cut_off in pairs)
+        every.append((WEIGHTS[weights], f"{hidden:,}", f"{time:,}", *values))
+        last += every[-1:] if time == longest[hidden] else []
     head = ("weights", "H", "T", *(NAMES[key] for key in ERRORS))
-    last = [
-        line
-        for line, (_, (hidden, time)) in zip(lines, product(WEIGHTS, shapes), strict=True)
-        if time == longest[hidden]
-    ]
+    times = f"{min(ratios):.1f} to {max(ratios):.1f} times as large, {geomean(ratios):.1f} times in the mean"
     return (
-        f"Errors with the operands rounded, then with the operands cut off. Cut off, they are {min(ratios):.1f} to "
-        f"{max(ratios):.1f} times as large, {geomean(ratios):.1f} times in the mean.\n\n{table(head, last)}\n\n"
-        f"{folded('All lengths', table(head, lines))}"
+        f"Errors with operands rounded, then with operands cut off. The second are {times}:\n\n{table(head, last)}\n\n"
+        f"{folded('All lengths', table(head, every))}"
     )
 
 

@@ -1,6 +1,7 @@
 """The emulation of rounding: without rounding it is the oracle, with it the kernels, and the page is its rows."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -12,7 +13,19 @@ import tritongru
 from bench.__main__ import main
 from bench.pages import numerics as numerics_page
 from bench.study import numerics
-from bench.study.numerics import AS_IT_IS, FORMATS, GATES, LENGTHS, NOWHERE, OURS, RECOMPUTE, STATE, STORAGE, TORCH
+from bench.study.numerics import (
+    AS_IT_IS,
+    CUT_OFF,
+    FORMATS,
+    GATES,
+    LENGTHS,
+    NOWHERE,
+    OURS,
+    RECOMPUTE,
+    STATE,
+    STORAGE,
+    TORCH,
+)
 from tritongru import reference
 from tritongru.reference import Gates
 
@@ -216,6 +229,24 @@ def test_the_words_of_the_page_are_true(committed):
         assert error("error_dx", "long", form, RECOMPUTE) > 2 * error("error_dx", "long", form)
         assert error("error_y", "long", form, RECOMPUTE) == error("error_y", "long", form)
     assert torch.amp.GradScaler("cpu").get_scale() == numerics.SCALE
+
+
+def test_what_the_page_says_of_tf32_operands_is_true(committed):
+    """Cut off, they make larger errors for every T and H; with long-memory weights y's then drift more."""
+    some = [row for row in committed if row["kind"] in ("growth", "width") and row["format"] == "tf32"]
+    shapes = {(row["hidden"], row["time"]) for row in some}
+    assert {hidden for hidden, _ in shapes} == {numerics.HIDDEN, *numerics.WIDTHS}
+
+    def ratio(key, weights, hidden, time):
+        about = {"weights": weights, "hidden": hidden, "time": time}
+        rounded, cut_off = (numerics_page.mean(some, key, impl=impl, **about) for impl in (OURS, CUT_OFF))
+        return cut_off / rounded
+
+    for key, (hidden, time) in itertools.product(numerics.ERRORS, shapes):
+        assert 2.3 < ratio(key, "default", hidden, time) < 3.5
+        assert 1.5 < ratio(key, "long", hidden, time) < 5
+    for hidden, last in {numerics.HIDDEN: LENGTHS[-1], **numerics.WIDTHS}.items():
+        assert ratio("error_y", "long", hidden, last) > 1.3 * ratio("error_y", "long", hidden, 1)
 
 
 def test_what_remains_of_a_long_memory_is_fp32s_z():

@@ -1,24 +1,27 @@
 """Small kernels in PTX, written by hand, to be run in the machine.
 
-The text of a kernel is what stands between its braces, after a prelude. The prelude leaves in ``%rd_x`` the address of
-the tensor ``x``, in ``%rd_x_own`` that of the element of the thread (counted through all CTAs), and in ``%r_n`` the
-integer ``n``; in ``%r_tid``, ``%r_lane``, ``%r_warp`` and ``%r_cta`` where the thread is, and in ``%r_own`` four times
-``%r_tid``, the offset of its own word in shared memory. Free are ``%p0`` ... ``%p9``, ``%rs0``, ``%r0`` and ``%rd0`` ...
+The body of a kernel comes after a prelude, which leaves
+
+* in ``%rd_x`` the address of the tensor ``x``, in ``%rd_x_own`` that of the thread's element, counted through all CTAs;
+* in ``%r_n`` the integer ``n``;
+* in ``%r_tid``, ``%r_lane``, ``%r_warp`` and ``%r_cta`` where the thread is;
+* in ``%r_own`` four times ``%r_tid``: the offset of the thread's word in shared memory.
+
+Free are ``%p0`` to ``%p9``, ``%rs0`` to ``%rs39``, ``%r0`` to ``%r299`` and ``%rd0`` to ``%rd99``.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-
 from ptxmachine.code.program import Program
 from ptxmachine.machine.machine import Machine
 from ptxmachine.machine.options import Deadlock, Options
+from torch import Tensor
 
 Grid = tuple[int, int, int]
 
@@ -37,6 +40,7 @@ HEAD = """.version 8.3
 .reg .b64 %rd<100>;
 """
 PLACE = """
+.reg .b32 %r_tid, %r_lane, %r_warp, %r_cta, %r_own, %r_all, %r_thread;
 mov.u32 %r_tid, %tid.x;
 mov.u32 %r_lane, %laneid;
 shr.u32 %r_warp, %r_tid, 5;
@@ -65,7 +69,7 @@ class Run(NamedTuple):
 @dataclass(repr=False)
 class Kernel:
     body: str
-    arguments: dict[str, Tensor | int] = field(default_factory=dict)  # as they are before a run
+    arguments: Mapping[str, Tensor | int] = field(default_factory=dict)  # as they are before a run
     warps: int = 1
     grid: Grid = (1, 1, 1)
     shared: int = 0  # bytes
@@ -73,14 +77,14 @@ class Kernel:
 
     def edited(self, old: str, new: str) -> Kernel:
         assert self.body.count(old) == 1, old
-        return Kernel(self.body.replace(old, new), *list(vars(self).values())[1:])
+        return replace(self, body=self.body.replace(old, new))
 
     def text(self) -> str:
         return ptx(self.body, self.arguments, self.warps)
 
     def run(self, **options: Any) -> Run:
         """Runs it on copies of its arguments."""
-        arguments = {name: v.clone() if isinstance(v, Tensor) else v for name, v in self.arguments.items()}
+        arguments = {name: apart(v) if isinstance(v, Tensor) else v for name, v in self.arguments.items()}
         program = Program(self.text(), self.shared)
         machine = Machine(program, self.grid, arguments, Options(**options), self.warps, self.outputs)
         stopped = ""
@@ -92,11 +96,16 @@ class Kernel:
         return Run(machine, tensors, machine.report.kinds(), stopped)
 
 
+def apart(tensor: Tensor) -> Tensor:
+    """A copy with room around it, so that what is out of its bounds is in no other tensor."""
+    room = 4096 // tensor.itemsize
+    return tensor.new_empty(tensor.numel() + 2 * room)[room:-room].view(tensor.shape).copy_(tensor)
+
+
 def ptx(body: str, arguments: Mapping[str, Tensor | int], warps: int) -> str:
     kinds = {name: "u64" if isinstance(value, Tensor) else "u32" for name, value in arguments.items()}
     parameters = ",\n".join(f".param .{kind} small_param_{i}" for i, kind in enumerate(kinds.values()))
-    lines = [HEAD.format(parameters=parameters, threads=32 * warps)]
-    lines += [f".reg .b32 {', '.join(line.split()[1] for line in PLACE.split(';')[:-1])};".replace(",,", ","), PLACE]
+    lines = [HEAD.format(parameters=parameters, threads=32 * warps), PLACE]
     for i, (name, value) in enumerate(arguments.items()):
         if isinstance(value, Tensor):
             lines += [

@@ -21,16 +21,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / folder) for folder in (".", "tests/support", "tests/ptx")]
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the matrices are small; before NumPy is loaded
 
-from ptxmachine.runs.case_lists import LISTS, offered  # noqa: E402
-from ptxmachine.runs.cases import Case, Result  # noqa: E402
-from ptxmachine.runs.results import FOLDER, Setting, Table, is_clean, row_of  # noqa: E402
+from ptxmachine.runs.case_lists import LISTS, offered
+from ptxmachine.runs.cases import Case, Result
+from ptxmachine.runs.results import FOLDER, Setting, Table, is_clean, row_of
 
-from tritongru.planning import launches  # noqa: E402
-from tritongru.planning.devices import GPUS, Device  # noqa: E402
+from tritongru.planning import launches
+from tritongru.planning.devices import GPUS, Device
 
 DEVICES = {"sm_90": GPUS["h100"], "sm_80": GPUS["a100"]}
 

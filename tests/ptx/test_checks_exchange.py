@@ -4,8 +4,7 @@ vain ends the run."""
 from __future__ import annotations
 
 import pytest
-import torch
-from small_kernels import Fault, Kernel, Run, zeros
+from small_kernels import Fault, Kernel, zeros
 
 # The second of two programs waits for the counter and reads what the first wrote.
 COUNTER = Kernel(
@@ -187,7 +186,7 @@ SECOND:
     ld.volatile.global.b32 %r2, [%rd_slots_own + -128];
     st.global.b32 [%rd_y_own], %r2;
     """,
-    TWO_WORDS.arguments | {"counter": zeros(1)},
+    {**TWO_WORDS.arguments, "counter": zeros(1)},
     grid=(2, 1, 1),
     outputs=("y", "slots", "counter"),
 )

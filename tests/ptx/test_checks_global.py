@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_kernels import Fault, Kernel, words, zeros
-
 from ptxmachine.code.program import Program
 from ptxmachine.machine.machine import Machine
 from ptxmachine.machine.options import Options
+from small_kernels import Fault, Kernel, words, zeros
 
 COPY = Kernel(
     """
@@ -63,7 +62,9 @@ ROTATE = Kernel(
     warps=2,
 )
 # Warps read each other's words.
-SWAP = Kernel(ROTATE.body.replace("%r_own, 4", "%r_own, 128").replace("warp.sync 0xffffffff", "sync 1"), {"y": zeros(64)}, 2)
+SWAP = Kernel(
+    ROTATE.body.replace("%r_own, 4", "%r_own, 128").replace("warp.sync 0xffffffff", "sync 1"), {"y": zeros(64)}, 2
+)
 # Warps write the same words one after the other.
 IN_TURN = Kernel(
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from small_kernels import Fault, Kernel, words, zeros
 
 # Each of two warps reads what the other wrote.
@@ -182,7 +181,11 @@ def test_a_missing_barrier_is_found_whatever_warp_runs_first(kernel: Kernel, see
 
 
 def test_warps_may_store_the_same_values_in_one_place() -> None:
-    run = IN_TURN.edited("bar.sync 0;", "").edited("@!%p0 st.shared.b32 [%r1], %r_tid", "@!%p0 st.shared.b32 [%r1], %r_lane").run()
+    run = (
+        IN_TURN.edited("bar.sync 0;", "")
+        .edited("@!%p0 st.shared.b32 [%r1], %r_tid", "@!%p0 st.shared.b32 [%r1], %r_lane")
+        .run()
+    )
     assert not run.kinds
     assert run.machine.stats["redundant shared stores of several warps"] == 32
 

@@ -14,10 +14,9 @@ import pytest
 import test_checks_exchange
 import test_checks_global
 import test_checks_shared
-from small_kernels import Fault, Kernel, zeros
-
 from ptxmachine import machine
 from ptxmachine.machine.report import Report
+from small_kernels import Fault, Kernel, zeros
 
 WGMMA = "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16"
 
@@ -100,7 +99,8 @@ NEEDING = {
     "a shuffled value": ("%r9", "shfl.sync.bfly.b32 %r1, %r9, 16, 31, 0xffffffff;"),
     "a matrix": (
         "%r9",
-        "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%r1, %r2, %r3, %r4}, {%r9, %r2}, {%r3}, {%r1, %r2, %r3, %r4};",
+        "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+        "{%r1, %r2, %r3, %r4}, {%r9, %r2}, {%r3}, {%r1, %r2, %r3, %r4};",
     ),
 }
 FAULTS = [
@@ -169,7 +169,7 @@ def reported(function: ast.FunctionDef) -> Iterator[ast.expr]:
 
 def pattern(kind: ast.expr) -> str:
     if isinstance(kind, ast.Constant):
-        return re.escape(kind.value)
+        return re.escape(str(kind.value))
     assert isinstance(kind, ast.JoinedStr)
     return "".join(pattern(part) if isinstance(part, ast.Constant) else ".+" for part in kind.values)
 

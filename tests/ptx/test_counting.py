@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_kernels import Kernel, words, zeros
-
 from ptxmachine.machine.counting import wavefronts
+from small_kernels import Kernel, words, zeros
 
 LANES = np.arange(32)
 
@@ -145,7 +145,9 @@ SECTORS = [
 @pytest.mark.parametrize("shift, offset, load, sectors", SECTORS)
 def test_sectors_of_a_pattern(shift: int, offset: int, load: str, sectors: int) -> None:
     """Tensors begin at a multiple of 64 bytes."""
-    place = f"shl.b32 %r1, %r_lane, {shift}; and.b32 %r1, %r1, 0xffff; cvt.u64.u32 %rd1, %r1; add.s64 %rd1, %rd_x, %rd1;"
+    place = (
+        f"shl.b32 %r1, %r_lane, {shift}; and.b32 %r1, %r1, 0xffff; cvt.u64.u32 %rd1, %r1; add.s64 %rd1, %rd_x, %rd1;"
+    )
     kernel = Kernel(f"{place} add.s64 %rd1, %rd1, {offset}; {load}", {"x": words(600)})
     [(key, count)] = kernel.run().machine.sampled.items()
     assert key == ("ld.ca", "x")
@@ -166,7 +168,9 @@ def test_global_accesses_are_named_by_what_they_are() -> None:
         {"y": zeros(32)},
     )
     found = kernel.run().machine.sampled
-    assert set(found) == {(f"{what}", "y") for what in ("ld.cg", "ld.volatile", "ld.relaxed", "ld.acquire", "st", "atom")}
+    assert set(found) == {
+        (f"{what}", "y") for what in ("ld.cg", "ld.volatile", "ld.relaxed", "ld.acquire", "st", "atom")
+    }
     assert all(count == {"requests": 1, "sectors": 4, "bytes": 128} for count in found.values())
 
 
@@ -198,13 +202,24 @@ LOOP:
     shared=512,
 )
 STEP = {
-    **{"fp": 2, "mufu": 1, "sts": 1, "bar": 1, "lds": 1, "shfl": 1, "ldg": 1, "stg": 1, "mov": 1, "atom": 1, "branch": 1},
-    **{"int": 2, "all": 14},
+    "fp": 2,
+    "mufu": 1,
+    "sts": 1,
+    "bar": 1,
+    "lds": 1,
+    "shfl": 1,
+    "ldg": 1,
+    "stg": 1,
+    "mov": 1,
+    "atom": 1,
+    "branch": 1,
+    "int": 2,
+    "all": 14,
 }
 
 
 def loop(times: int) -> Kernel:
-    return Kernel(LOOP.body, LOOP.arguments | {"n": times}, LOOP.warps, LOOP.grid, LOOP.shared)
+    return replace(LOOP, arguments={**LOOP.arguments, "n": times})
 
 
 @pytest.mark.parametrize("lockstep", [True, False])

@@ -3,16 +3,15 @@ written down here from PTX's manual. Last, the search for registers used while a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from small_kernels import Kernel, Run, words, zeros
-from torch import Tensor
-
 from ptxmachine.code.hazards import wgmma_hazards
 from ptxmachine.code.program import Program
+from small_kernels import Kernel, Run, words, zeros
+from torch import Tensor
 
 LANES = torch.arange(32)
 GROUP, THREAD = LANES // 4, LANES % 4
@@ -198,7 +197,15 @@ def descriptor(start: int, along: int, across: int, swizzle: int) -> int:
 def wide_sums(c: Tensor) -> Tensor:
     """(128, N / 2) of c (64, N): a warp has 16 rows."""
     rows = [
-        torch.stack([w[GROUP + row, n + 2 * THREAD + half] for n in range(0, c.shape[1], 8) for row in (0, 8) for half in (0, 1)], 1)
+        torch.stack(
+            [
+                w[GROUP + row, n + 2 * THREAD + half]
+                for n in range(0, c.shape[1], 8)
+                for row in (0, 8)
+                for half in (0, 1)
+            ],
+            1,
+        )
         for w in c.view(4, 16, -1)
     ]
     return torch.cat(rows)
@@ -207,14 +214,14 @@ def wide_sums(c: Tensor) -> Tensor:
 def wide_product(
     ty: str,
     N: int,
-    a: Tensor | None,
     image: Tensor,
     descriptors: tuple[int, int],
     flags: str,
     c: Tensor | None = None,
-    a_registers: Tensor | None = None,
+    a: Tensor | None = None,
 ) -> Tensor:
-    """The sums that 128 threads hold, (128, N / 2); operands lie as ``image`` in shared memory, or a in registers."""
+    """The sums that 128 threads hold, (128, N / 2); operands lie as ``image`` in shared memory, or a is
+    in registers."""
     image = torch.nn.functional.pad(image, (0, -len(image) % 2048)).view(torch.int32)
     K, count = (8 if ty == "tf32" else 16), N // 2
     arguments: dict[str, Tensor | int] = {"image": image, "y": torch.zeros(128, count)}
@@ -227,8 +234,8 @@ def wide_product(
         shl.b32 %r9, %r_tid, 4;
         st.shared.v4.b32 [%r9 + {2048 * part}], {{{registers(4)}}};
         """
-    if a_registers is not None:
-        arguments["a"] = a_registers
+    if a is not None:
+        arguments["a"] = a
         body += load("a", 4, 20)
         first = f"{{{registers(4, 20)}}}"
     if c is not None:
@@ -247,3 +254,119 @@ def wide_product(
     {store("y", count, 30)}
     """
     return checked(Kernel(body, arguments, warps=4, shared=4 * len(image)).run()).y
+
+
+WIDE_SIZE = {"bf16": 2, "f16": 2, "tf32": 4}
+
+
+@pytest.mark.parametrize("swizzle", [0, 32, 64, 128])
+@pytest.mark.parametrize("ty", TYPES)
+def test_wide_products(ty: str, swizzle: int) -> None:
+    """Rows of a and b are as long as the swizzle's; a product takes 32 bytes of them."""
+    size, dtype, N = WIDE_SIZE[ty], TYPES[ty], 24
+    K, columns = 32 // size, (swizzle or 32) // size
+    a, b, c = small_integers(64, columns), small_integers(N, columns, seed=1), small_integers(64, N, seed=2)
+    along, across = (1024 + 128, 128) if swizzle == 0 else (16, 8 * swizzle)
+    flags = "1, 1" if ty == "tf32" else "1, 1, 0, 0"
+    image_a, image_b = (placed(v.to(dtype), swizzle, along, across) for v in (a, b))
+    base = -(-len(image_a) // 1024) * 1024
+    image = torch.cat([torch.nn.functional.pad(image_a, (0, base - len(image_a))), image_b])
+    for step in range(columns // K):
+        k = slice(step * K, step * K + K)
+        found = wide_product(
+            ty,
+            N,
+            image,
+            (descriptor(32 * step, along, across, swizzle), descriptor(base + 32 * step, along, across, swizzle)),
+            flags,
+            wide_sums(c),
+        )
+        assert found.equal(wide_sums(a[:, k] @ b[:, k].T + c))
+
+
+@pytest.mark.parametrize("swizzle", [0, 32, 64, 128])
+@pytest.mark.parametrize("ty", ["bf16", "f16"])
+def test_wide_products_of_transposed_operands(ty: str, swizzle: int) -> None:
+    """a and b lie with their rows, a's 64 and b's 128 values long, along K."""
+    dtype, N, width = TYPES[ty], 128, swizzle or 16
+    a, b = small_integers(64, 16), small_integers(N, 16, seed=1)
+    along, across = (2 * 8 * width, 8 * width)  # eight rows and then the other eight, for each piece
+    image_a, image_b = (placed(v.T.to(dtype), swizzle, along, across) for v in (a, b))
+    assert len(image_a) == 2048
+    strides = (across, along) if swizzle == 0 else (along, across)  # where nothing is swizzled they change their names
+    descriptors = descriptor(0, *strides, swizzle), descriptor(2048, *strides, swizzle)
+    found = wide_product(ty, N, torch.cat([image_a, image_b]), descriptors, "1, 1, 1, 1")
+    assert found.equal(wide_sums(a @ b.T))
+
+
+@pytest.mark.parametrize("ty", TYPES)
+def test_wide_products_of_registers(ty: str) -> None:
+    size, dtype, N = WIDE_SIZE[ty], TYPES[ty], 8
+    a, b = small_integers(64, 32 // size), small_integers(N, 32 // size, seed=1)
+    held = torch.cat([operand_a(v.to(dtype), ty) for v in a.view(4, 16, -1)])
+    flags = "1, 1" if ty == "tf32" else "1, 1, 0"
+    there = descriptor(0, 128, 256, 0)
+    found = wide_product(ty, N, placed(b.to(dtype), 0, 128, 256), (there, there), flags, a=held)
+    assert found.equal(wide_sums(a @ b.T))
+
+
+def test_a_wide_product_that_begins_anew_needs_no_sums() -> None:
+    """Its registers may never have been written; with the sums added, what is in them is not zero."""
+    kernel = Kernel(
+        """
+        shl.b32 %r1, %r_tid, 4;
+        mov.b32 %r2, 0;
+        st.shared.v4.b32 [%r1], {%r2, %r2, %r2, %r2};
+        fence.proxy.async.shared::cta;
+        bar.sync 0;
+        mov.b64 %rd1, 0x0000001000080000;
+        setp.eq.u32 %p0, %r_n, 1;
+        wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r3, %r4, %r5, %r6}, %rd1, %rd1, %p0, 1, 1, 0, 0;
+        st.global.b32 [%rd_y_own], %r3;
+        """,
+        {"y": torch.ones(128), "n": 0},
+        warps=4,
+        shared=2048,
+    )
+    assert checked(kernel.run()).y.eq(0).all()
+    added = replace(kernel, arguments={**kernel.arguments, "n": 1})
+    assert checked(added.run()).y.ne(0).all()
+
+
+# --- registers of a product that runs
+
+RUNNING = """
+    wgmma.fence.sync.aligned;
+    wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r1, %r2, %r3, %r4}, {%r5, %r6, %r7, %r8}, %rd1, 1, 1, 1, 0;
+    wgmma.commit_group.sync.aligned;
+    BEFORE
+    wgmma.wait_group.sync.aligned 0;
+    AFTER
+"""
+
+
+@pytest.mark.parametrize(
+    "instruction, wrong",
+    [
+        ("add.f32 %r9, %r2, %r2;", ["%r2", "%r2"]),
+        ("st.global.b32 [%rd2], %r4;", ["%r4"]),
+        ("mov.b32 %r3, 0;", ["%r3"]),
+        ("mov.b32 %r6, 0;", ["%r6"]),
+        ("add.f32 %r9, %r6, %r6;", []),
+        ("mov.b64 %rd3, %rd1;", []),
+    ],
+)
+def test_registers_used_while_a_product_runs(instruction: str, wrong: list[str]) -> None:
+    """Its sums may be neither read nor written until it is waited for, its operands not written."""
+
+    def hazards(body: str) -> list[list[str]]:
+        text = Kernel(body.replace("BEFORE", "").replace("AFTER", "")).text()
+        return [hazard.registers for hazard in wgmma_hazards(Program(text, 0))]
+
+    assert hazards(RUNNING.replace("BEFORE", instruction)) == ([wrong] if wrong else [])
+    assert hazards(RUNNING.replace("AFTER", instruction)) == []
+
+
+def test_a_product_that_nobody_waits_for() -> None:
+    text = Kernel(RUNNING.split("BEFORE")[0] + "bar.sync 0;").text()
+    assert "in flight at the end" in wgmma_hazards(Program(text, 0))[0].text

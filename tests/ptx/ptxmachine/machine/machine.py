@@ -31,10 +31,6 @@ class Machine(Launch):
         for cta in self.cta:
             cta.groups = [Group(self, cta, warps) for warps in together]
 
-    def release(self) -> None:
-        """Lets registers and shared memory go; reports and counts stay."""
-        self.cta.clear()
-
     def run(self) -> "Machine":
         with np.errstate(all="ignore"):
             self._run()

@@ -21,6 +21,8 @@ def operand_offsets(descriptor: int, rows: int, K: int, size: int, transposed: b
     row, k = np.meshgrid(np.arange(rows), np.arange(K), indexing="ij")
     within, across = (row * size, k) if transposed else (k * size, row)  # bytes of a row, and which row
     if mode == 0:
+        if transposed:
+            leading, stride = stride, leading
         offset = across // 8 * stride + across % 8 * 16 + within // 16 * leading + within % 16
     else:
         width = SWIZZLES[mode]
