@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import conflicts
 import pytest
+import sweep
 from packaging.requirements import InvalidRequirement, Requirement
 from processes import ROOT
 
@@ -104,6 +106,8 @@ PARSERS = {
     "bench.compile": lambda: parser_in(bench.compile.__main__.main),
     "hatchling": hatchling_parser,
 }
+# Scripts, by their paths.
+SCRIPTS = {"tests/ptx/sweep.py": sweep.main, "tests/ptx/conflicts.py": conflicts.main}
 
 
 def walk(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -204,6 +208,8 @@ def problem(words: list[str], pasted: bool, config: pytest.Config) -> str:
         module, rest = rest[1], rest[2:]
         if named_only and any(word.startswith("-") for word in rest):
             return "with options it starts with .venv/bin/python"
+    elif PYTHON.fullmatch(program) and rest and rest[0] in SCRIPTS:
+        module, rest = rest[0], rest[1:]
     else:
         return f"{program} is not known here; if it exists, it belongs in ALLOWED, with a reason"
     if module == "venv":
@@ -218,6 +224,8 @@ def problem(words: list[str], pasted: bool, config: pytest.Config) -> str:
         return problem_of_pytest(rest, config)
     if module == "mkdocs":
         return problem_of_mkdocs(rest)
+    if module in SCRIPTS:
+        return parse(parser_in(SCRIPTS[module]), rest, complete=pasted)
     if module not in PARSERS:
         return f"there is no module {module} to run"
     return parse(PARSERS[module](), rest, complete=pasted)

@@ -109,6 +109,7 @@ python3 -m venv .venv && .venv/bin/pip install -e ".[demo,bench]" "numpy<2.4" &&
 TRITON_INTERPRET=1 .venv/bin/python -m pytest -m "slow and not rare" -n 0 tests/ptx   # a remark
 .venv/bin/python -m tritongru explain --hidden 64 --gpu h200 --json > plan.json
 .venv/bin/python -m bench run --suite cpu --out /nowhere/rows
+.venv/bin/python tests/ptx/sweep.py --list extra --part 1/4 --no-table
 .venv/bin/mkdocs build --strict
 ```
 """
@@ -121,6 +122,8 @@ BAD = [
     (".venv/bin/python -m bench.compile table everything", "invalid choice"),
     (".venv/bin/python -m hatchling build --target-folder x", "unrecognized arguments"),
     (".venv/bin/python -m bench.gone", "no module bench.gone"),
+    (".venv/bin/python tests/ptx/sweep.py --lists resident", "unrecognized arguments: --lists"),
+    (".venv/bin/python tests/ptx/gone.py", "not known here"),
     ("python -m tritongru env", "not the environment's"),
     (".venv/bin/python -m pytest tests/gone", "there is no tests/gone"),
     (".venv/bin/python -m pytest tests/documents/test_command_lines.py::test_gone", "has no test_gone"),
