@@ -123,7 +123,7 @@ BAD = [
     (".venv/bin/python -m hatchling build --target-folder x", "unrecognized arguments"),
     (".venv/bin/python -m bench.gone", "no module bench.gone"),
     (".venv/bin/python tests/ptx/sweep.py --lists resident", "unrecognized arguments: --lists"),
-    (".venv/bin/python tests/ptx/gone.py", "not known here"),
+    (".venv/bin/python tests/gone", "not known here"),
     ("python -m tritongru env", "not the environment's"),
     (".venv/bin/python -m pytest tests/gone", "there is no tests/gone"),
     (".venv/bin/python -m pytest tests/documents/test_command_lines.py::test_gone", "has no test_gone"),
@@ -142,7 +142,7 @@ BAD = [
 
 
 def test_good_commands_pass(request):
-    assert len(commands_of(GOOD)) == 11
+    assert len(commands_of(GOOD)) == 12
     assert problems(GOOD, request.config) == []
     assert not os.path.exists("/nowhere")
 

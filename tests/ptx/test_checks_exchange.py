@@ -259,6 +259,45 @@ def test_overwriting_what_flags_say_was_read_is_counted_and_no_race() -> None:
     assert run.tensors["slots"].tolist() == 2 * list(range(32))
 
 
+# Two warps write; after a barrier the first sets a flag. The second program waits for that and reads; so does the third,
+# for the second one's flag.
+PASSED_ON = Kernel(
+    """
+    setp.ne.u32 %p0, %r_warp, 0;
+    mad.wide.u32 %rd1, %r_tid, 4, %rd_data;
+    setp.ne.u32 %p1, %r_cta, 0;
+    @%p1 bra WAIT;
+    st.global.b32 [%rd1], %r_tid;
+    bra PASS;
+WAIT:
+    @%p0 bra READ;
+    ld.volatile.global.b32 %r1, [%rd_slots_own + -256];
+    setp.eq.u32 %p2, %r1, 0xffffffff;
+    @%p2 bra WAIT;
+READ:
+    bar.sync 1;
+    ld.global.b32 %r2, [%rd1];
+    st.global.b32 [%rd_y_own], %r2;
+PASS:
+    bar.sync 0;
+    @!%p0 st.volatile.global.b32 [%rd_slots_own], 1;
+    """,
+    {"y": zeros(192), "data": zeros(64), "slots": zeros(192) - 1},
+    warps=2,
+    grid=(3, 1, 1),
+    outputs=("y", "data", "slots"),
+)
+
+
+def test_what_flags_alone_order_is_counted_and_no_race() -> None:
+    run = PASSED_ON.run()
+    assert not run.kinds, run.lines
+    assert run.y.tolist() == [0] * 64 + list(range(64)) * 2
+    assert run.machine.stats["read ordered by data flags only"] == 2
+    for barrier in ("bar.sync 0;", "bar.sync 1;"):
+        assert set(PASSED_ON.edited(barrier, "").run().kinds) == {READ}
+
+
 @pytest.mark.parametrize("kernel", [COUNTER, ANSWERED, FLAGS, TWO_WORDS], ids=["counter", "answer", "flags", "words"])
 @pytest.mark.parametrize("seed", range(5))
 def test_a_sound_exchange_is_clean_in_any_order(kernel: Kernel, seed: int) -> None:
@@ -301,6 +340,23 @@ def test_a_program_may_be_last() -> None:
         run = count.run(last=cta, global_races=False)
         assert run.y.item() == 160
         assert run.tensors["last"].item() == cta
+
+
+def test_a_barrier_opens_when_those_that_have_not_come_leave() -> None:
+    kernel = Kernel(
+        """
+        setp.eq.u32 %p0, %r_warp, 0;
+        @%p0 bra LEAVE;
+        bar.sync 0;
+        st.global.b32 [%rd_y_own], 1;
+    LEAVE:
+        """,
+        {"y": zeros(96)},
+        warps=3,
+    )
+    run = kernel.run()
+    assert not run.stopped
+    assert run.y.tolist() == [0] * 32 + [1] * 64
 
 
 def test_a_run_that_takes_too_long_is_stopped() -> None:

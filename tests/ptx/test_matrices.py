@@ -367,6 +367,8 @@ def test_registers_used_while_a_product_runs(instruction: str, wrong: list[str])
     assert hazards(RUNNING.replace("AFTER", instruction)) == []
 
 
-def test_a_product_that_nobody_waits_for() -> None:
-    text = Kernel(RUNNING.split("BEFORE")[0] + "bar.sync 0;").text()
-    assert "in flight at the end" in wgmma_hazards(Program(text, 0))[0].text
+@pytest.mark.parametrize("end", ["bar.sync 0;", "wgmma.wait_group.sync.aligned 1; bar.sync 0;"])
+def test_a_product_that_nobody_waits_for(end: str) -> None:
+    [hazard] = wgmma_hazards(Program(Kernel(RUNNING.split("BEFORE")[0] + end).text(), 0))
+    assert hazard.text == "in flight at the end of a segment"
+    assert hazard.registers == ["%r1", "%r2", "%r3", "%r4"]

@@ -10,7 +10,6 @@ EPS_ALLOWED = 8  # a few units of rounding, for values on which torch happens to
 # The largest error is twice as large.
 TF32_ROUNDED = 2**-12  # rounded to nearest: by the resident and the persistent kernels
 TF32_CUT_OFF = 2**-11  # cut off by the tensor cores, always towards zero: the stepwise kernels leave it to them
-TF32_EPS = TF32_ROUNDED
 
 
 def rounding(dtype: torch.dtype, kind: str, family: str) -> float:

@@ -43,9 +43,7 @@ class Clocks:
 
     def acquire(self, agent: int, address: int) -> None:
         for known, published in zip((self.ordered, self.flagged), self._released.get(address, ()), strict=False):
-            own = known[agent, agent]
             np.maximum(known[agent], published, out=known[agent])
-            known[agent, agent] = max(own, known[agent, agent])
 
     def remember(self, agents: Array) -> None:
         """These agents write words that are their own flags."""
