@@ -122,7 +122,7 @@ def ptx(body: str, arguments: Mapping[str, Tensor | int], warps: int) -> str:
 class Fault:
     """A fault of a kind that the machine reports: an edit of a sound kernel."""
 
-    kind: str
+    kind: str  # as it is reported
     name: str
     kernel: Kernel
     old: str

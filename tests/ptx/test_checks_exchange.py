@@ -259,8 +259,8 @@ def test_overwriting_what_flags_say_was_read_is_counted_and_no_race() -> None:
     assert run.tensors["slots"].tolist() == 2 * list(range(32))
 
 
-# Two warps write; after a barrier the first sets a flag. The second program waits for that and reads; so does the third,
-# for the second one's flag.
+# Two warps write; after a barrier the first sets a flag. The second program waits for that and reads, the third for the
+# second one's flag.
 PASSED_ON = Kernel(
     """
     setp.ne.u32 %p0, %r_warp, 0;
@@ -296,6 +296,44 @@ def test_what_flags_alone_order_is_counted_and_no_race() -> None:
     assert run.machine.stats["read ordered by data flags only"] == 2
     for barrier in ("bar.sync 0;", "bar.sync 1;"):
         assert set(PASSED_ON.edited(barrier, "").run().kinds) == {READ}
+
+
+# The second program waits for a count that orders nothing; the word it then reads does, unless that is an empty one.
+FLAG = Kernel(
+    """
+    setp.ne.u32 %p0, %r_cta, 0;
+    setp.eq.u32 %p1, %r_lane, 0;
+    @%p0 bra WAIT;
+    st.global.b32 [%rd_y_own], %r_tid;
+    bar.sync 0;
+    st.volatile.global.b32 [%rd_slots_own], 1;
+    bar.sync 0;
+    @%p1 red.relaxed.gpu.global.add.u32 [%rd_counter], 1;
+    ret;
+WAIT:
+    ld.relaxed.gpu.global.b32 %r1, [%rd_counter];
+    setp.eq.u32 %p2, %r1, 0;
+    @%p2 bra WAIT;
+    ld.volatile.global.b32 %r1, [%rd_slots_own + -128];
+    ld.global.b32 %r2, [%rd_y_own + -128];
+    """,
+    {"y": zeros(64), "slots": zeros(64) - 1, "counter": zeros(1)},
+    grid=(2, 1, 1),
+    outputs=("y", "slots", "counter"),
+)
+
+
+def test_an_empty_word_orders_nothing() -> None:
+    assert not FLAG.run(store_buffer=False).kinds
+    empty = FLAG.edited("[%rd_slots_own], 1;", "[%rd_slots_own], 0xffffffff;")
+    assert set(empty.run(store_buffer=False).kinds) == {READ}
+
+
+def test_an_ordered_load_of_a_plain_store_is_counted_and_no_race() -> None:
+    plain = COUNTER.edited(f"{RELEASE}.global.add.u32", "st.global.b32")
+    run = plain.edited("ld.global.b32 %r2, [%rd_y_own + -256];", "mov.b32 %r2, 0;").run(last=1)
+    assert not run.kinds, run.lines
+    assert run.machine.stats["ordered load of another's plain write"] > 0
 
 
 @pytest.mark.parametrize("kernel", [COUNTER, ANSWERED, FLAGS, TWO_WORDS], ids=["counter", "answer", "flags", "words"])

@@ -65,6 +65,21 @@ ROTATE = Kernel(
 SWAP = Kernel(
     ROTATE.body.replace("%r_own, 4", "%r_own, 128").replace("warp.sync 0xffffffff", "sync 1"), {"y": zeros(64)}, 2
 )
+# Warps copy each other's words.
+STAGED = Kernel(
+    """
+    st.global.b32 [%rd_y_own], %r_tid;
+    bar.sync 0;
+    xor.b32 %r1, %r_own, 128;
+    cvt.u64.u32 %rd1, %r1;
+    add.s64 %rd1, %rd_y, %rd1;
+    cp.async.ca.shared.global [%r_own], [%rd1], 4;
+    cp.async.wait_all;
+    """,
+    {"y": zeros(64)},
+    warps=2,
+    shared=256,
+)
 # Warps write the same words one after the other.
 IN_TURN = Kernel(
     """
@@ -113,6 +128,7 @@ FAULTS = [
     Fault(IN_WARP, "ld", ROTATE, "bar.warp.sync 0xffffffff;", ""),
     Fault(IN_WARP, "st", ROTATE, "bar.sync 0;", "st.global.b32 [%rd1], %r1;"),
     Fault(READ, "ld", SWAP, "bar.sync 1;", ""),
+    Fault(READ, "cp.async", STAGED, "bar.sync 0;", ""),
     Fault(OVER_READ, "st", SWAP, "bar.sync 0;", ""),
     Fault(OVER, "st of two warps", IN_TURN, "bar.sync 0;", ""),
     Fault(OVER, "st of two programs", ONE_WRITES, "@%p0 st", "st"),
@@ -143,6 +159,15 @@ def test_a_part_of_a_tensor_ends_where_the_part_ends() -> None:
     whole, program = words(192), Program(COPY.edited("[%rd_x_own]", "[%rd_x_own + 4]").text(), 0)
     machine = Machine(program, (1, 1, 1), {"x": whole[64:128], "y": zeros(64)}, Options(), 2, ("y",)).run()
     assert set(machine.report.kinds()) == {OUTSIDE}
+
+
+def test_where_tensors_overlap_the_one_that_begins_later_counts() -> None:
+    whole = words(192)
+    arguments = {"x": words(64), "y": whole[:128], "z": whole[64:]}
+    text = Kernel(COPY.edited("[%rd_y_own]", "[%rd_y_own + 128]").body, arguments, warps=2).text()
+    for outputs, kinds in ((("y",), {INPUT}), (("y", "z"), set())):
+        machine = Machine(Program(text, 0), (1, 1, 1), arguments, Options(), 2, outputs).run()
+        assert set(machine.report.kinds()) == kinds
 
 
 def test_lanes_may_store_the_same_value_in_one_place() -> None:

@@ -123,17 +123,32 @@ WIDE = Kernel(
 )
 LOOSE = Kernel(WIDE.body, warps=4, shared=4096)
 
+HALVES = Kernel(
+    """
+    shl.b32 %r1, %r_tid, 4;
+    st.shared.v2.b32 [%r1], {%r_tid, %r_tid};
+    st.shared.v2.b32 [%r1 + 8], {%r_tid, %r_tid};
+    ld.shared.v4.b32 {%r2, %r3, %r4, %r5}, [%r1];
+    """,
+    shared=512,
+)
+
 OUTSIDE, ODD, NEVER = "shared out of bounds", "misaligned shared", "shared memory never written"
 DIFFERENT = "lanes store different values in one place"
 ON_THE_WAY = "a cp.async that nobody waited for"
 UNFENCED = "wgmma reads what no fence.proxy.async made visible"
 AGAIN = "[%r_own], [%rd_x_own], 4; // again"
+ARRIVES = "cp.async.wait_group 0;\n    bar.sync 0;"
+FENCE = "fence.proxy.async.shared::cta;"
 B_AT = "0x0000001000080080"
 
 FAULTS = [
     Fault("shared race: read", "ld", SWAP, "bar.sync 0;", ""),
     Fault("shared race: read", "ldmatrix", MATRICES, "bar.sync 0;", ""),
     Fault("shared race: read", "ld of what was copied", COPY, "bar.sync 0;", ""),
+    Fault(
+        "shared race: read", "ld of what was waited for late", COPY, ARRIVES, "bar.sync 0;\n    cp.async.wait_group 0;"
+    ),
     Fault("shared race: read", "wgmma", WIDE, "bar.sync 0;", ""),
     Fault("shared race: write after read", "st", REUSE, "barrier.sync 0;", ""),
     Fault("shared race: write after read", "stmatrix", MATRICES, "barrier.sync 0;", ""),
@@ -155,6 +170,8 @@ FAULTS = [
     Fault(ODD, "cp.async", COPY, AGAIN, AGAIN.replace("%r_own", "%r_own + 2", 1)),
     Fault(NEVER, "ld", ROOMY, "%r2, [%r1]", "%r2, [%r1 + 256]"),
     Fault(NEVER, "ldmatrix", SPACIOUS, "%r6}, [%r2]", "%r6}, [%r2 + 1024]"),
+    Fault(NEVER, "ld of the first half", HALVES, "[%r1], {", "[%r1 + 8], {"),
+    Fault(NEVER, "ld of the second half", HALVES, "[%r1 + 8]", "[%r1]"),
     Fault(NEVER, "wgmma", LOOSE, B_AT, "0x0000001000080088"),
     Fault(NEVER, "ld of what no copy fills", COPY, "%r2, [%r1]", "%r2, [%r1 + 256]"),
     Fault(DIFFERENT, "st", REUSE, "st.shared.b32 [%r_own], %r2", "and.b32 %r3, %r_own, 0xf8; st.shared.b32 [%r3], %r2"),
@@ -164,7 +181,8 @@ FAULTS = [
     Fault(f"write over {ON_THE_WAY}", "st", TWO_COPIES, "cp.async.wait_group 0;", ""),
     Fault("cp.async never waited for", "not committed", COPY, "cp.async.wait_all;", ""),
     Fault("cp.async never waited for", "committed", COPY, "cp.async.wait_all;", "cp.async.commit_group;"),
-    Fault(UNFENCED, "", WIDE, "fence.proxy.async.shared::cta;", ""),
+    Fault(UNFENCED, "no fence", WIDE, FENCE, ""),
+    Fault(UNFENCED, "a fence of other warps", WIDE, FENCE, f"setp.ne.u32 %p1, %r_warp, 0; @%p1 {FENCE}"),
 ]
 
 
