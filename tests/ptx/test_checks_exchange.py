@@ -248,6 +248,20 @@ def test_stores_of_one_place_keep_their_order_and_the_program_sees_its_own() -> 
         assert run.tensors["slots"][:32].tolist() == [7] * 32
 
 
+def test_a_program_sees_its_own_stores_wherever_they_are() -> None:
+    own = Kernel(
+        """
+        st.global.b32 [%rd_slots_own + 256], %r_tid;
+        ld.volatile.global.b32 %r1, [%rd_slots_own + 256];
+        st.global.b32 [%rd_y_own], %r1;
+        """,
+        {"y": zeros(32), "slots": zeros(96) - 1},
+        outputs=("y", "slots"),
+    )
+    for seed in range(8):
+        assert own.run(seed=seed).y.tolist() == list(range(32))
+
+
 def test_all_stores_are_there_at_the_end() -> None:
     only = Kernel("st.global.b32 [%rd_slots_own], %r_tid;", {"slots": zeros(64)}, warps=2, outputs=("slots",))
     assert only.run().tensors["slots"].tolist() == list(range(64))
@@ -362,7 +376,8 @@ def test_a_program_that_never_comes_is_waited_for_in_vain(absent: tuple[int, ...
 def test_a_deadlock_tells_who_waits_for_what() -> None:
     run = COUNTER.run(absent=(0,))
     [line] = run.lines
-    assert "deadlock: 1 groups spins at ptx" in line
+    wait = next(i for i, text in enumerate(COUNTER.text().splitlines(), 1) if ACQUIRE in text)
+    assert f"deadlock: 1 groups spins at ptx {wait} " in line
     assert "1 groups waits at barrier 1" in line
 
 

@@ -65,6 +65,21 @@ ROTATE = Kernel(
 SWAP = Kernel(
     ROTATE.body.replace("%r_own, 4", "%r_own, 128").replace("warp.sync 0xffffffff", "sync 1"), {"y": zeros(64)}, 2
 )
+# Of the four words that a thread reads another warp has written the last.
+LAST_WORD = Kernel(
+    """
+    mad.wide.u32 %rd1, %r_tid, 16, %rd_y;
+    xor.b32 %r1, %r_tid, 32;
+    mad.wide.u32 %rd2, %r1, 16, %rd_y;
+    st.global.b32 [%rd1 + 12], %r_tid;
+    bar.sync 0;
+    ld.global.v4.b32 {%r2, %r3, %r4, %r5}, [%rd2];
+    bar.sync 1;
+    st.global.v4.b32 [%rd1], {%r2, %r3, %r4, %r5};
+    """,
+    {"y": zeros(256)},
+    warps=2,
+)
 # Warps copy each other's words.
 STAGED = Kernel(
     """
@@ -128,6 +143,8 @@ FAULTS = [
     Fault(IN_WARP, "ld", ROTATE, "bar.warp.sync 0xffffffff;", ""),
     Fault(IN_WARP, "st", ROTATE, "bar.sync 0;", "st.global.b32 [%rd1], %r1;"),
     Fault(READ, "ld", SWAP, "bar.sync 1;", ""),
+    Fault(READ, "ld of four words", LAST_WORD, "bar.sync 0;", ""),
+    Fault(OVER_READ, "st of four words", LAST_WORD, "bar.sync 1;", ""),
     Fault(READ, "cp.async", STAGED, "bar.sync 0;", ""),
     Fault(OVER_READ, "st", SWAP, "bar.sync 0;", ""),
     Fault(OVER, "st of two warps", IN_TURN, "bar.sync 0;", ""),

@@ -123,6 +123,20 @@ WIDE = Kernel(
 )
 LOOSE = Kernel(WIDE.body, warps=4, shared=4096)
 
+# Of the four words that a thread reads another warp has written the last.
+LAST_WORD = Kernel(
+    """
+    shl.b32 %r1, %r_tid, 4;
+    st.shared.v4.b32 [%r1], {%r_tid, %r_tid, %r_tid, %r_tid};
+    xor.b32 %r2, %r1, 512;
+    barrier.sync 0;
+    st.shared.b32 [%r2 + 12], %r_lane;
+    bar.sync 0;
+    ld.shared.v4.b32 {%r3, %r4, %r5, %r6}, [%r1];
+    """,
+    warps=2,
+    shared=1024,
+)
 HALVES = Kernel(
     """
     shl.b32 %r1, %r_tid, 4;
@@ -144,6 +158,8 @@ B_AT = "0x0000001000080080"
 
 FAULTS = [
     Fault("shared race: read", "ld", SWAP, "bar.sync 0;", ""),
+    Fault("shared race: read", "ld of four words", LAST_WORD, "bar.sync 0;", ""),
+    Fault("shared race: write after write", "st of four words", LAST_WORD, "barrier.sync 0;", ""),
     Fault("shared race: read", "ldmatrix", MATRICES, "bar.sync 0;", ""),
     Fault("shared race: read", "ld of what was copied", COPY, "bar.sync 0;", ""),
     Fault(
@@ -206,6 +222,25 @@ def test_warps_may_store_the_same_values_in_one_place() -> None:
     )
     assert not run.kinds
     assert run.machine.stats["redundant shared stores of several warps"] == 32
+
+
+@pytest.mark.parametrize("ty, size", [("b8", 1), ("b16", 2), ("b32", 4)])
+def test_neighbours_are_no_race_however_small_they_are(ty: str, size: int) -> None:
+    kernel = Kernel(
+        f"""
+        mul.lo.s32 %r1, %r_lane, {2 * size};
+        mad.lo.s32 %r1, %r_warp, {size}, %r1; // the warps take turns
+        cvt.u16.u32 %rs1, %r_tid;
+        st.shared.{ty} [%r1], {"%r_tid" if size == 4 else "%rs1"};
+        xor.b32 %r2, %r1, {size};
+        bar.sync 0;
+        ld.shared.{ty} {"%r3" if size == 4 else "%rs3"}, [%r2];
+        """,
+        warps=2,
+        shared=256,
+    )
+    assert not kernel.run().kinds
+    assert set(kernel.edited("bar.sync 0;", "").run().kinds) == {"shared race: read"}
 
 
 def test_lanes_of_a_warp_that_exchange_without_a_barrier_are_counted() -> None:

@@ -119,6 +119,8 @@ INTEGERS: list[tuple[str, int, int, Of]] = [
     ("div.s32 D, A, B;", 32, 32, lambda a, b: quotient(S(a), S(b)) if b else -1),
     ("rem.u32 D, A, B;", 32, 32, lambda a, b: a % b if b else a),
     ("rem.s32 D, A, B;", 32, 32, lambda a, b: S(a) - quotient(S(a), S(b)) * S(b) if b else a),
+    ("div.s32 D, A, -3;", 32, 32, lambda a, b: quotient(S(a), -3)),
+    ("rem.s32 D, A, -3;", 32, 32, lambda a, b: S(a) + 3 * quotient(S(a), -3)),
     ("div.s64 D, A, B;", 64, 64, lambda a, b: quotient(S(a, 64), S(b, 64)) if b else -1),
     ("min.u32 D, A, B;", 32, 32, min),
     ("min.s32 D, A, B;", 32, 32, lambda a, b: min(S(a), S(b))),
@@ -169,10 +171,16 @@ INTEGERS: list[tuple[str, int, int, Of]] = [
     ("cvt.s64.s32 D, A;", 32, 64, lambda a, b: S(a)),
     ("cvt.u64.u32 D, A;", 32, 64, lambda a, b: a),
     ("cvt.u32.u64 D, A;", 64, 32, lambda a, b: a),
+    ("cvt.s16.s32 D, A;", 32, 32, lambda a, b: S(a % 2**16, 16)),  # of a register that is wider
+    ("cvt.u16.u32 D, A;", 32, 32, lambda a, b: a % 2**16),
+    ("cvt.s8.s16 D, A;", 16, 16, lambda a, b: S(a % 256, 8)),
     ("cvt.s32.s8 D, A;", 32, 32, lambda a, b: S(a % 256, 8)),
     ("cvt.u32.u8 D, A;", 32, 32, lambda a, b: a % 256),
     ("mov.b64 D, {A, B};", 32, 64, lambda a, b: b << 32 | a),
     ("mov.b32 D, {A, B};", 16, 32, lambda a, b: b << 16 | a),
+    ("mov.f32 D, 0f40490FDB;", 32, 32, lambda a, b: 0x40490FDB),
+    ("mov.f64 D, 0d3FF8000000000000;", 64, 64, lambda a, b: 0x3FF8000000000000),
+    ("mov.b32 D, -5;", 32, 32, lambda a, b: -5),
     ("{ .reg .b32 %u; mov.b64 {%u, D}, A; }", 64, 32, lambda a, b: a >> 32),
     ("{ .reg .b16 u; mov.b32 {D, u}, A; }", 32, 16, lambda a, b: a),
     ("setp.eq.s32 P, A, B;", 32, 32, lambda a, b: a == b),
@@ -405,7 +413,7 @@ def test_conversion_to_tf32(rounding: str) -> None:
 @pytest.mark.parametrize(
     "how, function", [("rzi", math.trunc), ("rni", round), ("rmi", math.floor), ("rpi", math.ceil)]
 )
-@pytest.mark.parametrize("ty", ["s32", "u32", "s16", "u8"])
+@pytest.mark.parametrize("ty", ["s32", "u32", "s16", "s8", "u8"])
 def test_floats_to_integers(how: str, function: Callable[[float], int], ty: str) -> None:
     """Saturated; NaN becomes 0."""
     bits, a = int(ty[1:]), floats(0)
@@ -419,8 +427,9 @@ def test_floats_to_integers(how: str, function: Callable[[float], int], ty: str)
         whole = function(max(-1e30, min(1e30, x)))
         return max(low, min(high, whole))
 
-    found = computed(f"cvt.{how}.{ty}.f32 D, A;", a, bits=max(16, bits))
-    assert [v % 2**bits for v in found] == [converted(x) % 2**bits for x in a.tolist()]
+    to = max(16, bits)
+    assert computed(f"cvt.{how}.{ty}.f32 D, A;", a, bits=to) == [converted(x) % 2**to for x in a.tolist()]
+    assert computed(f"cvt.{how}.{ty}.f32 D, A;", a) == [converted(x) % 2**32 for x in a.tolist()]
 
 
 def test_integers_to_floats() -> None:
@@ -654,10 +663,32 @@ def test_integer_parameters_and_floats_in_them() -> None:
     assert kernel.run().y.tolist() == [2**31 - 6] * 32
 
 
+def test_names_within_braces_are_of_their_own() -> None:
+    kernel = Kernel(
+        """
+        {
+            .reg .b32 t;
+            mov.b32 t, 1;
+            add.s32 %r1, t, 4;
+        }
+        {
+            .reg .b64 t;
+            mov.b64 t, %rd_y_own;
+            { .reg .b32 u; add.s32 u, %r1, 2;
+            st.global.b32 [t], u; }
+        }
+        """,
+        {"y": zeros(32)},
+    )
+    assert kernel.run().y.tolist() == [7] * 32
+
+
 def test_what_is_not_known_is_refused() -> None:
     for instruction in ("sin.approx.f32 %r1, %r1;", "add.sat.s32 %r1, %r1, %r1;", "cvt.f64.f32 %rd1, %r1;"):
         with pytest.raises(NotImplementedError, match=re.escape(instruction[:8])):
             Kernel(f"mov.b32 %r1, 0; {instruction}").run()
+    with pytest.raises(NotImplementedError, match="%r1 narrower than u64"):
+        Kernel("mov.b32 %r1, 0; add.s64 %rd1, %r1, 1;").run()
 
 
 # --- memory

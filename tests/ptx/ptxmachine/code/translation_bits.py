@@ -1,7 +1,7 @@
 """Translates operations on bits, moves and conversions."""
 
 from .reading import Instruction, listed
-from .words import UNSIGNED, width
+from .words import SIGNED, UNSIGNED, width
 from .writer import SPECIAL, Writer, literal, unsupported, word_of
 
 
@@ -92,10 +92,8 @@ class BitsTranslation(Writer):
             self._pack(to, listed(source), bits)
         elif source.startswith("%") and source not in SPECIAL:
             self.assign_array(to, self.value(source, f"b{bits}"))
-        elif source.startswith("0f"):
-            self.assign(to, self.value(source, "b32"))
         else:
-            self.assign(to, self.value(source, ty if source.startswith("0d") else f"u{bits}"))
+            self.assign(to, self.value(source, f"u{bits}"))
 
     def _unpack(self, names: list[str], source: str, bits: int) -> None:
         part, word = bits // len(names), UNSIGNED[bits]
@@ -131,7 +129,8 @@ class BitsTranslation(Writer):
             expr = f"np.asarray({self.held(ins.args[1], source)}).astype(f32).view(u32)"
         elif source == "f32" and to[0] in "us":
             a = self.value(ins.args[1], source)
-            expr = f"float_to_int({a}, {rounding!r}, {to!r}).astype({UNSIGNED[width(to)]})"
+            held = self.program.widths[self.program.reg(ins.args[0])]
+            expr = f"float_to_int({a}, {rounding!r}, {to!r}).astype({UNSIGNED[held]})"
         elif to[0] in "us" and source[0] in "us":
             expr = self._between_integers(ins, to, source)
         else:
@@ -139,8 +138,9 @@ class BitsTranslation(Writer):
         self.assign(ins.args[0], expr)
 
     def _between_integers(self, ins: Instruction, to: str, source: str) -> str:
+        """Extended to the register's width, by the sign if ``to`` has one."""
         expr = f"np.asarray({self.value(ins.args[1], source)}).astype({word_of(to)})"
-        if to[0] == "s":
-            expr += f".view({UNSIGNED[width(to)]})"
         held = self.program.widths[self.program.reg(ins.args[0])]
-        return expr if held == width(to) else expr + f".astype({UNSIGNED[held]})"
+        if held != width(to):
+            expr += f".astype({(SIGNED if to[0] == 's' else UNSIGNED)[held]})"
+        return expr + f".view({UNSIGNED[held]})" if to[0] == "s" else expr

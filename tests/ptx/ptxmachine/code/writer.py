@@ -71,7 +71,7 @@ class Writer:
         if operand.startswith("0f"):
             return self.program.constant(int(operand[2:], 16), word if word[0] == "f" else "u32")
         if operand.startswith("0d"):
-            return self.program.constant(int(operand[2:], 16), "f64")
+            return self.program.constant(int(operand[2:], 16), word if word[0] == "f" else "u64")
         if re.match(r"^-?(0x[0-9A-Fa-f]+|\d+)U?$", operand) and word[0] != "f":
             return self.program.constant(literal(operand), word)
         if operand == "global_smem":
