@@ -82,7 +82,7 @@ def test_explain_why_torch():
 
 
 def test_explain_in_words_says_that_the_model_is_one():
-    done = run("explain", "--hidden", "100", "--gpu", "h200", "--bidirectional", "--batch", "17")
+    done = run("explain", "--hidden", "64", "--gpu", "h200", "--bidirectional", "--batch", "17")
     assert done.returncode == 0
     assert "resident: " in done.stdout
     assert "4 programs of 16 sequences" in done.stdout

@@ -152,7 +152,11 @@ IN_KERNEL = {
     ),
 }
 ONLY_BACKWARD = {
-    "a gate is not published": ("publish(p_slot + GATE, b_dz", "publish(p_slot + GATE, b_dr", BOTH),
+    "a gate is not published": (
+        "publish(p_slot + GATE, operand_of_product(b_dz",
+        "publish(p_slot + GATE, operand_of_product(b_dr",
+        BOTH,
+    ),
     "a gate in the place of another": ("publish(p_slot + 2 * GATE", "publish(p_slot + GATE", BOTH),
     "a gate's words are not cleared": ("for g in tl.static_range(3):", "for g in tl.static_range(2):", DATA),
     "a gate's half of the ring is not emptied": ("m_word, SLOT, SLOTS, 3, E)", "m_word, SLOT, SLOTS, 1, E)", DATA),
