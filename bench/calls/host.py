@@ -20,7 +20,7 @@ from bench.measure.pair import OURS
 from bench.measure.rows import Row, RowFile, row
 from bench.measure.timing import spread
 
-HIDDEN = {"resident": 128, "persistent": 768}
+HIDDEN = {"resident": 64, "persistent": 768}
 LIMITS_US = {"forward": 60.0, "backward": 100.0}  # until the time loop's kernel starts; the rest overlaps with it
 LIMIT_S = 1200.0  # for a family, which takes ten seconds; the limit only ends what hangs
 GPU_LIMIT_S = 25.0  # of a family on a GPU: torch's start, compiling three kernels, 20 blocks of 100 calls

@@ -140,7 +140,7 @@ IN_EXCHANGE = {
     "no wait before the ring goes round": ("if s % (SLOTS // 2) == 0:", "if s < 0:", DATA),
 }
 COUNTERS = "counter = counters + i_t * 32"
-PUBLISHED = {"forward": "publish(slot + (s + 1) % SLOTS * SLOT, b_y", "backward": "p_slot = slot + (s + 1) % SLOTS"}
+PUBLISHED = {"forward": "publish(slot + (s + 1) % SLOTS * SLOT, b_k", "backward": "p_slot = slot + (s + 1) % SLOTS"}
 IN_KERNEL = {
     "the other tile's counter": ("wait_for_slot(counter,", "wait_for_slot(counters + (i_t ^ 1) * 32,", BOTH),
     "one counter for all tiles": (COUNTERS, "counter = counters", COUNTER),
@@ -157,7 +157,7 @@ ONLY_BACKWARD = {
         "publish(p_slot + GATE, operand_of_product(b_dr",
         BOTH,
     ),
-    "a gate in the place of another": ("publish(p_slot + 2 * GATE", "publish(p_slot + GATE", BOTH),
+    "a gate in the place of another": ("p_slot + 2 * GATE", "p_slot + GATE", BOTH),
     "a gate's words are not cleared": ("for g in tl.static_range(3):", "for g in tl.static_range(2):", DATA),
     "a gate's half of the ring is not emptied": ("m_word, SLOT, SLOTS, 3, E)", "m_word, SLOT, SLOTS, 1, E)", DATA),
 }
