@@ -52,7 +52,7 @@ def answers(items: Sequence[Item], jobs: int) -> Iterator[tuple[int, dict[str, A
     """The place of each item with the script's answer about it, as they come; ``jobs`` processes have a share each.
 
     Raises:
-        SystemExit: if a process ends before it has answered for all of its share.
+        SystemExit: if a launch cannot be counted, or a process ends before it has answered for all of its share.
     """
     came: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()  # place, or minus one for an end, and a line
     shares = [range(first, len(items), jobs) for first in range(min(jobs, len(items)))]
@@ -75,7 +75,10 @@ def answers(items: Sequence[Item], jobs: int) -> Iterator[tuple[int, dict[str, A
                 ended += 1
                 continue
             left -= 1
-            yield place, json.loads(line)
+            answer = json.loads(line)
+            if "error" in answer:
+                raise SystemExit(f"{SCRIPT.name} could not count {items[place].line}: {answer['error']}")
+            yield place, answer
     if left:
         raise SystemExit(f"{SCRIPT.name} ended before it had counted {left} of {len(items)} launches")
 

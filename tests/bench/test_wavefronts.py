@@ -24,6 +24,9 @@ for line in sys.stdin:
     launch = asked["launch"]
     if launch["num_warps"] == 13:
         sys.exit("no such launch")
+    if launch["num_warps"] == 17:
+        print(json.dumps({"error": "ValueError: too many warps"}), flush=True)
+        continue
     count = asked["size"] + 100000 * launch["num_warps"] + 1000 * launch.get("stages", 0)
     print(json.dumps({"wavefronts": count, "least": 7, "barriers": 5}), flush=True)
 """
@@ -167,7 +170,15 @@ def test_another_version_stands_in_where_one_has_no_wavefronts(counted, version,
     assert launch_of("resident", row, version).wavefronts == stands
 
 
-# The tables that are made anew
+def test_a_launch_that_cannot_be_counted_ends_with_its_reason(table):
+    rows, written = table
+    rows[2]["num_warps"] = 17
+    with pytest.raises(SystemExit, match=r'could not count .*"num_warps": 17.*: ValueError: too many warps$'):
+        wavefronts.record(["resident"], 1)
+    assert len(written) == 2, "those before it are kept"
+
+
+# Rebuilt tables
 
 
 def test_the_resident_table_puts_the_form_with_fewer_wavefronts_first(monkeypatch):
