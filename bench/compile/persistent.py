@@ -24,6 +24,7 @@ SIZES = {
 WIDEST_CHUNK = {"counter": 64, "data": 256}
 SPARE_REGISTERS = 240  # of 255; above this, another form may spill elsewhere even if the most demanding does not
 RING = 32  # slots of the exchange by data
+SPANS = (8, 16)
 LARGEST_SHARED = max(gpu.shared_bytes for gpu in GPUS.values())
 SLACK = 0.1  # relative; the prediction is hardly more accurate
 BATCHES = (1, 17, 33, 49, 65, 97, 129, 193, 257, 385, 513, 769, 1025, 2049, 4097, 8193)
@@ -84,7 +85,7 @@ def candidates(kernel: str, kind: str, units: int) -> Iterator[PersistentLaunch]
         )
         held = launch.products - launch.products // 2  # tf32x3 keeps the high and the low part of W
         if held * launch.gates * block_h * units * bits // 8 < LARGEST_SHARED:
-            yield launch
+            yield from (replace(launch, span=span) for span in SPANS if span <= block_h)
 
 
 def compile_launch(

@@ -22,8 +22,8 @@ COUNTS = ("shared_bytes", "registers", "instructions", "barriers", "tensor_core"
 COLUMNS = {
     "resident": ("backend", "kernel", "kind", "hidden", "chunks", "num_warps", "stages", *COUNTS),
     "persistent": (
-        *("kernel", "kind", "units", "block_b", "block_h", "num_warps", "k_split", "chunks", "pad", "exchange"),
-        *COUNTS,
+        *("kernel", "kind", "units", "block_b", "block_h", "num_warps", "k_split"),
+        *("chunks", "pad", "span", "exchange", *COUNTS),
     ),
     "stepwise": (
         *("kernel", "kind", "block_b", "block_h", "block_k", "num_warps", "stages"),

@@ -47,13 +47,17 @@ SHAPES = {
     "chunks of different widths": ({"H": 150, "T": 2}, {"block_h": 16}),
     "more warps than parts": ({"H": 40}, {"num_warps": 8}),
     "32 units a program": ({"H": 70}, {"block_h": 32}),
+    "wide spans": ({"H": 70}, {"block_h": 32, "span": 16}),
     "64 units a program": ({"H": 100}, {"block_h": 64}),
     "tile of 32 rows": ({"H": 40, "B": 40, "T": 3}, {"block_b": 32, "block_h": 16}),
     "wide tile": ({"H": 40, "B": 70, "T": 3}, {"block_b": 64, "block_h": 16, "k_split": 1}),
 }
 
 
-IN_16_BIT = ("odd size", "both directions", "chunks of different widths", "64 units a program", "tile of 32 rows")
+IN_16_BIT = (
+    *("odd size", "both directions", "chunks of different widths", "64 units a program", "wide spans"),
+    "tile of 32 rows",
+)
 CASES = [(shape, dtype) for dtype in DTYPES for shape in (SHAPES if dtype == torch.float32 else IN_16_BIT)]
 
 

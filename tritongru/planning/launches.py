@@ -45,7 +45,9 @@ class PersistentLaunch:
     units of tiles of ``block_b`` rows. ``k_split``: parts of the contraction that groups of warps multiply side by
     side; ``chunks``: widths into which each part is cut; ``pad``: whether r, z and n are padded to four gates for one
     product instead of two (forward only); ``exchange``: "counter" or "data"; ``slots``: steps that the exchange holds;
-    ``groups``: batch tiles worked on at a time, set by the plan. The counts are of one batch tile's step and warp, for
+    ``span``: units of a row that lie side by side in the program's own blocks: 8, those of one tensor-core result,
+    reach shared memory with the fewest bank conflicts, 16 sometimes spare registers; ``groups``: batch tiles worked on
+    at a time, set by the plan. The counts are of one batch tile's step and warp, for
     sm_90; ``wavefronts``, of shared memory, are those of all the program's warps, None if they were not counted."""
 
     kernel: str
@@ -61,6 +63,7 @@ class PersistentLaunch:
     slots: int
     shared_bytes: int
     dot_precision: str
+    span: int = 8
     registers: int = 255
     instructions: int = 0
     barriers: int = 0
@@ -73,7 +76,8 @@ class PersistentLaunch:
     @property
     def name(self) -> str:
         form = "-two" if self.kernel == "forward" and not self.pad else ""  # products per chunk
-        return f"{self.block_b}x{self.block_h}-{self.num_warps}w-{self.exchange}{form}"
+        wide = f"-span{self.span}" if self.span > 8 else ""
+        return f"{self.block_b}x{self.block_h}-{self.num_warps}w-{self.exchange}{form}{wide}"
 
     @property
     def gates(self) -> int:
@@ -93,6 +97,7 @@ class PersistentLaunch:
             "CHUNKS": self.chunks,
             "BB": self.block_b,
             "BH": self.block_h,
+            "SPAN": self.span,
             "KS": self.k_split,
             "SLOTS": self.slots,
             "DATA": self.exchange == "data",

@@ -76,6 +76,7 @@ def persistent_backward_kernel(
     CHUNKS: tl.constexpr,
     BB: tl.constexpr,
     BH: tl.constexpr,
+    SPAN: tl.constexpr,
     KS: tl.constexpr,
     SLOTS: tl.constexpr,
     DATA: tl.constexpr,
@@ -89,10 +90,10 @@ def persistent_backward_kernel(
     i_h, i_g, i_d = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     programs, groups = tl.num_programs(0), tl.num_programs(1)
     b_w = load_w_backward(w_hh + i_d * 3 * H * H, i_h, H, BH, KS, CHUNKS, E, parts(DATA, E), UPCAST, PRECISION)
-    o_b, o_h, m_own = own_places(i_h, BB, BH, OWN)
+    o_b, o_h, m_own = own_places(i_h, BB, BH, SPAN, OWN)
     m_h = m_own & (o_h < H)
     o_slot = place(o_b, o_h, BB, E)
-    o_word, m_word = own_words(i_h, BB, BH, OWN, E)
+    o_word, m_word = own_words(i_h, BB, BH, SPAN, OWN, E)
     before = ((1 - i_d) * (T - start - count) + i_d * start).to(tl.int64) * B  # rows before those of these steps
 
     for i_b in tl.range(i_g, tiles, groups):
@@ -141,7 +142,7 @@ def persistent_backward_kernel(
             m_state = m_h & (o_b < B - i_b * BB)
             p_dh = dh + row_state + o_state
             b_dh = tl.load(p_dh, mask=m_state, other=0.0) + tl.where(limit == IN_VAIN, float("nan"), 0.0)
-            b_dh += tl.reshape(results(b_acc, 1, BB, BH, OWN, KS), (OWN,))
+            b_dh += tl.reshape(results(b_acc, 1, BB, BH, SPAN, OWN, KS), (OWN,))
             b_dr, b_dz, b_dn, b_da, b_dhp = gru_step_backward(b_dh + b_dy, b_r, b_z, b_n, b_a, b_hp)
             b_dr, b_dz, b_da = b_dr.to(DT), b_dz.to(DT), b_da.to(DT)
             p_slot = slot + (s + 1) % SLOTS * SLOT

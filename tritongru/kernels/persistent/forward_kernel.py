@@ -30,17 +30,24 @@ from tritongru.kernels.rounding import operand_of_product
 
 @triton.jit
 def gates_of(
-    b_acc, b_acc_n, BB: tl.constexpr, BH: tl.constexpr, OWN: tl.constexpr, KS: tl.constexpr, PAD: tl.constexpr
+    b_acc,
+    b_acc_n,
+    BB: tl.constexpr,
+    BH: tl.constexpr,
+    SPAN: tl.constexpr,
+    OWN: tl.constexpr,
+    KS: tl.constexpr,
+    PAD: tl.constexpr,
 ):
     """The products for r, z and n, each (OWN,)."""
     if PAD:
-        b = tl.reshape(results(b_acc, 4, BB, BH, OWN, KS), (2, 2, OWN))
+        b = tl.reshape(results(b_acc, 4, BB, BH, SPAN, OWN, KS), (2, 2, OWN))
         b_rn, b_z = tl.split(tl.permute(b, (0, 2, 1)))
         b_r, b_n = tl.split(tl.permute(b_rn, (1, 0)))
         b_z, _ = tl.split(tl.permute(b_z, (1, 0)))
     else:
-        b_r, b_z = tl.split(tl.permute(results(b_acc, 2, BB, BH, OWN, KS), (1, 0)))
-        b_n = tl.reshape(results(b_acc_n, 1, BB, BH, OWN, KS), (OWN,))
+        b_r, b_z = tl.split(tl.permute(results(b_acc, 2, BB, BH, SPAN, OWN, KS), (1, 0)))
+        b_n = tl.reshape(results(b_acc_n, 1, BB, BH, SPAN, OWN, KS), (OWN,))
     return b_r, b_z, b_n
 
 
@@ -81,6 +88,7 @@ def persistent_forward_kernel(
     CHUNKS: tl.constexpr,
     BB: tl.constexpr,
     BH: tl.constexpr,
+    SPAN: tl.constexpr,
     KS: tl.constexpr,
     SLOTS: tl.constexpr,
     DATA: tl.constexpr,
@@ -102,11 +110,11 @@ def persistent_forward_kernel(
     b_w_n = b_w
     if not PAD:
         b_w_n = load_w_forward(w_d, i_h, 2, 1, H, BH, KS, CHUNKS, E, PARTS, UPCAST, PRECISION)
-    o_b, o_h, m_own = own_places(i_h, BB, BH, OWN)
+    o_b, o_h, m_own = own_places(i_h, BB, BH, SPAN, OWN)
     m_h = m_own & (o_h < H)
     o_state = i_h * (BB * BH) + o_b * BH + (o_h - i_h * BH)
     o_slot = place(o_b, o_h, BB, E)
-    o_word, m_word = own_words(i_h, BB, BH, OWN, E)
+    o_word, m_word = own_words(i_h, BB, BH, SPAN, OWN, E)
     b_bias_r = bias_of(b_hh, i_d, 0, o_h, H, USE_BIAS)
     b_bias_z = bias_of(b_hh, i_d, 1, o_h, H, USE_BIAS)
     b_bias_a = bias_of(b_hh, i_d, 2, o_h, H, USE_BIAS)
@@ -152,7 +160,7 @@ def persistent_forward_kernel(
                 b_r, b_z, b_x = inputs(p_x, m, H)
             p_h = state + i_t * (programs * BB * BH) + o_state
             b_h = tl.load(p_h, mask=m_own, other=0.0) + tl.where(limit == IN_VAIN, float("nan"), 0.0)
-            b_gr, b_gz, b_ga = gates_of(b_acc, b_acc_n, BB, BH, OWN, KS, PAD)
+            b_gr, b_gz, b_ga = gates_of(b_acc, b_acc_n, BB, BH, SPAN, OWN, KS, PAD)
             b_a = b_ga + b_bias_a
             b_r, b_z, b_n, b_new = gru_step(
                 b_r + (b_gr + b_bias_r), b_z + (b_gz + b_bias_z), b_x, b_a, b_h, SERIES, REFINE

@@ -18,10 +18,6 @@ from tritongru.kernels.persistent.exchange import (
 )
 from tritongru.kernels.rounding import operand_of_product
 
-# Units of a row side by side in a program's own blocks: those of one tensor-core result. Wider rows would reach
-# shared memory with four-way bank conflicts.
-GROUP = tl.constexpr(8)
-
 
 @triton.constexpr_function
 def own_values(BB, BH, THREADS):
@@ -37,21 +33,21 @@ def swapped(o):
 
 
 @triton.jit
-def own_places(i_h, BB: tl.constexpr, BH: tl.constexpr, OWN: tl.constexpr):
-    """For each of a program's own values: row of the tile, unit, and whether it is not a repetition. GROUP units of all
-    rows come first, then the next GROUP."""
+def own_places(i_h, BB: tl.constexpr, BH: tl.constexpr, SPAN: tl.constexpr, OWN: tl.constexpr):
+    """For each of a program's own values: row of the tile, unit, and whether it is not a repetition. SPAN units of all
+    rows come first, then the next SPAN."""
     o = tl.arange(0, OWN)
-    o_u = o // (GROUP * BB) % (BH // GROUP) * GROUP + swapped(o % GROUP)
-    return o // GROUP % BB, i_h * BH + o_u, o < BB * BH
+    o_u = o // (SPAN * BB) % (BH // SPAN) * SPAN + swapped(o % SPAN)
+    return o // SPAN % BB, i_h * BH + o_u, o < BB * BH
 
 
 @triton.jit
-def own_words(i_h, BB: tl.constexpr, BH: tl.constexpr, OWN: tl.constexpr, E: tl.constexpr):
+def own_words(i_h, BB: tl.constexpr, BH: tl.constexpr, SPAN: tl.constexpr, OWN: tl.constexpr, E: tl.constexpr):
     """Where the program's own words lie in a slot, and which are not repetitions, in the order of `exchange.words`."""
-    WORDS: tl.constexpr = GROUP // E  # of a row and group
+    WORDS: tl.constexpr = SPAN // E  # of a row's span
     o = tl.arange(0, OWN // E)
     o_u = o % WORDS * E if E == 2 else swapped(o % WORDS)
-    o_u = o // (WORDS * BB) % (BH // GROUP) * GROUP + o_u
+    o_u = o // (WORDS * BB) % (BH // SPAN) * SPAN + o_u
     return place(o // WORDS % BB, i_h * BH + o_u, BB, E) // E, o < BB * BH // E
 
 
@@ -75,6 +71,14 @@ def operand(b, KS: tl.constexpr, N: tl.constexpr):
     if KS > 1:
         b = tl.permute(tl.reshape(b, (KS, N, b.shape[0] // (KS * N))), (0, 2, 1))
     return b
+
+
+@triton.jit
+def end_chunk(b, KS: tl.constexpr, PRECISION: tl.constexpr):
+    """Keeps the loads of the next chunk behind this one's: values that are rounded pass through registers, and with few
+    warps those of all chunks at once would spill, though only before the loop."""
+    if b.dtype == tl.float32 and PRECISION == "tf32" and KS <= 4:
+        tl.debug_barrier()
 
 
 @triton.jit
@@ -103,6 +107,7 @@ def load_w_forward(
             m = (o_k < H) & (o_h < H) & (o_g < 3)
             b = tl.load(w_hh + (o_g * H + o_h) * H + o_k, mask=m, other=0.0)
             b_w += (operand(operand_of_product(b, UPCAST, PRECISION), KS, GATES * BH),)
+            end_chunk(b, KS, PRECISION)
     return b_w
 
 
@@ -131,6 +136,7 @@ def load_w_backward(
             m = (o_k % UNITS < H) & (o_h < H)
             b = tl.load(w_hh + (o_k // UNITS * H + o_k % UNITS) * H + o_h, mask=m, other=0.0)
             b_w += (operand(operand_of_product(b, UPCAST, PRECISION), KS, BH),)
+            end_chunk(b, KS, PRECISION)
     return b_w
 
 
@@ -191,10 +197,18 @@ def collect_products(
 
 
 @triton.jit
-def results(b_acc, GATES: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, OWN: tl.constexpr, KS: tl.constexpr):
+def results(
+    b_acc,
+    GATES: tl.constexpr,
+    BB: tl.constexpr,
+    BH: tl.constexpr,
+    SPAN: tl.constexpr,
+    OWN: tl.constexpr,
+    KS: tl.constexpr,
+):
     """The sum over KS, (GATES, OWN). One trip through shared memory gives each thread its own parts of the results,
     which it adds up."""
-    b = tl.reshape(b_acc, (KS, BB, GATES, BH // GROUP, GROUP // 4, 2, 2))
+    b = tl.reshape(b_acc, (KS, BB, GATES, BH // SPAN, SPAN // 4, 2, 2))
     b = tl.permute(b, (0, 2, 3, 1, 4, 6, 5))
     o = tl.arange(0, KS * GATES * OWN)
     if OWN > BB * BH:
