@@ -129,7 +129,7 @@ def test_launches_are_ranked_by_the_model_and_each_name_stands_for_one():
     assert [plan.forward.launch.name for plan in found] == NAMES
     assert [plan.us_per_step for plan in found] == sorted(plan.us_per_step for plan in found)
     assert found[0].forward.launch == dataclasses.replace(BASE, groups=1)  # the plan takes the first of a name as well
-    assert plans(CASES[1], H200)[0].forward.launch.groups == 2  # four tiles in two turns, so that none has to wait
+    assert plans(CASES[1], H200)[0].forward.launch.groups == 4
     assert all(plan.backward is None for plan in found)
 
 

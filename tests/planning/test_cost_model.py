@@ -123,14 +123,3 @@ def test_turns_hide_the_exchange():
     assert hidden
     for name in hidden:
         assert many[name].us < many[name].turns * few[name].us
-
-
-@pytest.mark.parametrize("hidden, batch, wavefronts, shared", [(144, 256, 20_000, False), (256, 2048, 10, True)])
-def test_programs_share_a_multiprocessor_only_where_that_costs_less(hidden, batch, wavefronts, shared):
-    """Two fit on each: with much work, two turns of one are as fast as one turn of two, which only some would share."""
-    row = persistent_launches()["cuda", "backward", "16-bit", 256][0]
-    row = dataclasses.replace(row, block_b=16, block_h=16, registers=128, shared_bytes=32768, wavefronts=wavefronts)
-    ((cost, launch),) = persistent_options(GPUS["h100"], "backward", "16-bit", hidden, batch, 1, (row,))
-    programs = launch.programs(hidden) * launch.groups
-    assert (programs > GPUS["h100"].multiprocessors) == shared
-    assert cost.turns == -(-batch // 16 // launch.groups) > 1

@@ -89,44 +89,39 @@ def persistent_options(
         rows = persistent_launches().get((*key, min(sizes, default=0)), ())
     options = []
     for row in rows:
-        if fits(row, device):
-            most = min(
-                (device.shared_bytes + KB) // (row.shared_bytes + KB), REGISTERS // (32 * row.num_warps * row.registers)
-            )
-            found = (_crowded(device, row, at_once, kernel, hidden, batch, directions) for at_once in range(most, 0, -1))
-            options += sorted(filter(None, found), key=lambda option: option[0].us)[:1]
+        if not fits(row, device):
+            continue
+        tiles = max(1, math.ceil(batch / row.block_b))
+        programs = row.programs(hidden)
+        at_once = min(
+            (device.shared_bytes + KB) // (row.shared_bytes + KB), REGISTERS // (32 * row.num_warps * row.registers)
+        )
+        groups = min(tiles, device.multiprocessors * at_once // (programs * directions))
+        if groups == 0:
+            continue
+        groups = math.ceil(tiles / math.ceil(tiles / groups))  # no program idles in the last turn if that costs nothing
+        exchanged = tiles * directions * row.slots * row.tile_bytes
+        if exchanged > device.l2_bytes // 2:  # the exchanged data should stay in L2
+            continue
+        cost = cost_model.persistent(
+            device,
+            programs=programs * groups * directions,
+            neighbours=programs,
+            turns=math.ceil(tiles / groups),
+            tile_bytes=row.tile_bytes,
+            weight_bytes=row.gates * row.block_h * row.units * row.bits // 8,
+            part_bytes=4 * row.k_split * row.block_b * (row.gates if kernel == "forward" else 1) * row.block_h,
+            multiply_adds=row.products * row.gates * row.block_h * row.units * row.block_b,
+            bits=row.bits,
+            instructions=row.instructions,
+            barriers=row.barriers,
+            num_warps=row.num_warps,
+            per_multiprocessor=at_once,
+            data=row.exchange == "data",
+            wavefronts=row.wavefronts,
+        )
+        options.append((cost, replace(row, groups=groups)))
     return options
-
-
-def _crowded(
-    device: Device, row: PersistentLaunch, at_once: int, kernel: str, hidden: int, batch: int, directions: int
-) -> tuple[cost_model.Cost, PersistentLaunch] | None:
-    """With up to ``at_once`` programs on a multiprocessor: more tiles are worked on at a time, but each takes longer."""
-    tiles = max(1, math.ceil(batch / row.block_b))
-    programs = row.programs(hidden)
-    groups = min(tiles, device.multiprocessors * at_once // (programs * directions))
-    exchanged = tiles * directions * row.slots * row.tile_bytes
-    if groups == 0 or exchanged > device.l2_bytes // 2:  # the exchanged data should stay in L2
-        return None
-    groups = math.ceil(tiles / math.ceil(tiles / groups))  # no program idles in the last turn if that costs nothing
-    cost = cost_model.persistent(
-        device,
-        programs=programs * groups * directions,
-        neighbours=programs,
-        turns=math.ceil(tiles / groups),
-        tile_bytes=row.tile_bytes,
-        weight_bytes=row.gates * row.block_h * row.units * row.bits // 8,
-        part_bytes=4 * row.k_split * row.block_b * (row.gates if kernel == "forward" else 1) * row.block_h,
-        multiply_adds=row.products * row.gates * row.block_h * row.units * row.block_b,
-        bits=row.bits,
-        instructions=row.instructions,
-        barriers=row.barriers,
-        num_warps=row.num_warps,
-        per_multiprocessor=at_once,
-        data=row.exchange == "data",
-        wavefronts=row.wavefronts,
-    )
-    return cost, replace(row, groups=groups)
 
 
 def stepwise_options(

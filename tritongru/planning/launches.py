@@ -45,8 +45,8 @@ class PersistentLaunch:
     units of tiles of ``block_b`` rows. ``k_split``: parts of the contraction that groups of warps multiply side by
     side; ``chunks``: widths into which each part is cut; ``pad``: whether r, z and n are padded to four gates for one
     product instead of two (forward only); ``exchange``: "counter" or "data"; ``slots``: steps that the exchange holds;
-    ``span``: units of a row that lie side by side in the program's own blocks: 8, those of one tensor-core result,
-    reach shared memory with the fewest bank conflicts, 16 sometimes spare registers; ``groups``: batch tiles worked on
+    ``span``: units of a row that lie side by side in the program's own blocks (8, as in a tensor-core result, meet the
+    fewest bank conflicts; 16 may need fewer registers); ``groups``: batch tiles worked on
     at a time, set by the plan. The counts are of one batch tile's step and warp, for
     sm_90; ``wavefronts``, of shared memory, are those of all the program's warps, None if they were not counted."""
 

@@ -74,9 +74,9 @@ def operand(b, KS: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def end_chunk(b, KS: tl.constexpr, PRECISION: tl.constexpr):
-    """Keeps the loads of the next chunk behind this one's: values that are rounded pass through registers, and with few
-    warps those of all chunks at once would spill, though only before the loop."""
+def barrier_after_rounding(b, KS: tl.constexpr, PRECISION: tl.constexpr):
+    """Keeps the loads of the next chunk of weights behind this one's. Values that are rounded pass through registers,
+    and where four warps hold the slice (KS is their number, or 1), those of all chunks at once would spill."""
     if b.dtype == tl.float32 and PRECISION == "tf32" and KS <= 4:
         tl.debug_barrier()
 
@@ -107,7 +107,7 @@ def load_w_forward(
             m = (o_k < H) & (o_h < H) & (o_g < 3)
             b = tl.load(w_hh + (o_g * H + o_h) * H + o_k, mask=m, other=0.0)
             b_w += (operand(operand_of_product(b, UPCAST, PRECISION), KS, GATES * BH),)
-            end_chunk(b, KS, PRECISION)
+            barrier_after_rounding(b, KS, PRECISION)
     return b_w
 
 
@@ -136,7 +136,7 @@ def load_w_backward(
             m = (o_k % UNITS < H) & (o_h < H)
             b = tl.load(w_hh + (o_k // UNITS * H + o_k % UNITS) * H + o_h, mask=m, other=0.0)
             b_w += (operand(operand_of_product(b, UPCAST, PRECISION), KS, BH),)
-            end_chunk(b, KS, PRECISION)
+            barrier_after_rounding(b, KS, PRECISION)
     return b_w
 
 
