@@ -71,7 +71,7 @@ def test_explain_says_whether_the_kernels_have_ever_run(gpu, kernels):
     arguments = ("--hidden", "128", "--gpu", gpu)
     assert explain(*arguments)["kernels"] == kernels
     done = run("explain", *arguments)
-    assert ("are compiled, never run: neither a GPU nor an emulator" in done.stdout) is (gpu == "rtx4090")
+    assert ("are compiled, never run: neither a GPU nor the PTX machine" in done.stdout) is (gpu == "rtx4090")
 
 
 def test_explain_why_torch():

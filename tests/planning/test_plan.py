@@ -518,7 +518,7 @@ def test_explain_says_where_the_kernels_have_never_run(gpu):
     answer = plan(64, "float16", GPUS[gpu], batch=16)
     assert answer.family == "resident"
     sentence = (
-        f"  the kernels for {GPUS[gpu].name} are compiled, never run: neither a GPU nor an emulator has executed them"
+        f"  the kernels for {GPUS[gpu].name} are compiled, never run: neither a GPU nor the PTX machine has executed them"
     )
     if gpu in ("a100", "h100", "h200"):
         assert answer.kernels == "run"

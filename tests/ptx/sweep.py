@@ -76,6 +76,9 @@ def main(argv: list[str] | None = None, runner_of: Callable[[Device], Runner] = 
     if options.count:
         return count(sys.stdin, device)
     cases = chosen(options, device)
+    if options.list and not cases:
+        print("no case of the lists is chosen", file=sys.stderr)
+        return 2
     runner = runner_of(device)
     setting = Setting(runner.triton, options.arch, options.seed, options.warps)
     table = None if options.no_table else Table(options.results)
@@ -185,8 +188,8 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if not options.list and not options.count and not options.prune:
         parser.error("give a --list, or --count")
-    if options.results.exists() and not options.results.is_dir():
-        parser.error(f"--results: {options.results} is no folder")
+    if not next(place for place in (options.results, *options.results.absolute().parents) if place.exists()).is_dir():
+        parser.error(f"--results: {options.results} is not a folder and cannot become one")
     for family in launches.FAMILIES:
         try:
             Table(options.results).rows(family)

@@ -221,7 +221,8 @@ def test_two_writers_lose_nothing(tmp_path: Path) -> None:
         (["--list", "extra", "--part", "2/2"], "should be I/N"),
         (["--list", "extra", "--seed", "-1"], "whole number"),
         (["--list", "extra", "--arch", "sm_75"], "invalid choice"),
-        (["--list", "extra", "--results", __file__], "is no folder"),
+        (["--list", "extra", "--results", __file__], "is not a folder"),
+        (["--list", "extra", "--results", __file__ + "/below"], "is not a folder"),
     ],
 )
 def test_wrong_arguments_get_a_sentence(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,6 +230,11 @@ def test_wrong_arguments_get_a_sentence(arguments: list[str], words: str, capsys
         sweep.main(arguments)
     assert stopped.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_choice_of_nothing_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, FakeRunner(), "--only", "nothing like it") == (2, 0)
+    assert "no case" in capsys.readouterr().err
 
 
 def test_a_damaged_table_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

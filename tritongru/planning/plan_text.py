@@ -33,7 +33,7 @@ def words(plan: Plan) -> str:
             lines += _pass(found, name, plan.time)
     if plan.kernels == NEVER_RUN:
         lines.append(
-            f"  the kernels for {plan.device} are {NEVER_RUN}: neither a GPU nor an emulator has executed them"
+            f"  the kernels for {plan.device} are {NEVER_RUN}: neither a GPU nor the PTX machine has executed them"
         )
     if plan.torch_us_per_step is not None:
         us, passes = plan.torch_us_per_step, " and the same backward" if len(plan.passes) > 1 else ""

@@ -75,7 +75,7 @@ class Table:
                 rows.append(json.loads(line))
                 key_of(rows[-1])
             except (ValueError, TypeError, LookupError):
-                raise ValueError(f"line {n} of {path} is no row of results") from None
+                raise ValueError(f"line {n} of {path} is not a row of results") from None
         return rows
 
     def find(self, case: Case, setting: Setting) -> Row | None:
