@@ -104,7 +104,7 @@ SHAPES = {
     "more warps than parts": ({"H": 40}, {"num_warps": 8}),
     "32 units a program": ({"H": 70}, {"block_h": 32}),
     "wide spans": ({"H": 70}, {"block_h": 32, "span": 16}),
-    "one wide span, two products": ({"H": 40, "B": 40, "T": 3}, {"block_b": 32, "block_h": 16, "span": 16, "pad": False}),
+    "one wide span, two products": ({"H": 40, "T": 3}, {"block_b": 32, "block_h": 16, "span": 16, "pad": False}),
     "weights chunk by chunk": ({"H": 150, "T": 2}, {"block_h": 16, "dot_precision": "tf32"}),
     "tile of 32 rows": ({"H": 40, "B": 40, "T": 3}, {"block_b": 32, "pad": False}),
     "wide tile": ({"H": 40, "B": 70, "T": 3}, {"block_b": 64, "block_h": 16, "k_split": 1}),

@@ -143,7 +143,8 @@ def test_persistent_rows_are_whole():
             assert (row.kernel, row.units) == (kernel, units)
             assert row.k_split * sum(row.chunks) == width
             assert units % row.block_h == 0, "a program would publish units beyond the slot"
-            assert row.span in (8, 16) and row.block_h % row.span == 0, "a program would hold units beyond its own"
+            assert row.span in (8, 16)
+            assert row.block_h % row.span == 0, "a program would hold units beyond its own"
             assert row.instructions > 0 < row.barriers
             assert row.tensor_core > 0 < row.registers
             assert row.slots == {"counter": 2, "data": 32}[row.exchange]
@@ -518,7 +519,8 @@ def test_explain_says_where_the_kernels_have_never_run(gpu):
     answer = plan(64, "float16", GPUS[gpu], batch=16)
     assert answer.family == "resident"
     sentence = (
-        f"  the kernels for {GPUS[gpu].name} are compiled, never run: neither a GPU nor the PTX machine has executed them"
+        f"  the kernels for {GPUS[gpu].name} are compiled, never run: "
+        "neither a GPU nor the PTX machine has executed them"
     )
     if gpu in ("a100", "h100", "h200"):
         assert answer.kernels == "run"
