@@ -22,7 +22,7 @@ from tritongru.planning.devices import GPUS
 from tritongru.planning.launches import FAMILIES, AnyLaunch, PersistentLaunch
 
 # (Triton, chip, list): each of its cases that the plan may run there has a row in the table.
-WHOLE: tuple[tuple[str, str, str], ...] = ()
+WHOLE = tuple((triton, "sm_90", name) for triton in ("3.6.0", "3.7.1") for name in LISTS)
 SETTING = Setting("3.7.1", "sm_90")
 CLEAN = Result({"y": 0.25}, counts={"barriers": 4})
 BAD = Result({"y": 1.5})
