@@ -7,6 +7,11 @@ import triton.language as tl
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
+@triton.constexpr_function
+def is_rounded(dtype, PRECISION):
+    return dtype == tl.float32 and PRECISION == "tf32"
+
+
 @triton.jit
 def operand_of_product(b, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
     """For a TF32 product, fp32 values rounded to its 11 bits, ties away from zero, by one instruction each.
@@ -15,6 +20,6 @@ def operand_of_product(b, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
     always towards zero. AMD GPUs multiply fp32 values as they are and are never asked for TF32."""
     if UPCAST:
         b = b.to(tl.float32)
-    if b.dtype == tl.float32 and PRECISION == "tf32" and not INTERPRETED:
+    if is_rounded(b.dtype, PRECISION) and not INTERPRETED:
         b = tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,r", [b], dtype=tl.float32, is_pure=True, pack=1)
     return b

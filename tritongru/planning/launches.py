@@ -46,9 +46,9 @@ class PersistentLaunch:
     side; ``chunks``: widths into which each part is cut; ``pad``: whether r, z and n are padded to four gates for one
     product instead of two (forward only); ``exchange``: "counter" or "data"; ``slots``: steps that the exchange holds;
     ``span``: units of a row that lie side by side in the program's own blocks (8, as in a tensor-core result, meet the
-    fewest bank conflicts; 16 may need fewer registers); ``groups``: batch tiles worked on
-    at a time, set by the plan. The counts are of one batch tile's step and warp, for
-    sm_90; ``wavefronts``, of shared memory, are those of all the program's warps, None if they were not counted."""
+    fewest bank conflicts; 16 may need fewer registers); ``groups``: batch tiles worked on at a time, set by the plan.
+    The counts are of one batch tile's step and warp, for sm_90; ``wavefronts``, of shared memory, are those of all the
+    program's warps, None if they were not counted."""
 
     kernel: str
     bits: int

@@ -16,7 +16,7 @@ from tritongru.kernels.persistent.exchange import (
     place,
     unit_at,
 )
-from tritongru.kernels.rounding import operand_of_product
+from tritongru.kernels.rounding import is_rounded, operand_of_product
 
 
 @triton.constexpr_function
@@ -77,7 +77,7 @@ def operand(b, KS: tl.constexpr, N: tl.constexpr):
 def barrier_after_rounding(b, KS: tl.constexpr, PRECISION: tl.constexpr):
     """Keeps the loads of the next chunk of weights behind this one's. Values that are rounded pass through registers,
     and where four warps hold the slice (KS is their number, or 1), those of all chunks at once would spill."""
-    if b.dtype == tl.float32 and PRECISION == "tf32" and KS <= 4:
+    if is_rounded(b.dtype, PRECISION) and KS <= 4:
         tl.debug_barrier()
 
 
