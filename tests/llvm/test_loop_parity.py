@@ -155,7 +155,7 @@ def test_the_oracle_agrees(reverse, isa):
     own = slice(d * 3 * H, (d + 1) * 3 * H)
     gx = (x @ weights.w_ih[own].t() + weights.b_ih[own]).view(6, 3, 3 * H)
     y, hn, gates = reference.forward_loop(gx, h0[d], weights.w_hh[d], weights.b_hh[d], reverse)
-    dgx, dgh, dh0 = reference.backward_loop(
+    dgx, dgh, dh0, _ = reference.backward_loop(
         dy[:, d].reshape(y.shape), dhn[d], h0[d], weights.w_hh[d], y, gates, reverse
     )
     expected = {

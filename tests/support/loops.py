@@ -110,7 +110,7 @@ def expected(tensors, B=3, dtype=torch.float64):
         h0 = gx.new_zeros(B, H) if t["h0"] is None else t["h0"][d]
         y, hn, gates = reference.forward_loop(gx, h0, w_hh, None if t["b_hh"] is None else t["b_hh"][d], reverse)
         dy = torch.zeros_like(y) if t["dy"] is None else t["dy"][:, d].reshape(y.shape)
-        dgx, dgh, dh0 = reference.backward_loop(dy, t["dhn"][d], h0, w_hh, y, gates, reverse)
+        dgx, dgh, dh0, _ = reference.backward_loop(dy, t["dhn"][d], h0, w_hh, y, gates, reverse)
         rows = [v.flatten(0, 1) for v in (y, torch.stack(gates, dim=-1), dgx, dgh[..., 2 * H :])]
         found.append((rows[0], hn, *rows[1:], dh0))
     return [torch.stack(v, 0 if name in ("hn", "dh") else 1) for name, *v in zip(RESULTS, *found, strict=True)]

@@ -1,7 +1,7 @@
 """Records of what belongs together between an operator and a kernel.
 
 Sizes: ``N`` rows, ``D`` directions (1 or 2), ``B`` batch, ``T`` time steps, ``I`` inputs, ``H`` hidden units. Rows are
-time-major and without padding: row ``t * B + b`` or, for packed input, ``offsets[t] + b``.
+time-major: row ``t * B + b`` or, for packed input, which has no padding, ``offsets[t] + b``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,22 @@ class Weights(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Which rows belong to which time step."""
+    """Which rows belong to which time step, and which steps a sequence has. Packed rows have neither lengths nor
+    resets."""
 
     batch: int  # B
     offsets: Tensor | None = None  # (T + 1,) int64 on the rows' device: first row of each step, for packed rows
+    lengths: Tensor | None = None  # (B,) int32 or int64 on the rows' device: steps of each sequence, T if None
+    resets: Tensor | None = None  # (T, B) bool on the rows' device: where a state is replaced before the step
 
     def steps(self, count: int) -> int:
         """Time steps T of ``count`` rows."""
         return count // self.batch if self.offsets is None else self.offsets.shape[0] - 1
+
+    @property
+    def ragged(self) -> bool:
+        """Whether sequences end early or begin anew."""
+        return self.lengths is not None or self.resets is not None
 
 
 class LayerCall(NamedTuple):
@@ -38,6 +46,7 @@ class LayerCall(NamedTuple):
     weights: Weights
     h0: Tensor | None  # (D, B, H), zeros if None
     rows: Rows
+    reset_state: Tensor | None = None  # (D, B or 1, H): the state after a reset, zeros if None
 
     @classmethod
     def of(
@@ -48,15 +57,18 @@ class LayerCall(NamedTuple):
         b_ih: Tensor | None,
         b_hh: Tensor | None,
         h0: Tensor | None,
+        reset_state: Tensor | None,
         offsets: Tensor | None,
+        lengths: Tensor | None,
+        resets: Tensor | None,
         batch: int,
     ) -> LayerCall:
         """From the flat arguments of an operator."""
-        return cls(x, Weights(w_ih, w_hh, b_ih, b_hh), h0, Rows(batch, offsets))
+        return cls(x, Weights(w_ih, w_hh, b_ih, b_hh), h0, Rows(batch, offsets, lengths, resets), reset_state)
 
     @property
     def leaves(self) -> tuple[Tensor | None, ...]:
-        return self.x, *self.weights, self.h0
+        return self.x, *self.weights, self.h0, self.reset_state
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -66,12 +78,14 @@ class LayerCall(NamedTuple):
 
 
 class Recurrence(NamedTuple):
-    """What the time loop itself reads, each tensor contiguous."""
+    """What the time loop itself reads, each tensor contiguous. Of ragged rows, lengths, resets and ``reset_state`` are
+    all there."""
 
     w_hh: Tensor  # (D, 3H, H)
     b_hh: Tensor | None  # (D, 3H); not read by the backward pass
     h0: Tensor | None  # (D, B, H)
     rows: Rows
+    reset_state: Tensor | None = None  # (D, B or 1, H)
 
 
 class Outputs(NamedTuple):
@@ -97,6 +111,7 @@ class GateGradients(NamedTuple):
 
     dgx: Tensor  # (n, D, 3H)
     da: Tensor  # (n, D, H)
+    reset_state: Tensor | None = None  # (D, B, H) fp32, of ragged rows: the kernel adds to it
 
 
 class Part(NamedTuple):
