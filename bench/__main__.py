@@ -14,6 +14,7 @@ from bench.arguments import RESULTS, Parser, add_measuring, add_only, add_rows, 
 
 SUITES = ("workloads", "scaling", "precisions", "grids")  # as in bench/suites.py
 LOOP = "cpu"  # the suite of the CPU loop, which runs only on request
+SEQUENCES = ("lengths", "resets", "step")  # as in bench/sequences/cells.py; likewise
 TABLES = ("table", "cpu_table")  # options of `tune` that write no rows
 
 Add = Callable[..., argparse.ArgumentParser]
@@ -45,10 +46,13 @@ def add_run(add: Add) -> None:
         "command again to resume. Without a GPU it measures what a CPU can and lists what is left. Exits with 0 unless "
         "a case is red (fails its correctness check) or is cut off by its time limit. `--suite cpu` runs only on "
         "request and on its own: it compares impl='llvm' with nn.GRU, nn.LSTM and, for real workloads, torch.compile "
-        "and onnxruntime on this machine's CPU; --budget 2400 is enough to finish in one go.",
+        "and onnxruntime on this machine's CPU; --budget 2400 is enough to finish in one go. So do `lengths`, `resets` "
+        "and `step`: sequences of unequal lengths, with resets, and single steps, on a CPU or a GPU.",
     )
     add_measuring(command)
-    command.add_argument("--suite", action="append", choices=(*SUITES, LOOP), help="only this suite; may be repeated")
+    command.add_argument(
+        "--suite", action="append", choices=(*SUITES, LOOP, *SEQUENCES), help="only this suite; may be repeated"
+    )
     command.add_argument("--study", action="store_true", help="also run `study` afterwards, however long it takes")
     command.add_argument(
         "--publish",
@@ -59,8 +63,8 @@ def add_run(add: Add) -> None:
         "--threads",
         choices=("1", "all", "both"),
         default="both",
-        help="suite cpu: one thread, timed by its CPU time; all threads, by the wall clock; or both in turn "
-        "(default both)",
+        help="suites cpu, lengths, resets and step, without a GPU: one thread, timed by its CPU time; all threads, by "
+        "the wall clock; or both in turn (default both)",
     )
     command.add_argument(
         "--isa",
@@ -79,6 +83,15 @@ def add_run(add: Add) -> None:
             command.error("--publish makes the documents from the rows in bench/results; leave out --out")
         if given.publish and not can_draw():
             return 2
+        if {*suites} & {*SEQUENCES}:
+            if not {*suites} <= {*SEQUENCES}:
+                command.error(f"the suites {', '.join(SEQUENCES)} run without others; leave these out")
+            if given.study or given.publish or given.isa:
+                command.error(f"--study, --publish and --isa are not for the suites {', '.join(SEQUENCES)}")
+            from bench.commands.loop import threads_of
+            from bench.sequences.suite import suite as sequences
+
+            return sequences(given.budget, given.out, given.only, given.commit, suites, threads_of(given.threads))
         if LOOP in suites:
             if len(set(suites)) > 1:
                 command.error("the suite cpu runs on its own; leave out the other suites")

@@ -8,20 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from tritongru.arguments.checks import check_choice
+from tritongru.arguments.options import IMPLS
 from tritongru.interop.adoption import CELL_WEIGHTS, adopt, check_class, check_parameters
 from tritongru.interop.exporters import fx_leaf
 from tritongru.interop.inference_ops import DTYPES, infer_step, wants_results_alone
+from tritongru.interop.step_ops import run_step
 from tritongru.planning.cpu_plan import refusal_on_cpu
-
-IMPLS = ("auto", "llvm", "torch")
+from tritongru.stepping import takes_kernel
 
 
 class GRUCell(nn.GRUCell):
     """One time step of a GRU, a drop-in replacement for `torch.nn.GRUCell`: same arguments, parameters and results.
 
     ``forward(input, hx=None)`` takes input ``(B, I)`` or ``(I,)`` and hx ``(B, H)`` or ``(H,)``, and returns the new
-    state in the shape of hx. On a CPU, calls without gradients run a compiled step where it is faster;
-    all other calls run torch's cell. B batch size, I input size, H hidden size.
+    state in the shape of hx. Calls without gradients run a compiled step where it is faster on a CPU, and on a GPU one
+    Triton kernel; all other calls run torch's cell. B batch size, I input size, H hidden size.
     For the equations and their source, see `tritongru.gru`.
 
     Args:
@@ -30,8 +31,8 @@ class GRUCell(nn.GRUCell):
         bias: whether there are ``b_ih`` and ``b_hh``.
         device: device of the parameters.
         dtype: dtype of the parameters.
-        impl: ``"auto"`` uses the compiled step where it is faster; ``"llvm"`` raises with the reason if a call without
-            gradients cannot use it; ``"torch"`` is torch's own cell.
+        impl: ``"auto"`` uses the compiled step where it is faster, or the kernel; ``"llvm"`` and ``"triton"`` raise
+            with the reason if a call without gradients cannot use it; ``"torch"`` is torch's own cell.
 
     Raises:
         ValueError: if ``impl`` is none of these.
@@ -56,7 +57,7 @@ class GRUCell(nn.GRUCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if isinstance(input, torch.fx.Proxy) or isinstance(hx, torch.fx.Proxy):
             return fx_leaf(self, input, hx)
-        if self.impl == "llvm" and not torch.is_grad_enabled() and isinstance(input, Tensor):
+        if self.impl in ("llvm", "triton") and not torch.is_grad_enabled() and isinstance(input, Tensor):
             self._check_loop(input)
         if wants_results_alone(input, hx, self.impl):
             own = self._parameters
@@ -69,9 +70,33 @@ class GRUCell(nn.GRUCell):
                 found = None if found is None else found.squeeze(0)
             if found is not None:
                 return found
+        if isinstance(input, Tensor) and input.is_cuda:
+            found = self._on_gpu(input, hx)
+            if found is not None:
+                return found
         return super().forward(input, hx)
 
+    def _on_gpu(self, input: Tensor, hx: Tensor | None) -> Tensor | None:
+        """The new state by the kernel, or None if torch's cell runs, or reports what is wrong."""
+        weights = [w for name in CELL_WEIGHTS if (w := getattr(self, name)) is not None]
+        if not takes_kernel(self.impl, self.hidden_size, input, hx, weights):
+            return None
+        wide = input.dim() == 2
+        x, state = (input, hx) if wide else (input.unsqueeze(0), None if hx is None else hx.unsqueeze(0))
+        try:
+            y, _ = run_step(x, None if state is None else state.unsqueeze(0), None, weights, 1)
+        except RuntimeError:
+            return None
+        return y if wide else y.squeeze(0)  # type: ignore[no-any-return]
+
     def _check_loop(self, input: Tensor) -> None:
+        if self.impl == "triton":
+            if not input.is_cuda:
+                raise RuntimeError(
+                    f"impl='triton' cannot run this cell: the tensors are on {input.device}, but the kernel needs a "
+                    "GPU (impl='auto' runs torch.nn.GRUCell here)"
+                )
+            return
         refusal = refusal_on_cpu(input.device, input.dtype)
         if not refusal and input.dtype not in DTYPES:
             refusal = f"the compiled step does not support {str(input.dtype).removeprefix('torch.')}"

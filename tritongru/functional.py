@@ -26,13 +26,14 @@ from tritongru.arguments.checks import (
     check_weights,
 )
 from tritongru.arguments.options import IMPLS, Options, autocast_dtype, batch_of, is_traced, steps_of
+from tritongru.arguments.ragged import WHOLE, Ragged, checked
 from tritongru.arguments.records import LayerCall, Rows, Weights
 from tritongru.interop import compiler_ops
 from tritongru.interop.exporters import exports_to_onnx, onnx_gru
 from tritongru.interop.torch_path import run_torch
 from tritongru.planning.cpu_plan import kept_bytes
 from tritongru.planning.memory import MEMORIES, saves
-from tritongru.route import asks_for_kernels, log_once, route_of, takes
+from tritongru.route import NO_RESETS, asks_for_kernels, log_once, route_of, takes
 
 
 def gru(
@@ -47,6 +48,9 @@ def gru(
     training: bool = False,
     bidirectional: bool = False,
     batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: Tensor | None = None,
     impl: str = "auto",
     memory: str = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -67,6 +71,9 @@ def gru(
         training: whether dropout is applied.
         bidirectional: D = 2 directions instead of 1.
         batch_sizes: ``(T,)`` int64 on the CPU: the number of sequences at each step of a packed sequence.
+        lengths: as in `GRU`, ``(B,)``.
+        resets: as in `GRU`, in the layout of the input.
+        reset_state: as in `GRU`, ``(L * D, B, H)`` or ``(L * D, 1, H)``.
         impl: ``"auto"``, ``"triton"``, ``"llvm"`` or ``"torch"``, as in `GRU`.
         memory: ``"auto"``, ``"save"`` or ``"recompute"``, as in `GRU`.
 
@@ -87,7 +94,7 @@ def gru(
     check_tensors(input=input, **({} if hx is None else {"hx": hx}))
     options = Options(num_layers, bias, batch_first, float(dropout), training, bidirectional, impl, memory)
     _check_shapes(input, hx, weights, batch_sizes, options)
-    return run(input, hx, weights, batch_sizes, options)
+    return run(input, hx, weights, batch_sizes, options, Ragged(lengths, resets, reset_state))
 
 
 def _check_shapes(
@@ -104,7 +111,12 @@ def _check_shapes(
 
 
 def run(
-    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    options: Options,
+    ragged: Ragged = WHOLE,
 ) -> tuple[Tensor, Tensor]:
     """``gru`` after its checks: consults the plan and chooses a path."""
     if options.impl != "torch":
@@ -112,73 +124,86 @@ def run(
         check_choice("memory", options.memory, MEMORIES)
     if batch_sizes is not None:
         batch_sizes = check_batch_sizes(batch_sizes)
+    ragged = checked(ragged, input, hx, batch_sizes, options, weights[1].shape[-1])
     if is_traced():
         if options.impl != "torch":
             log_once("torch.jit.trace, and the ONNX exporter based on it, record torch's own operator")
-        return run_torch(input, hx, weights, batch_sizes, options)
+        return run_torch(input, hx, weights, batch_sizes, options, ragged)
     if torch.compiler.is_compiling() and batch_sizes is None:
-        return _run_compiled(input, hx, weights, options)
+        return _run_compiled(input, hx, weights, options, ragged)
     cast = autocast_dtype(input)
     given = (input, hx, weights, batch_sizes, options)
     if not asks_for_kernels(options.impl, input.device):
-        return _run_torch(*given)
+        return _run_torch(*given, ragged)
     if options.impl == "auto" and input.device.type == "cpu":
         if _only_torch(cast) or _is_refused(*given):
-            return _run_torch(*given)
+            return _run_torch(*given, ragged)
     else:
-        _check_derivatives(options.impl, input, hx, *weights)
+        _check_derivatives(options.impl, input, hx, ragged.reset_state, *weights)
         check_for_kernels(*given)
     dtype = cast or input.dtype
     batch, T = batch_of(input, batch_sizes, options), steps_of(input, batch_sizes, options)
     hidden, directions = weights[1].shape[-1], options.directions
-    learns = _learns(input, hx, weights)
+    learns = _learns(input, hx, weights, ragged)
     route = route_of(options.impl, hidden, dtype, input.device, directions, learns)
-    if route is None or not takes(route, options.impl, batch, T):
-        return _run_torch(*given)
-    rows = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
-    size = kept_bytes(route.family, rows, hidden, directions, options.num_layers, dtype)
+    if route is None or not (ragged.resets is not None or takes(route, options.impl, batch, T)):
+        return _run_torch(*given, ragged)
+    count = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
+    size = kept_bytes(route.family, count, hidden, directions, options.num_layers, dtype)
     rest = saves(options.memory, size, route.device_bytes), route.family
-    input, hx, weights = _cast(input, hx, weights, cast)
+    if cast is not None:
+        input, hx, weights, ragged = _cast(input, hx, weights, ragged, cast)
     if batch_sizes is None:
-        y, h_n = _run_layers(_rows(input, options), hx, weights, Rows(batch), options, ops.gru_layer, *rest)
+        rows = ragged.rows(batch)
+        y, h_n = _run_layers(_rows(input, options), hx, weights, rows, ragged, options, ops.gru_layer, *rest)
         return _as_input(y, T, batch, options), h_n
     check_not_captured(input)
     x, offsets = _packed_rows(input, batch_sizes)
-    return _run_layers(x, hx, weights, Rows(batch, offsets), options, ops.gru_layer, *rest)
+    return _run_layers(x, hx, weights, Rows(batch, offsets), WHOLE, options, ops.gru_layer, *rest)
 
 
 def _run_compiled(
-    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: Options
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: Options, ragged: Ragged
 ) -> tuple[Tensor, Tensor]:
     """For a compiler's or an exporter's graph, in which sizes may be symbolic: what depends on them is decided inside
     the operator, so that no decision becomes a condition of the graph."""
     check_for_kernels(input, hx, weights, None, options)
     device, cast = input.device, autocast_dtype(input)
     if exports_to_onnx():
-        return onnx_gru(*_cast(input, hx, weights, cast), options)
+        if cast is not None:
+            input, hx, weights, ragged = _cast(input, hx, weights, ragged, cast)
+        return onnx_gru(input, hx, weights, options, ragged)
     batch, T = batch_of(input, None, options), steps_of(input, None, options)
-    impl, learns = "torch", _learns(input, hx, weights) and not torch.compiler.is_exporting()
+    impl, learns = "torch", _learns(input, hx, weights, ragged) and not torch.compiler.is_exporting()
     portable = options.impl == "auto" and device.type == "cpu" and (cast is not None or torch.compiler.is_exporting())
     if not portable and asks_for_kernels(options.impl, device):
         hidden, dtype = weights[1].shape[-1], cast or input.dtype
         if route_of(options.impl, hidden, dtype, device, options.directions, learns) is not None:
             impl = options.impl
     if impl == "torch" and torch.compiler.is_exporting():  # a program that needs only torch
-        return run_torch(input, hx, weights, None, options)
+        return run_torch(input, hx, weights, None, options, ragged)
     if cast is not None and (impl != "torch" or input.is_cuda):
-        input, hx, weights = _cast(input, hx, weights, cast)
+        input, hx, weights, ragged = _cast(input, hx, weights, ragged, cast)
         cast = None
     memory = options.memory if learns else "none"
     rest = (impl, memory, options.num_layers, cast)
-    y, h_n = _run_layers(_rows(input, options), hx, weights, Rows(batch), options, compiler_ops.gru_layer, *rest)
+    own, rows = _rows(input, options), ragged.rows(batch)
+    y, h_n = _run_layers(own, hx, weights, rows, ragged, options, compiler_ops.gru_layer, *rest)
     return _as_input(y, T, batch, options), h_n
 
 
 def _run_torch(
-    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    options: Options,
+    ragged: Ragged,
 ) -> tuple[Tensor, Tensor]:
     check_for_torch(input, hx, weights, batch_sizes, options)
-    return run_torch(input, hx, weights, batch_sizes, options)
+    if ragged.resets is not None:
+        log_once(NO_RESETS)
+    return run_torch(input, hx, weights, batch_sizes, options, ragged)
 
 
 def _is_refused(
@@ -234,17 +259,17 @@ def _is_dual(tensor: Tensor) -> bool:
     return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
-def _learns(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, hx, *weights))
+def _learns(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], ragged: Ragged) -> bool:
+    tensors = (input, hx, ragged.reset_state, *weights)
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _cast(
-    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor | None, Sequence[Tensor]]:
-    """Converted to autocast's dtype, if there is one."""
-    if dtype is None:
-        return input, hx, weights
-    return input.to(dtype), None if hx is None else hx.to(dtype), [w.to(dtype) for w in weights]
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], ragged: Ragged, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None, Sequence[Tensor], Ragged]:
+    """Converted to autocast's dtype."""
+    weights = [w.to(dtype) for w in weights]
+    return input.to(dtype), None if hx is None else hx.to(dtype), weights, ragged.to(dtype)
 
 
 def _rows(input: Tensor, options: Options) -> Tensor:
@@ -263,6 +288,7 @@ def _run_layers(
     hx: Tensor | None,  # (L * D, B, H)
     weights: Sequence[Tensor],
     rows: Rows,
+    ragged: Ragged,
     options: Options,
     run_layer: Callable[..., tuple[Tensor, Tensor]],  # of a LayerCall
     *rest: Any,  # of its arguments
@@ -274,7 +300,8 @@ def _run_layers(
             x = torch.dropout(x, options.dropout, True)
         own = weights[layer * directions * each : (layer + 1) * directions * each]
         h0 = hx if hx is None or layers == 1 else hx[layer * directions : (layer + 1) * directions]
-        y, hn = run_layer(LayerCall(x, layer_weights(own, each), h0, rows), *rest)
+        reset_state = ragged.of_layer(layer, directions)
+        y, hn = run_layer(LayerCall(x, layer_weights(own, each), h0, rows, reset_state), *rest)
         x = y.view(-1, directions * y.shape[2])
         states.append(hn)
     return x, states[0] if layers == 1 else torch.cat(states)

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from tritongru.arguments.checks import check_choice, check_dtype, check_features, check_order
 from tritongru.arguments.options import IMPLS, Options
+from tritongru.arguments.ragged import WHOLE, Ragged
 from tritongru.functional import run
 from tritongru.interop.adoption import adopt, arguments_of, check_class, check_parameters
 from tritongru.interop.exporters import fx_leaf
@@ -19,6 +20,7 @@ from tritongru.interop.inference_ops import infer, wants_results_alone
 from tritongru.interop.torch_path import draws_dropout
 from tritongru.planning.devices import check_size
 from tritongru.planning.memory import MEMORIES
+from tritongru.stepping import step
 from tritongru.warmup import Warmup, warm
 
 __all__ = ["GRU", "TorchTypeGRU"]
@@ -49,6 +51,19 @@ class GRU(nn.RNNBase):
     ``forward(input, hx=None)`` takes input of shape ``(T, B, I)``, ``(B, T, I)`` if ``batch_first``, ``(T, I)``, or a
     PackedSequence, and hx ``(L * D, B, H)`` or ``(L * D, H)``. It returns ``(output, h_n)`` like `torch.nn.GRU`. For
     the equations and their source, see `tritongru.gru`.
+
+    Three keywords, none of which waits for a GPU, describe sequences of a padded batch; padding may hold anything:
+
+    ``lengths`` ``(B,)``, int32 or int64, on the CPU or the input's device: the time steps of each sequence. The result
+    is that of a PackedSequence: outputs past the end are zero, h_n is the state after the last own step (hx for length
+    0), the reverse direction begins there, and the gradient of padding is zero. Lengths on a GPU are not read by the
+    host: those below 0 or above T count as 0 or T.
+
+    ``resets``, bool, of the input's first two axes: True at step t cuts the sequence before step t, in both directions,
+    so that each segment is a sequence of its own: it begins with zeros or with ``reset_state``, and no gradient
+    crosses the cut. At step 0 it replaces hx.
+
+    ``reset_state`` ``(L * D, B, H)`` or ``(L * D, 1, H)``: what a segment begins with after a cut, with its gradient.
 
     Args:
         input_size: input features I.
@@ -106,9 +121,18 @@ class GRU(nn.RNNBase):
             raise
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        reset_state: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
-        if (
+        ragged = WHOLE
+        if lengths is not None or resets is not None or reset_state is not None:
+            ragged = Ragged(lengths, resets, reset_state)
+        elif (
             not self.bidirectional
             and (self.dropout == 0 or (self.dropout <= 1 and not self.training))
             and wants_results_alone(input, hx, self.impl)  # type: ignore[arg-type]  # of a PackedSequence it is not true
@@ -117,13 +141,13 @@ class GRU(nn.RNNBase):
             if found is not None:
                 return found
         if isinstance(input, torch.fx.Proxy) or isinstance(hx, torch.fx.Proxy):
-            return fx_leaf(self, input, hx)
+            return fx_leaf(self, input, hx, **{k: v for k, v in ragged._asdict().items() if v is not None})
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             check_order(data, hx, sorted_indices, unsorted_indices)
             if hx is not None:
                 hx = self.permute_hidden(hx, sorted_indices)
-            output, h_n = self._run(data, hx, batch_sizes)
+            output, h_n = self._run(data, hx, batch_sizes, ragged)
             packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
             return packed, self.permute_hidden(h_n, unsorted_indices)
         if input.dim() not in (2, 3):
@@ -131,16 +155,57 @@ class GRU(nn.RNNBase):
         if input.dim() == 3:
             if hx is not None and hx.dim() != 3:
                 raise RuntimeError(f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor")
-            return self._run(input, hx, None)
+            return self._run(input, hx, None, ragged)
         if hx is not None:
             if hx.dim() != 2:
                 raise RuntimeError(f"For unbatched 2-D input, hx should also be 2-D but got {hx.dim()}-D tensor")
             hx = hx.unsqueeze(1)
         batch_dim = 0 if self.batch_first else 1
-        output, h_n = self._run(input.unsqueeze(batch_dim), hx, None)
+        output, h_n = self._run(input.unsqueeze(batch_dim), hx, None, ragged.of_one(batch_dim))
         return output.squeeze(batch_dim), h_n.squeeze(1)
 
-    def _run(self, input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        x_t: Tensor,
+        state: Tensor | None = None,
+        *,
+        reset: Tensor | None = None,
+        out: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run one time step of all layers, for streaming and rollouts: the same as a call with T = 1.
+
+        With ``out`` and without gradients a step allocates nothing, and a CUDA graph may capture it; dropout between
+        layers and strides other than contiguous ones take the slower way of a call.
+
+        Args:
+            x_t: the input of the step, ``(B, I)`` or ``(I,)``.
+            state: the state before the step, ``(L, B, H)`` or ``(L, H)``; None for zeros.
+            reset: ``(B,)`` bool, or ``()`` for ``(I,)``: sequences that begin anew at this step, with zeros as state.
+            out: tensors for y_t and the new state, which are then returned; they must share no memory with ``x_t``,
+                ``state`` or each other, so a loop takes two states in turn.
+
+        Returns:
+            ``(y_t, state)``: the last layer's output, ``(B, H)`` or ``(H,)``, and the state after the step.
+
+        Raises:
+            RuntimeError: if the GRU is bidirectional, a tensor has another shape, dtype or device, or ``out`` is given
+                and a gradient is needed.
+            TypeError, ValueError: for other bad arguments.
+
+        Examples:
+            >>> import torch, tritongru
+            >>> gru = tritongru.GRU(8, 16)
+            >>> with torch.no_grad():
+            ...     y_t, state = gru.step(torch.randn(4, 8))
+            ...     y_t, state = gru.step(torch.randn(4, 8), state, reset=torch.tensor([True, False, False, False]))
+            >>> y_t.shape, state.shape
+            (torch.Size([4, 16]), torch.Size([1, 4, 16]))
+        """
+        return step(self, x_t, state, reset, out)
+
+    def _run(
+        self, input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None, ragged: Ragged
+    ) -> tuple[Tensor, Tensor]:
         if hx is None:
             self.check_input(input, batch_sizes)
         else:
@@ -155,7 +220,7 @@ class GRU(nn.RNNBase):
             self.impl,
             self.memory,
         )
-        return run(input, hx, self._weights(), batch_sizes, options)
+        return run(input, hx, self._weights(), batch_sizes, options, ragged)
 
     def _weights(self) -> list[Tensor]:
         """The weights as they are now: parameters, or what a parametrization or functional_call put in their place."""
@@ -195,7 +260,9 @@ class GRU(nn.RNNBase):
             view = _LayerView(self, weights[layer * each : (layer + 1) * each])
             nn.RNNBase.flatten_parameters(view)  # type: ignore[arg-type]
 
-    def warmup(self, batch: int, time: int, *, packed: bool = False) -> Warmup:
+    def warmup(
+        self, batch: int, time: int, *, packed: bool = False, lengths: bool = False, resets: bool = False
+    ) -> Warmup:
         """Compile in parallel all kernels that calls with this batch size need, so that no call waits for one.
 
         These are the kernels of inference and, if the module is in training mode and a parameter requires gradients,
@@ -208,16 +275,23 @@ class GRU(nn.RNNBase):
             batch: batch size B.
             time: time steps T, on which the plan and ``memory="auto"`` may depend.
             packed: whether calls pass a PackedSequence instead of a tensor.
+            lengths: whether calls pass ``lengths``.
+            resets: whether calls pass ``resets``; both need the same kernels.
 
         Returns:
             The kernels with the seconds that each took, and the total in seconds.
 
         Raises:
-            TypeError, ValueError: if batch or time is not a whole number of at least 1, or is absurdly large.
+            TypeError, ValueError: if batch or time is not a whole number of at least 1, or is absurdly large, or if
+                packed is combined with lengths or resets.
             RuntimeError: if ``impl="triton"`` or ``impl="llvm"`` has no kernel for the layer.
         """
         batch, time = check_size("batch", batch), check_size("time", time)
-        return warm(self, batch, time, packed, self.impl, self.memory)
+        if packed and (lengths or resets):
+            raise ValueError(
+                "a PackedSequence has neither lengths nor resets; warm up for each kind of call on its own"
+            )
+        return warm(self, batch, time, packed, lengths or resets, self.impl, self.memory)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

@@ -34,16 +34,18 @@ from tritongru.planning.plan import plan_on, precision_of
 # ``family`` names the kernels to run, so that several families can serve one device in one process.
 torch.library.define(
     "tritongru::gru_forward",
-    "(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, Tensor? offsets, SymInt batch, "
-    "bool save_gates, str family) -> (Tensor y, Tensor hn, Tensor gates)",
+    "(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, Tensor? reset_state, "
+    "Tensor? offsets, Tensor? lengths, Tensor? resets, SymInt batch, bool save_gates, str family) "
+    "-> (Tensor y, Tensor hn, Tensor gates)",
 )
 torch.library.define(
     "tritongru::gru_backward",
     "(Tensor? dy, Tensor? dhn, Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, "
-    "Tensor? offsets, SymInt batch, Tensor y, Tensor gates, bool[] needs, str family) "
-    "-> (Tensor dx, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh, Tensor dh0)",
+    "Tensor? reset_state, Tensor? offsets, Tensor? lengths, Tensor? resets, SymInt batch, Tensor y, Tensor gates, "
+    "bool[] needs, str family) -> (Tensor dx, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh, Tensor dh0, "
+    "Tensor d_reset_state)",
 )
-CALL = 8  # flat arguments that make up a `LayerCall`
+CALL = 11  # flat arguments that make up a `LayerCall`
 
 
 def gru_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,12 +63,12 @@ def gru_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gru_backward(dy: Tensor | None, dhn: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
-    """The gradients of x, w_ih, w_hh, b_ih, b_hh and h0; one that is not needed is an empty tensor.
+    """The gradients of x, w_ih, w_hh, b_ih, b_hh, h0 and reset_state; one that is not needed is an empty tensor.
 
     Args:
         dy: (N, D, H).
         dhn: (D, B, H).
-        given: the arguments of ``LayerCall.of``, ``y`` and ``gates`` of the forward pass, six ``needs``, ``family``.
+        given: the arguments of ``LayerCall.of``, ``y`` and ``gates`` of the forward pass, seven ``needs``, ``family``.
     """
     call, (y, gates, needs, family) = LayerCall.of(*given[:CALL]), given[CALL:]
     grads, saved = OutputGradients(dy, dhn), Saved(y, gates)
@@ -109,7 +111,7 @@ def launch_of(call: LayerCall, family: str, backward: bool) -> AnyLaunch | Vecto
         if refusal:
             raise RuntimeError(f"the compiled loop cannot run this layer: {refusal}")
         return _loop_of(host_sets()[0])
-    return _launch_of(x.device, H, x.dtype, B, D, backward, precision_of(x.dtype))
+    return _launch_of(x.device, H, x.dtype, B, D, backward, call.rows.ragged, precision_of(x.dtype))
 
 
 _loop_of = functools.cache(VectorLaunch)
@@ -123,10 +125,13 @@ def _launch_of(
     batch: int,
     directions: int,
     backward: bool,
+    ragged: bool,
     precision: str,  # as `precision_of` reads it
 ) -> AnyLaunch:
     """With ``impl="triton"``: whether torch would be faster was decided before an operator is called."""
-    answer = plan_on(device, hidden, dtype, batch=batch, directions=directions, training=backward, impl="triton")
+    answer = plan_on(
+        device, hidden, dtype, batch=batch, directions=directions, training=backward, impl="triton", ragged=ragged
+    )
     found = answer.backward if backward else answer.forward
     if found is None:
         raise RuntimeError(f"no Triton kernel can run this layer: {answer.reason}")
@@ -146,12 +151,15 @@ def _fake_backward(dy: Tensor | None, dhn: Tensor | None, *given: Any) -> tuple[
     call, (y, gates, needs, _) = LayerCall.of(*given[:CALL]), given[CALL:]
     check_devices(**_named(call), y=y, gates=gates, dy=dy, dhn=dhn)
     x, w, (_, D, B, H) = call.x, call.weights, call.sizes
-    shapes = (x.shape, w.w_ih.shape, w.w_hh.shape, (D * 3 * H,), (D, 3 * H), (D, B, H))
+    reset_state = (0,) if call.reset_state is None else call.reset_state.shape
+    shapes = (x.shape, w.w_ih.shape, w.w_hh.shape, (D * 3 * H,), (D, 3 * H), (D, B, H), reset_state)
     return tuple(x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True))
 
 
 def _named(call: LayerCall) -> dict[str, Tensor | None]:
-    return {"x": call.x, **call.weights._asdict(), "h0": call.h0, "offsets": call.rows.offsets}
+    return {"x": call.x, **call.weights._asdict(), "h0": call.h0, "reset_state": call.reset_state} | {
+        name: getattr(call.rows, name) for name in ("offsets", "lengths", "resets")
+    }
 
 
 for _name, _implementation, _fake in (
@@ -183,10 +191,10 @@ class GRULayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dgates: None) -> tuple[Tensor | None, ...]:
-        needs = list(ctx.needs_input_grad[:6])
+        needs = list(ctx.needs_input_grad[:7])
         *own, y, gates = ctx.saved_tensors
         twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # create_graph=True
-        none = (None,) * 4
+        none = (None,) * 6
         if ctx.family == "llvm" and (twice or _is_batched(dy) or _is_batched(dhn)):
             flat = (*own, ctx.batch)
             return *torch_layer.gradients(OutputGradients(dy, dhn), LayerCall.of(*flat), needs, twice), *none
@@ -235,9 +243,9 @@ class GRULayerBackward(torch.autograd.Function):
 
 def gru_layer(call: LayerCall, save_gates: bool, family: str = FAMILIES[0]) -> tuple[Tensor, Tensor]:
     """One layer, (y, hn), with a derivative if one is needed."""
-    tensors, (batch, offsets) = call.leaves, call.rows
+    tensors, (batch, *rows) = call.leaves, call.rows
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        y, hn, _ = GRULayer.apply(*tensors, offsets, batch, save_gates, family)  # type: ignore[no-untyped-call]
+        y, hn, _ = GRULayer.apply(*tensors, *rows, batch, save_gates, family)  # type: ignore[no-untyped-call]
     else:
-        y, hn, _ = torch.ops.tritongru.gru_forward.default(*tensors, offsets, batch, False, family)
+        y, hn, _ = torch.ops.tritongru.gru_forward.default(*tensors, *rows, batch, False, family)
     return y, hn

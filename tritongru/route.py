@@ -16,6 +16,7 @@ from tritongru.planning.instruction_sets import INSTALL, host_sets, refusal
 from tritongru.planning.plan import limits_on, plan_on, precision_of
 
 logger = logging.getLogger("tritongru")
+NO_RESETS = "it has no resets, so it runs one time step at a time"
 
 
 class Route(NamedTuple):

@@ -33,8 +33,9 @@ class Compiled:
     Attributes:
         family: "resident", "persistent", "stepwise", "rebuild" or "llvm".
         kernel: "forward" or "backward".
-        flags: what it was compiled for, out of "packed", "hx", "gates" (saved), "dy" (the output has a gradient, not
-            only h_n) and "unaligned" (a weight or state does not begin at a multiple of 16 bytes).
+        flags: what it was compiled for, out of "packed", "ragged" (lengths or resets), "hx", "gates" (saved), "dy" (the
+            output has a gradient, not only h_n) and "unaligned" (a weight or state does not begin at a multiple of 16
+            bytes).
         seconds: its own time, while others were compiled in parallel.
     """
 
@@ -72,7 +73,23 @@ class _State(NamedTuple):
     h0: Tensor | None  # (D, B, H)
 
 
-def warm(gru: nn.RNNBase, batch: int, time: int, packed: bool, impl: str, memory: str) -> Warmup:
+class _Form(NamedTuple):
+    """Which rows calls pass."""
+
+    packed: bool
+    ragged: bool
+
+    def rows(self, x: Tensor) -> Rows:
+        """Of one time step."""
+        batch, device = x.shape[0], x.device
+        if self.packed:
+            return Rows(batch, torch.tensor([0, batch], device=device))
+        if self.ragged:
+            return Rows(batch, lengths=torch.ones(batch, dtype=torch.int64, device=device))
+        return Rows(batch)
+
+
+def warm(gru: nn.RNNBase, batch: int, time: int, packed: bool, ragged: bool, impl: str, memory: str) -> Warmup:
     """As ``GRU.warmup``."""
     start = clock.perf_counter()
     weight = next(gru.parameters())
@@ -87,28 +104,32 @@ def warm(gru: nn.RNNBase, batch: int, time: int, packed: bool, impl: str, memory
     if not passes:
         return Warmup(clock.perf_counter() - start, ())
     if device.type == "cpu" and impl != "triton":
-        loops = tuple(_loops(dtype, True in passes))
+        loops = tuple(_loops(dtype, True in passes, ragged))
         return Warmup(clock.perf_counter() - start, loops)
     size = gate_bytes(time * batch, H, D, gru.num_layers, dtype.itemsize)
     saved = saves(memory, size, device_facts(device).memory_bytes)
-    answer = plan_on(device, H, dtype, batch=batch, directions=D, training=True in passes, impl="triton")
+    answer = plan_on(
+        device, H, dtype, batch=batch, directions=D, training=True in passes, impl="triton", ragged=ragged
+    )
+    form = _Form(packed, ragged)
     with torch.no_grad():
-        works = [*_forwards(gru, answer.forward, dtype, batch, packed, {training and saved for training in passes})]
+        works = [*_forwards(gru, answer.forward, dtype, batch, form, {training and saved for training in passes})]
         if True in passes:
-            works += _backwards(gru, answer.backward, dtype, batch, packed, rebuilds=not saved)
+            works += _backwards(gru, answer.backward, dtype, batch, form, rebuilds=not saved)
         seconds = _run(works, device)
     kernels = tuple(Compiled(*work[:3], taken) for work, taken in zip(works, seconds, strict=True))
     return Warmup(clock.perf_counter() - start, kernels)
 
 
-def _loops(dtype: torch.dtype, learns: bool) -> Iterator[Compiled]:
+def _loops(dtype: torch.dtype, learns: bool, ragged: bool) -> Iterator[Compiled]:
     """The loops for CPUs, which serve all sizes: compiled, or read from the cache on disk."""
     from tritongru.llvm.compiling import function_of
     from tritongru.llvm.launch import scalar_of
 
-    for kernel in ("forward", "backward")[: 1 + learns]:
+    kernels = ("forward", *(("backward",) if learns else ()), *(("segments",) if ragged else ()))
+    for kernel in kernels:
         start = clock.perf_counter()
-        function_of(host_sets()[0], scalar_of(dtype), kernel)
+        function_of(host_sets()[0], "float" if kernel == "segments" else scalar_of(dtype), kernel)
         yield Compiled("llvm", kernel, (), clock.perf_counter() - start)
 
 
@@ -133,13 +154,13 @@ def _aligned(tensor: Tensor | None) -> bool | None:
     return None if tensor is None else tensor.data_ptr() % 16 == 0
 
 
-def _flags(state: _State, packed: bool, **others: bool) -> tuple[str, ...]:
-    named = {"packed": packed, "hx": state.h0 is not None, **others, "unaligned": False in map(_aligned, state)}
+def _flags(state: _State, form: _Form, **others: bool) -> tuple[str, ...]:
+    named = {**form._asdict(), "hx": state.h0 is not None, **others, "unaligned": False in map(_aligned, state)}
     return tuple(name for name, holds in named.items() if holds)
 
 
 def _forwards(
-    gru: nn.RNNBase, found: Pass | None, dtype: torch.dtype, batch: int, packed: bool, save_gates: set[bool]
+    gru: nn.RNNBase, found: Pass | None, dtype: torch.dtype, batch: int, form: _Form, save_gates: set[bool]
 ) -> Iterator[_Work]:
     assert found is not None
     states = {tuple(map(_aligned, state)): state for state in _states(gru, dtype, batch)}
@@ -147,13 +168,13 @@ def _forwards(
         D, H = state.w_hh.shape[0], state.w_hh.shape[2]
         x, w_ih = state.w_hh.new_empty(batch, 0), state.w_hh.new_empty(D * 3 * H, 0)  # no features, so no product
         for save in sorted(save_gates):
-            call = LayerCall(x, Weights(w_ih, state.w_hh, None, state.b_hh), state.h0, _rows(x, packed))
-            flags = _flags(state, packed, gates=save)
+            call = LayerCall(x, Weights(w_ih, state.w_hh, None, state.b_hh), state.h0, form.rows(x))
+            flags = _flags(state, form, gates=save)
             yield _Work(found.family, "forward", flags, _call(layer.forward, call, save, found.launch))
 
 
 def _backwards(
-    gru: nn.RNNBase, found: Pass | None, dtype: torch.dtype, batch: int, packed: bool, rebuilds: bool
+    gru: nn.RNNBase, found: Pass | None, dtype: torch.dtype, batch: int, form: _Form, rebuilds: bool
 ) -> Iterator[_Work]:
     assert found is not None
     states = [state._replace(b_hh=None) for state in _states(gru, dtype, batch)]  # a backward reads no bias
@@ -162,9 +183,9 @@ def _backwards(
         x, w_ih = state.w_hh.new_empty(batch, 0), state.w_hh.new_empty(D * 3 * H, 0)
         y, gates = x.new_zeros(batch, D, H), x.new_zeros(batch, D, H, 4)
         for dy in (None, y):
-            call = LayerCall(x, Weights(w_ih, state.w_hh, None, None), state.h0, _rows(x, packed))
-            arguments = (OutputGradients(dy, None), call, Saved(y, gates), [False] * 6)
-            flags = _flags(state, packed, dy=dy is not None)
+            call = LayerCall(x, Weights(w_ih, state.w_hh, None, None), state.h0, form.rows(x))
+            arguments = (OutputGradients(dy, None), call, Saved(y, gates), [False] * 7)
+            flags = _flags(state, form, dy=dy is not None)
             yield _Work(found.family, "backward", flags, _call(layer.backward, *arguments, found.launch))
     if rebuilds:
         from tritongru.kernels.rebuild import rebuild
@@ -175,12 +196,6 @@ def _backwards(
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
     return lambda: function(*arguments)
-
-
-def _rows(x: Tensor, packed: bool) -> Rows:
-    """Of one time step."""
-    batch = x.shape[0]
-    return Rows(batch, torch.tensor([0, batch], device=x.device) if packed else None)
 
 
 def _run(works: list[_Work], device: torch.device) -> list[float]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.measure.cases import Case
 from bench.measure.pair import DTYPES, Build, Pair, build
 from tritongru import layer
-from tritongru.arguments.records import LayerCall, OutputGradients, Saved
+from tritongru.arguments.records import LayerCall, OutputGradients, Rows, Saved, Weights
 from tritongru.functional import layer_weights
 from tritongru.planning.candidates import Option, kind_of, persistent_options, stepwise_options
 from tritongru.planning.devices import Device
@@ -27,7 +27,7 @@ class Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, passes: tuple[AnyLaunch, AnyLaunch], *tensors: Tensor) -> tuple[Tensor, Tensor]:
         x, w_ih, w_hh, b_ih, b_hh, h0 = tensors
-        call = LayerCall.of(x, w_ih, w_hh, b_ih, b_hh, h0, None, h0.shape[1])
+        call = LayerCall(x, Weights(w_ih, w_hh, b_ih, b_hh), h0, Rows(h0.shape[1]))
         y, hn, gates = layer.forward(call, True, passes[0])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, y, gates)
@@ -38,10 +38,9 @@ class Step(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, dhn: Tensor | None) -> tuple[Tensor | None, ...]:
         x, w_ih, w_hh, b_ih, b_hh, h0, y, gates = ctx.saved_tensors
         needs, batch = list(ctx.needs_input_grad[1:]), h0.shape[1]
-        tensors = (x, w_ih, w_hh, b_ih, b_hh, h0)
-        call = LayerCall.of(*tensors, None, batch)
-        found = layer.backward(OutputGradients(dy, dhn), call, Saved(y, gates), needs, ctx.launch)
-        return None, *(grad if need else None for grad, need in zip(found, needs, strict=True))
+        call = LayerCall(x, Weights(w_ih, w_hh, b_ih, b_hh), h0, Rows(batch))
+        found = layer.backward(OutputGradients(dy, dhn), call, Saved(y, gates), [*needs, False], ctx.launch)
+        return None, *(grad if need else None for grad, need in zip(found, needs, strict=False))
 
 
 class Forced(torch.nn.Module):
@@ -54,12 +53,12 @@ class Forced(torch.nn.Module):
             self.register_parameter(name, torch.nn.Parameter(weight.detach()))
 
     def forward(self, x: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
-        tensors = (x.flatten(0, 1), *layer_weights(tuple(self.parameters()), 4), h0)
+        weights = layer_weights(tuple(self.parameters()), 4)
         forward, backward = self.launches
         if backward is None:
-            y, hn, _ = layer.forward(LayerCall.of(*tensors, None, x.shape[1]), False, forward)
+            y, hn, _ = layer.forward(LayerCall(x.flatten(0, 1), weights, h0, Rows(x.shape[1])), False, forward)
         else:
-            y, hn = Step.apply((forward, backward), *tensors)  # type: ignore[no-untyped-call]
+            y, hn = Step.apply((forward, backward), x.flatten(0, 1), *weights, h0)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:2], h0.shape[0] * h0.shape[2]), hn
 
 

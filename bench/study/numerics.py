@@ -234,7 +234,7 @@ def backward(at: Rounding, layer: Layer, y: Tensor, gates: Gates) -> tuple[Gradi
         b_ih=rows_x.sum(0),
         b_hh=rows_h.sum(0),
     )
-    return Gradients(*map(at.store, found)), dgh
+    return Gradients(*(at.store(grad) for grad in found if grad is not None)), dgh
 
 
 def torch_cpu(dtype: torch.dtype, layer: Layer) -> tuple[Tensor, Gradients]:

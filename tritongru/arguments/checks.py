@@ -200,9 +200,9 @@ def check_ranks(x: Tensor, w_hh: Tensor) -> None:
 
 
 def check_needs(needs: Sequence[bool]) -> None:
-    """Which of x, w_ih, w_hh, b_ih, b_hh and h0 need a gradient."""
-    if len(needs) != 6:
-        raise RuntimeError(f"needs should hold 6 values, got {len(needs)}")
+    """Which of x, w_ih, w_hh, b_ih, b_hh, h0 and reset_state need a gradient."""
+    if len(needs) != 7:
+        raise RuntimeError(f"needs should hold 7 values, got {len(needs)}")
 
 
 def check_layer(
@@ -211,7 +211,8 @@ def check_layer(
     casts: bool = False,  # whether the dtypes may differ
 ) -> None:
     """The arguments of an operator, which anybody may call: a kernel trusts the sizes and types that it is given."""
-    x, (w_ih, w_hh, b_ih, b_hh), h0, (batch, offsets) = call
+    x, (w_ih, w_hh, b_ih, b_hh), h0, rows, reset_state = call
+    batch, offsets = rows.batch, rows.offsets
     if x is None or w_ih is None or w_hh is None:
         check_tensors(x=x, w_ih=w_ih, w_hh=w_hh)
     check_ranks(x, w_hh)
@@ -234,6 +235,9 @@ def check_layer(
     }
     if others is not None:
         given |= others
+    if reset_state is not None:
+        one = reset_state.dim() == 3 and reset_state.shape[1] == 1
+        given["reset_state"] = reset_state, (D, 1 if one else batch, H)
     for name, (tensor, shape) in given.items():
         if tensor is None or (
             tensor.dtype is dtype
@@ -245,6 +249,8 @@ def check_layer(
         ):
             continue  # valid, and faster to find out than with check_tensor
         check_tensor(name, tensor, shape, dtype, device)
+    if rows.ragged or reset_state is not None:
+        _check_ragged(call, device)
     if offsets is not None:
         _check_offsets(offsets, N, batch, device)
     elif batch == 0 and N > 0:
@@ -300,6 +306,23 @@ def check_not_captured(data: Tensor) -> None:
             "a PackedSequence cannot be captured into a CUDA graph, which would keep its lengths for every replay; "
             "capture a call with padded input, or call the layer outside the graph"
         )
+
+
+def _check_ragged(call: LayerCall, device: torch.device) -> None:
+    """Lengths of all values: what is not between 0 and T is clamped by every kernel."""
+    batch, offsets, lengths, resets = call.rows
+    if offsets is not None:
+        raise RuntimeError("lengths and resets should not be given with offsets, which packed rows have instead")
+    if resets is None and call.reset_state is not None:
+        raise RuntimeError("reset_state needs resets, which say where it is used")
+    if lengths is not None:
+        if lengths.dtype not in (torch.int32, torch.int64):
+            raise RuntimeError(f"lengths should be int32 or int64, got {lengths.dtype}")
+        check_tensor("lengths", lengths, (batch,), None, device)
+    if resets is not None:
+        if resets.dtype != torch.bool:
+            raise RuntimeError(f"resets should be bool, got {resets.dtype}")
+        check_tensor("resets", resets, (call.x.shape[0] // max(1, batch), batch), None, device)
 
 
 def _check_offsets(offsets: Tensor, rows: int, batch: int, device: torch.device) -> None:

@@ -10,10 +10,11 @@ from functools import partial
 import torch
 
 from tritongru.commands.demo import count
+from tritongru.planning.batches import with_batches
 from tritongru.planning.devices import GPUS, MOST, Device, check_sizes, cpu_facts, device_facts, find_gpu
 from tritongru.planning.instruction_sets import SETS
 from tritongru.planning.memory import MEMORIES
-from tritongru.planning.plan import DTYPES, PRECISIONS, fp32_precision, plan
+from tritongru.planning.plan import DTYPES, PRECISIONS, Plan, fp32_precision, plan
 
 
 def gpu(text: str) -> Device:
@@ -56,6 +57,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--memory", choices=MEMORIES, default="auto", help="what is kept for the backward pass (default auto)"
     )
+    command.add_argument("--lengths", action="store_true", help="calls with lengths of the sequences")
+    command.add_argument("--resets", action="store_true", help="calls with resets inside sequences")
     command.add_argument("--inference", action="store_true", help="plan without a backward pass")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=partial(run, command))
@@ -77,15 +80,22 @@ def run(command: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.gpu and args.cpu:
         command.error("give either --gpu or --cpu, not both")
-    answer = plan(
-        dtype=args.dtype,
-        device=args.gpu or _cpu(args.cpu) or (cpu_facts() if here.type == "cpu" else device_facts(here)),
-        directions=directions,
-        precision=args.precision or fp32_precision(),
-        training=not args.inference,
-        memory=args.memory,
-        **sizes,
-    )
+    batch = sizes.pop("batch")
+
+    def at(batch: int) -> Plan:
+        return plan(
+            dtype=args.dtype,
+            device=args.gpu or _cpu(args.cpu) or (cpu_facts() if here.type == "cpu" else device_facts(here)),
+            directions=directions,
+            precision=args.precision or fp32_precision(),
+            training=not args.inference,
+            memory=args.memory,
+            ragged=args.lengths or args.resets,
+            batch=batch,
+            **sizes,
+        )
+
+    answer = with_batches(at, batch)
     print(json.dumps(answer.as_dict(), indent=2) if args.json else answer)
     if here.type == "cpu" and args.gpu is None and args.cpu is None:
         others = ", ".join(name for name in sorted(GPUS) if name != "h200")

@@ -24,24 +24,26 @@ from tritongru.interop.exporters import refuse_program
 from tritongru.ops import dtype_of_kept, launch_of, refuse_second_derivative, shape_of_kept
 from tritongru.planning.cpu_plan import kept_bytes
 from tritongru.planning.memory import MEMORIES, saves
-from tritongru.route import Route, route_of, takes
+from tritongru.route import NO_RESETS, Route, log_once, route_of, takes
 
 GATES, RESERVE = "gates", "reserve"
 
 torch.library.define(
     "tritongru::gru_routed_forward",
-    "(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, SymInt batch, str impl, str memory, "
-    "int layers, ScalarType? autocast) -> (Tensor y, Tensor hn, Tensor kept)",
+    "(Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, Tensor? reset_state, "
+    "Tensor? lengths, Tensor? resets, SymInt batch, str impl, str memory, int layers, ScalarType? autocast) "
+    "-> (Tensor y, Tensor hn, Tensor kept)",
 )
 torch.library.define(
     "tritongru::gru_routed_backward",
     "(Tensor? dy, Tensor? dhn, Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, "
-    "SymInt batch, str impl, ScalarType? autocast, Tensor y, Tensor kept, bool[] needs) "
-    "-> (Tensor dx, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh, Tensor dh0)",
+    "Tensor? reset_state, Tensor? lengths, Tensor? resets, SymInt batch, str impl, ScalarType? autocast, Tensor y, "
+    "Tensor kept, bool[] needs) -> (Tensor dx, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh, Tensor dh0, "
+    "Tensor d_reset_state)",
 )
 
 
-CALL = 7  # flat arguments of a call: those of `LayerCall.of` without offsets
+CALL = 10  # flat arguments of a call: those of `LayerCall.of` without offsets
 
 
 def gru_routed_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,6 +63,8 @@ def gru_routed_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, (N, D, _, H), learns = call.x, call.sizes, memory != "none"
     route = _route(call, impl, learns)
     if route is None:
+        if call.rows.resets is not None:
+            log_once(NO_RESETS)
         y, hn, reserve = torch_layer.forward(call, learns, autocast)
         return y, hn, _window(reserve, (RESERVE, *y.shape))
     size = kept_bytes(route.family, N, H, D, layers, x.dtype)
@@ -70,13 +74,13 @@ def gru_routed_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gru_routed_backward(dy: Tensor | None, dhn: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
-    """The gradients of x, w_ih, w_hh, b_ih, b_hh and h0; one that is not needed is an empty tensor.
+    """The gradients of x, w_ih, w_hh, b_ih, b_hh, h0 and reset_state; one that is not needed is an empty tensor.
 
     Args:
         dy: (N, D, H).
         dhn: (D, B, H).
         given: the arguments of ``LayerCall.of`` without ``offsets``; ``impl``; ``autocast``; ``y`` and ``kept`` of the
-            forward pass; six ``needs``.
+            forward pass; seven ``needs``.
     """
     call, (impl, autocast, y, kept, needs) = _call(given), given[CALL:]
     _check_kept(call, y, kept, impl, needs)
@@ -100,8 +104,8 @@ def gru_routed_backward(dy: Tensor | None, dhn: Tensor | None, *given: Any) -> t
 
 
 def _call(given: tuple[Any, ...]) -> LayerCall:
-    x, w_ih, w_hh, b_ih, b_hh, h0, batch = given[:CALL]
-    return LayerCall.of(x, w_ih, w_hh, b_ih, b_hh, h0, None, batch)
+    x, w_ih, w_hh, b_ih, b_hh, h0, reset_state, lengths, resets, batch = given[:CALL]
+    return LayerCall.of(x, w_ih, w_hh, b_ih, b_hh, h0, reset_state, None, lengths, resets, batch)
 
 
 def _check_kept(call: LayerCall, y: Tensor, kept: Tensor, impl: str, needs: list[bool]) -> None:
@@ -146,13 +150,13 @@ def _route(call: LayerCall, impl: str, learns: bool) -> Route | None:
         return None
     x, (N, D, B, H) = call.x, call.sizes
     route = route_of(impl, H, x.dtype, x.device, D, learns)
-    return route if route is not None and takes(route, impl, B, N // B) else None
+    return route if route is not None and (call.rows.resets is not None or takes(route, impl, B, N // B)) else None
 
 
 def _fake_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     refuse_program()
     call, autocast = _call(given), given[-1]
-    check_devices(x=call.x, **call.weights._asdict(), h0=call.h0)
+    check_devices(**_named(call))
     x, (N, D, B, H) = call.x, call.sizes
     dtype = x.dtype if call.h0 is None else call.h0.dtype
     if autocast is not None:  # the parts are in autocast's dtype, the state in the wider one
@@ -163,9 +167,15 @@ def _fake_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _fake_backward(dy: Tensor | None, dhn: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
     call, (_, _, y, kept, needs) = _call(given), given[CALL:]
-    check_devices(x=call.x, **call.weights._asdict(), h0=call.h0, y=y, kept=kept, dy=dy, dhn=dhn)
+    check_devices(**_named(call), y=y, kept=kept, dy=dy, dhn=dhn)
     tensors = zip(call.leaves, needs, strict=True)
     return tuple(t.new_empty(t.shape) if need and t is not None else call.x.new_empty((0,)) for t, need in tensors)
+
+
+def _named(call: LayerCall) -> dict[str, Tensor | None]:
+    states = {"h0": call.h0, "reset_state": call.reset_state}
+    rows = {"lengths": call.rows.lengths, "resets": call.rows.resets}
+    return {"x": call.x, **call.weights._asdict(), **states, **rows}
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -177,10 +187,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, dy: Tensor | None, dhn: Tensor | None, *others: None) -> tuple[Tensor | None, ...]:
-    needs = list(ctx.needs_input_grad[:6])
+    needs = list(ctx.needs_input_grad[:7])
     *tensors, y, kept = ctx.saved_tensors
     grads = torch.ops.tritongru.gru_routed_backward.default(dy, dhn, *tensors, *ctx.rest, y, kept, needs)
-    return *(g if need else None for g, need in zip(grads, needs, strict=True)), *(None,) * 5
+    return *(g if need else None for g, need in zip(grads, needs, strict=True)), *(None,) * 7
 
 
 for _name, _implementation, _fake in (
@@ -197,6 +207,6 @@ def gru_layer(
     call: LayerCall, impl: str, memory: str, layers: int, autocast: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
     """One layer, (y, hn); arguments as of ``gru_routed_forward``."""
-    rest = (call.rows.batch, impl, memory, layers, autocast)
+    rest = (call.rows.lengths, call.rows.resets, call.rows.batch, impl, memory, layers, autocast)
     y, hn, _ = torch.ops.tritongru.gru_routed_forward.default(*call.leaves, *rest)
     return y, hn

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tritongru.arguments.options import Options, batch_of, steps_of
+from tritongru.arguments.ragged import Ragged
 
 
 def exports_to_onnx() -> bool:
@@ -21,11 +22,20 @@ def exports_to_onnx() -> bool:
 exports_to_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as in `route`
 
 
-def onnx_gru(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: Options) -> tuple[Tensor, Tensor]:
+def onnx_gru(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], options: Options, ragged: Ragged
+) -> tuple[Tensor, Tensor]:
     """One ONNX GRU node per layer, whose batch and time may stay symbolic; arguments as for ``functional.run``.
 
-    ONNX orders the gates z, r, h; ``linear_before_reset`` is torch's formula (https://onnx.ai/onnx/operators/onnx__GRU.html).
+    ONNX orders the gates z, r, h; ``linear_before_reset`` is torch's formula, and ``sequence_lens`` are the lengths
+    (https://onnx.ai/onnx/operators/onnx__GRU.html).
+
+    Raises:
+        RuntimeError: for resets, which ONNX does not have.
     """
+    if ragged.resets is not None:
+        raise RuntimeError("ONNX's GRU has no resets; export the model without them, and cut the sequences before")
+    lengths = None if ragged.lengths is None else ragged.lengths.to(torch.int32)
     T, B = steps_of(input, None, options), batch_of(input, None, options)
     D, H, each = options.directions, weights[1].shape[-1], options.tensors
     x = input.transpose(0, 1) if options.batch_first else input
@@ -44,7 +54,7 @@ def onnx_gru(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], option
         h0 = None if hx is None else hx[layer * D : (layer + 1) * D]
         y, hn = torch.onnx.ops.symbolic_multi_out(
             "GRU",
-            (x, w, r, b, None, h0),
+            (x, w, r, b, lengths, h0),
             attributes,
             dtypes=(x.dtype, x.dtype),
             shapes=((T, D, B, H), (D, B, H)),
@@ -72,7 +82,7 @@ def refuse_program() -> None:
         )
 
 
-def fx_leaf(gru: nn.Module, input: Any, hx: Any) -> Any:
+def fx_leaf(gru: nn.Module, input: Any, hx: Any, **others: Any) -> Any:
     """What ``torch.fx`` records for a call: one node, as for torch's own layers. ``input`` or ``hx`` is a Proxy.
 
     Raises:
@@ -89,4 +99,4 @@ def fx_leaf(gru: nn.Module, input: Any, hx: Any) -> Any:
             "torch.fx records a tritongru.GRU as one node of the model around it; to trace the layer alone, put it "
             "into torch.nn.Sequential"
         )
-    return tracer.create_proxy("call_module", tracer.path_of_module(gru), (input, hx), {})
+    return tracer.create_proxy("call_module", tracer.path_of_module(gru), (input, hx), others)

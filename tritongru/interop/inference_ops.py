@@ -38,13 +38,13 @@ def gru_infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], num_layer
             f"{x.dim()} dimensions and {len(weights)} weights for {num_layers} layers"
         )
     (T, B, I), H, dtype = x.shape, weights[1].shape[1], x.dtype
-    _check_call(x, T * B * I * H)
-    _check("x", x, dtype, (T, B, I))
+    check_call(x, T * B * I * H)
+    check_dense("x", x, dtype, (T, B, I))
     if hx is not None:
-        _check("hx", hx, dtype, (num_layers, B, H))
+        check_dense("hx", hx, dtype, (num_layers, B, H))
     shapes = ((3 * H, I), (3 * H, H), (3 * H,), (3 * H,))
     for k, weight in enumerate(weights):
-        _check(k, weight, dtype, shapes[k % each] if k % each or k < each else (3 * H, H))
+        check_dense(k, weight, dtype, shapes[k % each] if k % each or k < each else (3 * H, H))
     return _loop().infer(x, hx, weights, each, host_sets()[0])  # type: ignore[no-any-return]
 
 
@@ -57,19 +57,19 @@ def gru_cell_infer(
             f"x and w_hh should have 2 dimensions, and both biases or none, got {x.dim()} and {w_hh.dim()} dimensions"
         )
     (B, I), H, dtype = x.shape, w_hh.shape[1], x.dtype
-    _check_call(x, B * I * H)
-    _check("x", x, dtype, (B, I))
-    _check("w_ih", w_ih, dtype, (3 * H, I))
-    _check("w_hh", w_hh, dtype, (3 * H, H))
+    check_call(x, B * I * H)
+    check_dense("x", x, dtype, (B, I))
+    check_dense("w_ih", w_ih, dtype, (3 * H, I))
+    check_dense("w_hh", w_hh, dtype, (3 * H, H))
     if b_ih is not None and b_hh is not None:
-        _check("b_ih", b_ih, dtype, (3 * H,))
-        _check("b_hh", b_hh, dtype, (3 * H,))
+        check_dense("b_ih", b_ih, dtype, (3 * H,))
+        check_dense("b_hh", b_hh, dtype, (3 * H,))
     if hx is not None:
-        _check("hx", hx, dtype, (B, H))
+        check_dense("hx", hx, dtype, (B, H))
     return _loop().infer_step(x, hx, (w_ih, w_hh, b_ih, b_hh), host_sets()[0])  # type: ignore[no-any-return]
 
 
-def _check_call(x: Tensor, product: int) -> None:
+def check_call(x: Tensor, product: int) -> None:
     if x.dtype not in DTYPES or refusal():
         why = refusal_on_cpu(x.device, x.dtype) or f"this operator does not support {x.dtype}"
         raise RuntimeError(f"the compiled loop cannot run this call: {why}")
@@ -77,7 +77,7 @@ def _check_call(x: Tensor, product: int) -> None:
         raise RuntimeError(f"no size should be 0, got x {tuple(x.shape)}")
 
 
-def _check(name: str | int, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def check_dense(name: str | int, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     """The dispatcher has already made sure that all tensors are dense and on the CPU."""
     if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_contiguous():
         raise RuntimeError(
@@ -143,7 +143,7 @@ def infer(
     if input.dim() != 3:
         return None
     x = input.transpose(0, 1) if batch_first else input
-    if not _takes(impl, weights[1], x.dtype, x.shape[0], x.shape[1]):
+    if not takes(impl, weights[1], x.dtype, x.shape[0], x.shape[1]):
         return None
     try:
         y, h_n = _run_layers(x, hx, weights, num_layers)
@@ -165,7 +165,7 @@ def infer_step(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor | None
         return None
 
 
-def _takes(impl: str, w_hh: Tensor, dtype: torch.dtype, T: int, B: int) -> bool:
+def takes(impl: str, w_hh: Tensor, dtype: torch.dtype, T: int, B: int) -> bool:
     shape = w_hh.shape
     least = _least(shape[-1], dtype) if len(shape) == 2 else None
     if least is None or impl == "llvm":

@@ -1,7 +1,7 @@
 """One layer run by torch's own GRU inside an operator, hidden from autograd.
 
-With cuDNN, the backward pass uses the reserve of the forward pass; otherwise it runs the forward pass again. No packed
-rows. Dropout between layers is applied outside, so no mask is drawn twice.
+With cuDNN, the backward pass uses the reserve of the forward pass; otherwise, and for ragged rows, it runs the forward
+pass again. No packed rows. Dropout between layers is applied outside, so no mask is drawn twice.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tritongru.arguments.records import LayerCall, OutputGradients, Weights
+from tritongru.interop.ragged_torch import run_layer
 
 GRU_MODE = 3  # CUDNN_GRU, as torch's operators number cuDNN's modes
 
@@ -24,7 +25,7 @@ def forward(
     autocast: torch.dtype | None,  # CPU autocast's dtype
 ) -> tuple[Tensor, Tensor, Tensor]:  # y (N, D, H), hn (D, B, H), cuDNN's reserve or (0,)
     x, (_, D, _, H) = call.x, call.sizes
-    if learns and runs_cudnn(x):
+    if learns and runs_cudnn(x) and not call.rows.ragged:
         own = _per_direction(call.weights)
         found = torch.ops.aten._cudnn_rnn.default(
             _steps(call), own, len(own) // D, _flat(own, call), _first(call), None, *_sizes(call)
@@ -45,13 +46,9 @@ def backward(
     """The gradients that are needed. cuDNN writes into the reserve, so it gets a copy."""
     if reserve.numel() > 0:
         return _cudnn_backward(grads, call, y, reserve.clone(), needs)
-    leaves: list[Any] = [
-        None if t is None else t.detach().requires_grad_(need) for t, need in zip(call.leaves, needs, strict=True)
-    ]
-    wanted = [leaf for leaf, need in zip(leaves, needs, strict=True) if need]
-    x, *weights, h0 = leaves
+    own, wanted = _detached(call, needs)
     with torch.enable_grad(), _autograd_looks():
-        output, hn = _run(LayerCall(x, Weights(*weights), h0, call.rows), autocast, train=True)
+        output, hn = _run(own, autocast, train=True)
         sides = [(output.reshape(y.shape), grads.dy), (hn, grads.dhn)]
         results, known = zip(*((result, grad) for result, grad in sides if grad is not None), strict=True)
         found = iter(torch.autograd.grad(results, wanted, known))
@@ -76,8 +73,10 @@ def _detached(call: LayerCall, needs: Sequence[bool]) -> tuple[LayerCall, list[A
     own: list[Any] = [
         None if t is None else t.detach().requires_grad_(need) for t, need in zip(call.leaves, needs, strict=True)
     ]
-    x, *weights, h0 = own
-    return LayerCall(x, Weights(*weights), h0, call.rows), [t for t, need in zip(own, needs, strict=True) if need]
+    x, *weights, h0, reset_state = own
+    return LayerCall(x, Weights(*weights), h0, call.rows, reset_state), [
+        t for t, need in zip(own, needs, strict=True) if need
+    ]
 
 
 def _run_rows(call: LayerCall) -> tuple[Tensor, Tensor]:
@@ -107,6 +106,8 @@ def _run(
     x, weights = call.x, call.weights
     rest = (weights.b_ih is not None, 1, 0.0, train, weights.w_hh.shape[0] == 2, False)
     with torch.autocast(x.device.type, dtype=autocast, enabled=autocast is not None):
+        if call.rows.ragged:
+            return run_layer(_steps(call), _first(call), _per_direction(weights), call.rows, call.reset_state, train)
         return torch.gru(_steps(call), _first(call), _per_direction(weights), *rest)
 
 

@@ -37,8 +37,8 @@ def _initialize() -> None:
 
 
 def function_of(isa: str, scalar: str, kernel: str) -> Callable[[bytes], None]:
-    """The pass ``kernel``, "forward", "backward" or "step", for ``scalar``, "float" or "double". It takes a packed
-    ``CALL`` and runs without Python's lock."""
+    """The pass ``kernel``, "forward", "backward", "step" or "segments", for ``scalar``, "float" or "double". It takes a
+    packed ``CALL``, for the segments ``SEGMENTS``, and runs without Python's lock."""
     with _lock:
         return _function_of(isa, scalar, kernel)
 
@@ -63,11 +63,15 @@ def source(isa: InstructionSet, scalar: str, kernel: str) -> str:
     from tritongru.llvm.language import Module
     from tritongru.llvm.passes.backward_pass import write_backward
     from tritongru.llvm.passes.forward_pass import write_forward
+    from tritongru.llvm.passes.segments import write_segments
     from tritongru.llvm.passes.step_pass import write_step
     from tritongru.llvm.passes.tiles import Tiles
 
     module = Module(isa, scalar)
-    {"forward": write_forward, "backward": write_backward, "step": write_step}[kernel](module, Tiles(module))
+    if kernel == "segments":
+        write_segments(module)
+    else:
+        {"forward": write_forward, "backward": write_backward, "step": write_step}[kernel](module, Tiles(module))
     return module.text()
 
 

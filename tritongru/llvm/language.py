@@ -14,8 +14,8 @@ from typing import Any, Union
 
 from tritongru.planning.instruction_sets import InstructionSet
 
-I32, I64, BOOL, PTR = "i32", "i64", "i1", "ptr"
-BITS = {"float": 32, "double": 64, I32: 32, I64: 64}
+I8, I32, I64, BOOL, PTR = "i8", "i32", "i64", "i1", "ptr"
+BITS = {"float": 32, "double": 64, I8: 8, I32: 32, I64: 64}
 Operand = Union["Value", int, float]
 
 

@@ -19,14 +19,15 @@ from tritongru.arguments.records import LayerCall, OutputGradients, Outputs, Sav
 from tritongru.llvm import threads
 from tritongru.llvm.compiling import function_of
 from tritongru.llvm.pages import in_large_pages
-from tritongru.llvm.passes.call import CALL, TENSORS
+from tritongru.llvm.passes.call import CALL, COUNTS, TENSORS
+from tritongru.llvm.segments import Segments, roomy, segments_of
 from tritongru.planning.cpu_plan import KEPT, chunk_of, exact_dtype, groups_of, parts, threads_of
 from tritongru.planning.launches import VectorLaunch
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
 FEW = 2  # rows of a single step up to which the weights are not packed
 SCRATCH_BYTES = 1 << 23  # at most kept by a thread for its next call
-_ADDRESSES = struct.Struct(f"{len(TENSORS)}q")
+_ADDRESSES = struct.Struct(f"{len(TENSORS) + len(COUNTS)}q")  # with the counts
 _kept = threading.local()
 
 
@@ -36,7 +37,7 @@ def scalar_of(dtype: torch.dtype) -> str:
 
 
 class _Pass(NamedTuple):
-    """A compiled pass for calls of one size. ``numbers``: the rest of its record after the tensors, packed;
+    """A compiled pass for calls of one size. ``numbers``: the rest of its record after the tensors and counts, packed;
     ``scratch``: bytes that it needs; ``zeros``: the initial state of a row if there is no h0."""
 
     run: Callable[[bytes], None]
@@ -51,17 +52,25 @@ def forward(call: LayerCall, keeps: bool, launch: VectorLaunch) -> Outputs:
     if dtype not in SCALARS:
         wide = forward(_widened(call), keeps, launch)
         return Outputs(wide.y.to(dtype), wide.hn.to(dtype), wide.gates)
-    x, weights, h0, (B, offsets) = _dense(call)
+    x, weights, h0, (B, offsets, lengths, resets), reset_state = _dense(call)
     N, I = x.shape
     D, _, H = weights.w_hh.shape
     y, hn = in_large_pages(x.new_empty((N, D, H))), x.new_empty((D, B, H))
+    if call.rows.ragged:
+        if lengths is not None:
+            y.zero_()
+        kept = in_large_pages(x.new_empty((N, D, KEPT, H))) if keeps else None
+        segments = segments_of(lengths, resets, N // B, B, launch.isa)
+        own = (x, *weights, h0, segments.offsets, y, hn, kept, *(None,) * 7)
+        _run_ragged("forward", launch, segments, call, *own, *_addresses(segments), _for_all(reset_state, B))
+        return Outputs(y, hn, x.new_empty(0) if kept is None else kept)
     if offsets is not None:  # a row that occurs in no step keeps its initial state
         hn = x.new_zeros((D, B, H)) if h0 is None else h0.clone()
     kept = in_large_pages(x.new_empty((N, D, KEPT, H))) if keeps else None
     T = N // B if offsets is None else offsets.shape[0] - 1
     kernel = _kernel_of(T, B) if D == 1 and not keeps and offsets is None else "forward"
     found = _pass(kernel, launch.isa, dtype, T, D, B, H, I, threads.count(), False)
-    _run(found, x, *weights, h0, offsets, y, hn, kept)
+    _run(found, T, x, *weights, h0, offsets, y, hn, kept)
     return Outputs(y, hn, x.new_empty(0) if kept is None else kept)
 
 
@@ -81,7 +90,7 @@ def infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], each: int, is
         states = hx, hn
         if layers > 1:
             states = None if hx is None else hx[layer], hn[layer]
-        _run(found, x, w_ih, w_hh, b_ih, b_hh, states[0], None, y, states[1])
+        _run(found, T, x, w_ih, w_hh, b_ih, b_hh, states[0], None, y, states[1])
         x, I = y, H
     return x, hn
 
@@ -92,8 +101,43 @@ def infer_step(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor | None], i
     H: int = weights[1].shape[1]  # type: ignore[union-attr]
     y = x.new_empty((B, H))
     found = _pass(_kernel_of(1, B), isa, dtype, 1, 1, B, H, I, threads.count(), False)
-    _run(found, x, *weights, hx, None, y)
+    _run(found, 1, x, *weights, hx, None, y)
     return y
+
+
+def infer_steps(
+    x: Tensor,
+    hx: Tensor | None,
+    reset: Tensor | None,
+    weights: Sequence[Tensor],
+    y: Tensor,
+    hn: Tensor,
+    isa: str,
+) -> None:
+    """One step of all layers without gradients, each tensor contiguous: x (B, I), hx and hn (L, B, H), y (B, H).
+    ``reset`` (B,): states that count as zero."""
+    (B, I), dtype = x.shape, x.dtype
+    layers, _, H = hn.shape
+    each, kernel, number_of_threads = len(weights) // layers, _kernel_of(1, B), threads.count()
+    if hx is not None and reset is not None:
+        hx = torch.where(reset[:, None], _zeros(dtype, 1), hx, out=_states(hx))
+    for layer in range(layers):
+        found = _pass(kernel, isa, dtype, 1, 1, B, H, I, number_of_threads, False)
+        w_ih, w_hh, *biases = weights[layer * each : (layer + 1) * each]
+        b_ih, b_hh = biases or (None, None)
+        h0 = hx if hx is None or layers == 1 else hx[layer]
+        new = hn if layers == 1 else hn[layer]
+        targets = (y, new) if layer == layers - 1 else (new, None)
+        _run(found, 1, x, w_ih, w_hh, b_ih, b_hh, h0, None, *targets)
+        x, I = new, H
+
+
+def _states(like: Tensor) -> Tensor:
+    """Memory for the states of a step, which a thread keeps from call to call."""
+    held = getattr(_kept, "states", None)
+    if held is None or held.shape != like.shape or held.dtype != like.dtype:
+        held = _kept.states = torch.empty(like.shape, dtype=like.dtype)
+    return held
 
 
 def backward(
@@ -106,7 +150,7 @@ def backward(
         wide = OutputGradients(*(None if g is None else g.to(exact) for g in grads))
         narrow = backward(wide, _widened(call), Saved(*(s.to(exact) for s in saved)), needs, launch)
         return tuple(g.to(dtype) for g in narrow)
-    x, weights, h0, (B, offsets) = _dense(call)
+    x, weights, h0, (B, offsets, lengths, resets), reset_state = _dense(call)
     N, I = x.shape
     D, _, H = weights.w_hh.shape
     kept = saved.gates.contiguous() if saved.gates.numel() else None
@@ -115,16 +159,25 @@ def backward(
     dhn = grads.dhn  # its copy receives the gradient of h0
     dh = x.new_zeros((D, B, H)) if dhn is None else dhn.clone(memory_format=torch.contiguous_format)
     dx = None
-    if needs[0]:  # two directions add to it
+    if needs[0]:
         dx = in_large_pages(torch.empty_like(x))
-        if D == 2:
+        if D == 2 or lengths is not None:  # two directions add to it, and padding has no gradient
             dx.zero_()
     shapes = (weights.w_ih.shape, weights.w_hh.shape, (D * 3 * H,), (D, 3 * H))
     dws = [x.new_zeros(shape) if need else None for shape, need in zip(shapes, needs[1:5], strict=True)]
-    T = N // B if offsets is None else offsets.shape[0] - 1
-    found = _pass("backward", launch.isa, dtype, T, D, B, H, I, threads.count(), kept is None)
-    _run(found, x, *weights, h0, offsets, y, None, kept, dy, dh, dx, *dws)
-    return tuple(x.new_empty(0) if g is None else g for g in (dx, *dws, dh if needs[5] else None))
+    d_reset = x.new_zeros((D, B, H)) if needs[6] else None
+    if call.rows.ragged:
+        segments = segments_of(lengths, resets, N // B, B, launch.isa)
+        own = (x, *weights, h0, segments.offsets, y, None, kept, dy, dh, dx, *dws)
+        states = _for_all(reset_state, B), d_reset
+        _run_ragged("backward", launch, segments, call, *own, *_addresses(segments), *states)
+        if d_reset is not None and reset_state is not None and reset_state.shape[1] < B:
+            d_reset = d_reset.sum(1, keepdim=True)
+    else:
+        T = N // B if offsets is None else offsets.shape[0] - 1
+        found = _pass("backward", launch.isa, dtype, T, D, B, H, I, threads.count(), kept is None)
+        _run(found, T, x, *weights, h0, offsets, y, None, kept, dy, dh, dx, *dws)
+    return tuple(x.new_empty(0) if g is None else g for g in (dx, *dws, dh if needs[5] else None, d_reset))
 
 
 def _kernel_of(T: int, B: int) -> str:
@@ -132,17 +185,37 @@ def _kernel_of(T: int, B: int) -> str:
     return "step" if T == 1 and B <= FEW else "forward"
 
 
-def _run(found: _Pass, *tensors: Tensor | None) -> None:
-    """``tensors``: the first of ``TENSORS``; the rest are null, except the last two: ``zeros`` (H, in place of h0) and
-    the scratch memory, which a thread keeps from call to call."""
+def _addresses(segments: Segments) -> tuple[int, int, int]:
+    return segments.places, segments.source, segments.target
+
+
+def _for_all(reset_state: Tensor | None, B: int) -> Tensor | None:
+    """One for each sequence."""
+    return None if reset_state is None else reset_state.expand(-1, B, -1).contiguous()
+
+
+def _run_ragged(
+    kernel: str, launch: VectorLaunch, segments: Segments, call: LayerCall, *tensors: Tensor | int | None
+) -> None:
+    """Runs a pass over the segments as the rows of a batch."""
+    N, D, B, H = call.sizes
+    sizes = N // B, D, roomy(segments.number), H, call.x.shape[1]
+    rebuilds = kernel == "backward" and tensors[TENSORS.index("kept")] is None
+    found = _pass(kernel, launch.isa, call.x.dtype, *sizes, threads.count(), rebuilds, True)
+    _run(found, segments.steps, *tensors, segments=segments.number)
+
+
+def _run(found: _Pass, T: int, *tensors: Tensor | int | None, segments: int = 0) -> None:
+    """``tensors``: the first of ``TENSORS``, or addresses; the rest are null, except the last two: ``zeros`` (H, in
+    place of h0) and the scratch memory, which a thread keeps from call to call."""
     scratch = getattr(_kept, "scratch", None)
     if scratch is None or scratch.numel() < found.scratch:
         scratch = torch.empty(found.scratch, dtype=torch.uint8)
         if found.scratch <= SCRATCH_BYTES:
             _kept.scratch = scratch
-    addresses = [0 if t is None else t.data_ptr() for t in tensors]
+    addresses = [0 if t is None else t if type(t) is int else t.data_ptr() for t in tensors]  # type: ignore[union-attr]
     addresses += (0,) * (len(TENSORS) - len(addresses) - 2)
-    found.run(_ADDRESSES.pack(*addresses, found.zeros.data_ptr(), scratch.data_ptr()) + found.numbers)
+    found.run(_ADDRESSES.pack(*addresses, found.zeros.data_ptr(), scratch.data_ptr(), T, segments) + found.numbers)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -157,15 +230,16 @@ def _pass(
     I: int,
     number_of_threads: int,
     rebuilds: bool,
+    ragged: bool = False,
 ) -> _Pass:
     itemsize, backward = dtype.itemsize, kernel == "backward"
     number_of_threads = threads_of(T, B, I, H, number_of_threads)
     chunk = chunk_of(T, B, H, itemsize, number_of_threads, backward)
     sizes = {"I": I, "H": H, "B": B, "rows": chunk * B, "itemsize": itemsize}
-    share, at = parts(isa, **sizes, backward=backward, rebuilds=rebuilds)
+    share, at = parts(isa, **sizes, backward=backward, rebuilds=rebuilds, ragged=ragged)
     groups = groups_of(isa, B, number_of_threads)
-    numbers = (D, B, T, I, H, chunk, groups, number_of_threads, share, *at.values(), threads.parallel())
-    packed = CALL.packed(*(0,) * len(TENSORS), *numbers)[_ADDRESSES.size :]
+    numbers = (D, B, I, H, chunk, groups, number_of_threads, share, *at.values(), threads.parallel())
+    packed = CALL.packed(*(0,) * (len(TENSORS) + len(COUNTS)), *numbers)[_ADDRESSES.size :]
     scratch = 0 if kernel == "step" else D * share * itemsize
     return _Pass(function_of(isa, SCALARS[dtype], kernel), packed, scratch, _zeros(dtype, H))
 
@@ -176,17 +250,20 @@ def _zeros(dtype: torch.dtype, H: int) -> Tensor:
 
 
 def _dense(call: LayerCall) -> LayerCall:
-    x, weights, h0, rows = call
+    x, weights, h0, rows, reset_state = call
     if all(t is None or t.is_contiguous() for t in (x, *weights, h0, rows.offsets)):
         return call
     own = Weights(*(None if w is None else w.contiguous() for w in weights))  # type: ignore[arg-type]
     offsets = None if rows.offsets is None else rows.offsets.contiguous()
-    return LayerCall(x.contiguous(), own, None if h0 is None else h0.contiguous(), rows._replace(offsets=offsets))
+    h0 = None if h0 is None else h0.contiguous()
+    return LayerCall(x.contiguous(), own, h0, rows._replace(offsets=offsets), reset_state)
 
 
 def _widened(call: LayerCall) -> LayerCall:
     """The call, converted to the dtype that is computed in."""
-    x, weights, h0, rows = call
+    x, weights, h0, rows, reset_state = call
     dtype = exact_dtype(x.dtype)
     own = Weights(*(None if w is None else w.to(dtype) for w in weights))  # type: ignore[arg-type]
-    return LayerCall(x.to(dtype), own, None if h0 is None else h0.to(dtype), rows)
+    states = (None if state is None else state.to(dtype) for state in (h0, reset_state))
+    h0, reset_state = states
+    return LayerCall(x.to(dtype), own, h0, rows, reset_state)

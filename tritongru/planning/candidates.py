@@ -31,19 +31,27 @@ Option = tuple[cost_model.Cost | None, AnyLaunch]
 
 
 def cheapest(
-    device: Device, kernel: str, kind: str, hidden: int, batch: int, directions: int, asked: str | None = None
+    device: Device,
+    kernel: str,
+    kind: str,
+    hidden: int,
+    batch: int,
+    directions: int,
+    asked: str | None = None,
+    ragged: bool = False,
 ) -> Option | None:
     """The cheapest configuration of any family by the model, or the persistent one named ``asked``. Configurations that
     hold W_hh on chip are preferred to those that read it at every step."""
-    options: list[Option] = [*persistent_options(device, kernel, kind, hidden, batch, directions)]
+    where = (device, kernel, kind, hidden, batch, directions)
+    options: list[Option] = [*persistent_options(*where, ragged=ragged)]
     named = [option for option in options if isinstance(option[1], PersistentLaunch) and option[1].name == asked]
     if named:
         return named[0]
-    launch = smallest(device, kernel, kind, padded(hidden))
+    launch = smallest(device, kernel, kind, padded(hidden), ragged)
     if launch is not None:
         options.append((resident_cost(device, launch, batch, directions), launch))
     if not options:
-        options = [*stepwise_options(device, kernel, kind, hidden, batch, directions)]
+        options = [*stepwise_options(*where, ragged)]
     return min(options, key=lambda option: math.inf if option[0] is None else option[0].us, default=None)
 
 
@@ -56,11 +64,12 @@ def resident_cost(device: Device, launch: Launch, batch: int, directions: int) -
     return cost_model.resident(device, *counts, waves, launch.wavefronts)
 
 
-def smallest(device: Device, kernel: str, kind: str, size: int) -> Launch | None:
+def smallest(device: Device, kernel: str, kind: str, size: int, ragged: bool = False) -> Launch | None:
     """The configuration of the smallest size of at least ``size`` that fits the device: a few sizes have none of their
     own, because all their forms spill registers."""
-    sizes = sorted(key[3] for key in launches() if key[:3] == (device.backend, kernel, kind) and key[3] >= size)
-    rows = (row for size in sizes for row in launches()[device.backend, kernel, kind, size])
+    table = launches(ragged=True) if ragged else launches()
+    sizes = sorted(key[3] for key in table if key[:3] == (device.backend, kernel, kind) and key[3] >= size)
+    rows = (row for size in sizes for row in table[device.backend, kernel, kind, size])
     return next((row for row in rows if fits(row, device)), None)
 
 
@@ -78,15 +87,17 @@ def persistent_options(
     batch: int,
     directions: int,
     rows: tuple[PersistentLaunch, ...] | None = None,
+    ragged: bool = False,
 ) -> list[tuple[cost_model.Cost, PersistentLaunch]]:
     """Every configuration, from the table or from the given rows, all of whose programs fit on the device at once, with
     its predicted cost."""
     if device.backend != "cuda" or device.clock_mhz <= 0 or not device.mma:
         return []
     if rows is None:
+        table = persistent_launches(ragged=True) if ragged else persistent_launches()
         key = (device.backend, kernel, kind)
-        sizes = (units for *other, units in persistent_launches() if tuple(other) == key and units >= hidden)
-        rows = persistent_launches().get((*key, min(sizes, default=0)), ())
+        sizes = (units for *other, units in table if tuple(other) == key and units >= hidden)
+        rows = table.get((*key, min(sizes, default=0)), ())
     options = []
     for row in rows:
         if not fits(row, device):
@@ -125,10 +136,11 @@ def persistent_options(
 
 
 def stepwise_options(
-    device: Device, kernel: str, kind: str, hidden: int, batch: int, directions: int
+    device: Device, kernel: str, kind: str, hidden: int, batch: int, directions: int, ragged: bool = False
 ) -> list[tuple[cost_model.Cost, StepwiseLaunch]]:
     """The configurations whose tiles waste the fewest rows of the batch, the one with the largest tiles first."""
-    rows = [row for row in stepwise_launches().get((device.backend, kernel, kind), ()) if fits(row, device)]
+    table = stepwise_launches(ragged=True) if ragged else stepwise_launches()
+    rows = [row for row in table.get((device.backend, kernel, kind), ()) if fits(row, device)]
     if not rows or device.clock_mhz <= 0 or not device.mma:
         return []
     padded_rows = {row: math.ceil(batch / row.block_b) * row.block_b for row in rows}

@@ -24,7 +24,10 @@ LEAST_WORK = 1 << 18  # multiply-adds that make a thread worthwhile: about ten m
 LEAST_ROWS = 256  # of a backward chunk, which make its products worthwhile
 
 # Parts of a direction's share of scratch, after W_hh.
-PARTS = ("w_ih", "bias", "bias_a", "gx", "w_hh_back", "w_ih_back", "rebuilt", "rebuilt_y", "dg")
+PARTS = (
+    *("w_ih", "bias", "bias_a", "gx", "w_hh_back", "w_ih_back", "rebuilt", "rebuilt_y", "dg"),
+    *("h0", "states", "dh", "x", "dx"),  # of ragged rows
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,16 @@ def groups_of(isa: str, B: int, threads: int) -> int:
 
 
 def parts(
-    isa: str, *, I: int, H: int, B: int, rows: int, itemsize: int, backward: bool, rebuilds: bool
+    isa: str,
+    *,
+    I: int,
+    H: int,
+    B: int,
+    rows: int,
+    itemsize: int,
+    backward: bool,
+    rebuilds: bool,
+    ragged: bool = False,
 ) -> tuple[int, dict[str, int]]:
     """A direction's share of scratch (elements) for a chunk of ``rows`` rows, and where its ``PARTS`` begin."""
     lanes = SETS[isa].bytes // itemsize
@@ -124,6 +136,11 @@ def parts(
         "rebuilt": rows * KEPT * H * rebuilds,
         "rebuilt_y": B * H * rebuilds,
         "dg": rows * row_of_gradients(H, itemsize) * backward,
+        "h0": B * H * ragged * forward,
+        "states": 2 * B * H * ragged * forward,
+        "dh": B * H * ragged * backward,
+        "x": rows * I * ragged,
+        "dx": rows * I * ragged * backward,
     }
     begin, at = 0, {}
     for part, size in sizes.items():
@@ -175,8 +192,8 @@ def scratch_bytes(
 ) -> int:
     """Scratch memory of a call of one layer."""
     rows = chunk_of(T, B, H, itemsize, threads, backward) * B
-    sizes = {"I": I, "H": H, "B": B, "rows": rows, "itemsize": itemsize}
-    return directions * itemsize * parts(isa, **sizes, backward=backward, rebuilds=rebuilds)[0]
+    of_direction, _ = parts(isa, I=I, H=H, B=B, rows=rows, itemsize=itemsize, backward=backward, rebuilds=rebuilds)
+    return directions * itemsize * of_direction
 
 
 def memory_on_cpu(

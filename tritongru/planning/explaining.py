@@ -5,12 +5,19 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tritongru.planning.batches import with_batches
 from tritongru.planning.devices import GPUS, Device, check_sizes, cpu_facts, find_gpu
 from tritongru.planning.plan import Plan, plan_on
 
 
 def explain(
-    gru: nn.RNNBase, *, batch: int = 1, time: int = 1, device: torch.device | str | Device | None = None
+    gru: nn.RNNBase,
+    *,
+    batch: int = 1,
+    time: int = 1,
+    device: torch.device | str | Device | None = None,
+    lengths: bool = False,
+    resets: bool = False,
 ) -> Plan:
     """Explain how a module would run: kernel family and tiles of each pass, predicted time per step, comparison with
     torch's own GRU, and memory. The times come from a model, not from measurements.
@@ -21,6 +28,8 @@ def explain(
         time: time steps T; ``python -m tritongru explain`` takes 512 unless told otherwise.
         device: the name of a GPU in ``tritongru.plan.GPUS``, e.g. ``"h200"`` (case is ignored), a torch device, or a
             ``Device``. None is the module's own device.
+        lengths: whether calls pass ``lengths``.
+        resets: whether calls pass ``resets``.
 
     Returns:
         The plan; ``print(plan)`` shows it in words.
@@ -43,21 +52,29 @@ def explain(
     )
     weight = next(gru.parameters())
     where = _place(weight.device if device is None else device)
-    impl = getattr(gru, "impl", "auto")
+    impl, ragged = getattr(gru, "impl", "auto"), lengths or resets
     if impl == "torch":
         name = where.name if isinstance(where, Device) else str(where)
-        return Plan("torch", "impl='torch' was requested", name, str(weight.dtype).removeprefix("torch."))
+        dtype = str(weight.dtype).removeprefix("torch.")
+        return Plan("torch", "impl='torch' was requested", name, dtype, ragged=ragged)
     if impl != "triton" and isinstance(where, torch.device) and where.type == "cpu":
         where = cpu_facts()  # the interpreter serves impl="triton" alone
-    return plan_on(
-        where,
-        dtype=weight.dtype,
-        directions=directions,
-        training=gru.training,
-        impl=impl,
-        memory=getattr(gru, "memory", "auto"),
-        **sizes,
-    )
+    batch = sizes.pop("batch")
+
+    def at(batch: int) -> Plan:
+        return plan_on(
+            where,
+            dtype=weight.dtype,
+            directions=directions,
+            training=gru.training,
+            impl=impl,
+            memory=getattr(gru, "memory", "auto"),
+            batch=batch,
+            ragged=ragged,
+            **sizes,
+        )
+
+    return with_batches(at, batch)
 
 
 def _place(device: torch.device | str | Device) -> torch.device | Device:

@@ -185,9 +185,10 @@ def read_with() -> str:
     return triton_versions.read_with(tritons_read())
 
 
-def launch_of(family: str, row: Row, triton: str | None = None) -> Any:
-    """A row as a launch, with the readings of ``triton``, if given. What this version's readings lack (the row, a chip,
-    the wavefronts) is taken from another version's."""
+def launch_of(family: str, row: Row, triton: str | None = None, ragged: bool = False) -> Any:
+    """A row as a launch, with the readings of ``triton``, if given; those of the ``ragged`` form differ in registers,
+    shared memory and stack. What this version's readings lack (the row, a chip, the wavefronts, the ragged form) is
+    taken from another version's."""
     found = {"shared_bytes": 0, "dot_precision": dot_precision(row["backend"], row["kind"])} | row
     if family != "stepwise":
         found["chunks"] = tuple(row["chunks"])
@@ -196,9 +197,13 @@ def launch_of(family: str, row: Row, triton: str | None = None) -> Any:
     if family == "persistent":
         found["bits"] = bits_of(row["kind"])
     if triton is not None:
-        own = row["readings"][triton_versions.nearest(triton, tuple(row["readings"]))]
+        own = dict(row["readings"][triton_versions.nearest(triton, tuple(row["readings"]))])
+        readings = [*row["readings"].values(), own]
+        if ragged:
+            own |= {name: value for name, value in _ragged_reading(row, triton).items() if name != "stack"}
+            readings += [reading["ragged"] for reading in readings if "ragged" in reading]
         stacks: dict[str, int] = {}
-        for reading in (*row["readings"].values(), own):
+        for reading in readings:
             stacks |= reading["stack"]
         found |= own
         counted = [version for version, reading in row["readings"].items() if "wavefronts" in reading]
@@ -209,32 +214,42 @@ def launch_of(family: str, row: Row, triton: str | None = None) -> Any:
     return FAMILIES[family](**{name: found[name] for name in FAMILIES[family].__dataclass_fields__ if name in found})
 
 
-def _table(family: str, triton: str | None, *names: str) -> dict[Any, tuple[Any, ...]]:
+def _ragged_reading(row: Row, triton: str) -> Row:
+    """Of the form for ragged rows, or empty if no Triton has read it."""
+    found = {version: reading["ragged"] for version, reading in row["readings"].items() if "ragged" in reading}
+    return found[triton_versions.nearest(triton, tuple(found))] if found else {}
+
+
+def _table(family: str, triton: str | None, ragged: bool, *names: str) -> dict[Any, tuple[Any, ...]]:
     """Launches by the values that the rows have for ``names``, in their order."""
     table: dict[Any, tuple[Any, ...]] = {}
     for row in rows_of(family):
         key = tuple(row[name] for name in names)
-        table[key] = (*table.get(key, ()), launch_of(family, row, triton or read_with()))
+        table[key] = (*table.get(key, ()), launch_of(family, row, triton or read_with(), ragged))
     return table
 
 
 @functools.cache
-def launches(triton: str | None = None) -> dict[tuple[str, str, str, int], tuple[Launch, ...]]:
+def launches(triton: str | None = None, ragged: bool = False) -> dict[tuple[str, str, str, int], tuple[Launch, ...]]:
     """(backend, kernel, kind, padded hidden size) -> configurations, the cheapest first; for this process's Triton, or
-    for the given version."""
-    return _table("resident", triton, "backend", "kernel", "kind", "hidden")
+    for the given version; of the form for padded and packed rows, or for ``ragged`` ones."""
+    return _table("resident", triton, ragged, "backend", "kernel", "kind", "hidden")
 
 
 @functools.cache
-def persistent_launches(triton: str | None = None) -> dict[tuple[str, str, str, int], tuple[PersistentLaunch, ...]]:
+def persistent_launches(
+    triton: str | None = None, ragged: bool = False
+) -> dict[tuple[str, str, str, int], tuple[PersistentLaunch, ...]]:
     """(backend, kernel, kind, padded hidden size) -> configurations."""
-    return _table("persistent", triton, "backend", "kernel", "kind", "units")
+    return _table("persistent", triton, ragged, "backend", "kernel", "kind", "units")
 
 
 @functools.cache
-def stepwise_launches(triton: str | None = None) -> dict[tuple[str, str, str], tuple[StepwiseLaunch, ...]]:
+def stepwise_launches(
+    triton: str | None = None, ragged: bool = False
+) -> dict[tuple[str, str, str], tuple[StepwiseLaunch, ...]]:
     """(backend, kernel, kind) -> configurations."""
-    return _table("stepwise", triton, "backend", "kernel", "kind")
+    return _table("stepwise", triton, ragged, "backend", "kernel", "kind")
 
 
 Shape = tuple[str, str, int, int, int]  # chip, kind, hidden size, batch tiles of 16 rows, directions

@@ -82,6 +82,10 @@ class Plan:
         loop: the compiled loop on a CPU.
         kernels: "run" if compiled GPU kernels for this chip have ever been executed, else "compiled, never run"; None
             if no GPU kernel runs the layer.
+        ragged: whether the plan is for calls with lengths or resets.
+        batches: the smallest and the largest batch, around the one asked about and up to 4096, that run the same
+            compiled GPU kernels, if ``explain`` was asked; given the products of the input, a sequence has the same
+            bits in all of them.
     """
 
     family: str
@@ -98,6 +102,8 @@ class Plan:
     memory: Memory | None = None
     loop: cpu_plan.Loop | None = None
     kernels: str | None = None
+    ragged: bool = False
+    batches: tuple[int, int] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as a dictionary that JSON can represent."""
@@ -157,6 +163,7 @@ def plan(
     inputs: int | None = None,
     layers: int = 1,
     memory: str = "auto",
+    ragged: bool = False,
 ) -> Plan:
     """The plan of one layer or, with ``inputs``, of a stack of layers including its memory.
 
@@ -174,11 +181,13 @@ def plan(
         inputs: input features I of the first layer; only memory depends on it.
         layers: stacked layers L, likewise.
         memory: ``"auto"``, ``"save"`` or ``"recompute"``, as in `tritongru.gru`.
+        ragged: whether calls have lengths or resets, for which a kernel has a form of its own.
 
     Returns:
         The plan.
     """
-    answer = Plan("torch", "", device.name, dtype, precision if dtype == "float32" else None, time)
+    precise = precision if dtype == "float32" else None
+    answer = Plan("torch", "", device.name, dtype, precise, time, ragged=ragged)
     if device.backend == "cpu":
         sizes = {"T": time or 1, "B": batch, "I": inputs or hidden, "H": hidden}
         several = {"layers": layers, "directions": directions}
@@ -189,8 +198,8 @@ def plan(
     if dtype not in DTYPES:
         return replace(answer, reason=f"the kernels do not support {dtype}; convert to one of {', '.join(DTYPES)}")
     kind = kind_of(dtype, precision)
-    forward = _pass(device, "forward", kind, hidden, batch, directions)
-    backward = _pass(device, "backward", kind, hidden, batch, directions) if training else None
+    forward = _pass(device, "forward", kind, hidden, batch, directions, ragged)
+    backward = _pass(device, "backward", kind, hidden, batch, directions, ragged) if training else None
     if forward is None or (training and backward is None):
         return replace(answer, reason=_too_large("backward" if forward else "forward", kind, hidden, dtype, device))
     bits = 32 if dtype == "float32" else 16
@@ -257,13 +266,15 @@ def _on_cpu(
     return replace(answer, family="llvm", reason=reason, precision=None, loop=loop)
 
 
-def _pass(device: Device, kernel: str, kind: str, hidden: int, batch: int, directions: int) -> Pass | None:
+def _pass(
+    device: Device, kernel: str, kind: str, hidden: int, batch: int, directions: int, ragged: bool
+) -> Pass | None:
     """The cheapest configuration by the model, or the measured best."""
     found = measured().get(
         ("forward" if kernel == "forward" else "train", _shape(device, kind, hidden, batch, directions))
     )
     asked = None if found is None else found.launch
-    option = candidates.cheapest(device, kernel, kind, hidden, batch, directions, asked)
+    option = candidates.cheapest(device, kernel, kind, hidden, batch, directions, asked, ragged)
     if option is None:
         return None
     cost, launch = option
@@ -388,6 +399,7 @@ def plan_on(
     inputs: int | None = None,
     layers: int = 1,
     memory: str = "auto",
+    ragged: bool = False,
 ) -> Plan:
     """``plan`` for a torch device (or for facts about one) under torch's current precision setting."""
     return plan(
@@ -403,6 +415,7 @@ def plan_on(
         inputs=inputs,
         layers=layers,
         memory=memory,
+        ragged=ragged,
     )
 
 

@@ -42,9 +42,31 @@ def words(plan: Plan) -> str:
         lines += _loop(plan.loop)
     else:
         lines.append(f"  {_ratio(plan)}")
+    lines += _sequences(plan)
     if plan.memory is not None:
         lines += plan.memory.lines()
     return "\n".join(lines)
+
+
+def _sequences(plan: Plan) -> list[str]:
+    """What follows for sequences with lengths or resets, and for one in batches of other sizes."""
+    lines = []
+    if plan.ragged and plan.family == "torch":
+        lines.append("  lengths are masks around torch's GRU; with resets it runs one time step at a time")
+    elif plan.ragged and plan.loop is not None:
+        lines.append("  lengths and resets: each segment is a row of its own, and padding costs no work")
+    elif plan.ragged:
+        lines.append(
+            "  lengths and resets: the kernels' own form for them, which ends with a batch tile's longest sequence"
+        )
+    if plan.loop is not None:
+        lines.append("  a sequence has the same bits in every batch")
+    elif plan.batches is not None:
+        low, high = plan.batches
+        lines.append(
+            f"  batches of {low} to {high} sequences run the same compiled kernels, where a sequence has the same bits"
+        )
+    return lines
 
 
 def _pass(found: Pass, name: str, time: int | None) -> list[str]:

@@ -12,9 +12,15 @@ from __future__ import annotations
 from tritongru.llvm.language import BITS, I64, PTR, Function, Module, Value
 from tritongru.llvm.passes import gate_math
 from tritongru.llvm.passes.call import Layer, Walk, states_before, vectors_of
-from tritongru.llvm.passes.forward_pass import BLOCK, Parts, blocks_of, write_parts
+from tritongru.llvm.passes.forward_pass import BLOCK, Parts, blocks_of, rows_of_x, states_of, write_parts
 from tritongru.llvm.passes.packing import strip_of_columns
 from tritongru.llvm.passes.phases import PHASE, Task, run, worker
+from tritongru.llvm.passes.segments import (
+    gather_rows,
+    gradients_of_first_states,
+    gradients_of_last_states,
+    scatter_rows,
+)
 from tritongru.llvm.passes.tiles import ABREAST, SUMMED, Tiles, product
 from tritongru.planning.cpu_plan import GRADIENTS, KEPT, LINE, strip_length
 
@@ -31,7 +37,9 @@ def write_backward(m: Module, tiles: Tiles) -> None:
     columns = strip_of_columns(m)
     pack = worker(m, "pack_backward", _pack(m, tiles, columns))
     walk = worker(m, "walk_backward", _walk(m, tiles, forward))
+    gather = worker(m, "gather_inputs", _gather)
     products = worker(m, "multiply_gradients", _products(m, tiles, columns))
+    begin, end = worker(m, "begin_gradients", _begin), worker(m, "end_gradients", _end)
     with m.function("backward", {"call": PTR}, public=True) as (f, call):
         own, phase = Layer(f, call), f.local(I64, len(PHASE.fields))
         D, T, B, chunk = own.D, own.T, own.B, own.chunk
@@ -39,16 +47,47 @@ def write_backward(m: Module, tiles: Tiles) -> None:
         run(f, call, phase, pack, D * (own.vectors + vectors_of(f, own.I)))
         with f.given(rebuilds):
             run(f, call, phase, forward.pack, D * own.vectors)
+        with f.given(own.is_ragged):
+            run(f, call, phase, begin, D)
+        with f.given(f.both(own.is_ragged, rebuilds)):
+            run(f, call, phase, forward.begin, D)
         with f.loop(0, T, chunk) as first:
             count = f.least(T - first, chunk)
             PHASE.set(f, phase, first=first, count=count)
             with f.given(rebuilds):
                 run(f, call, phase, forward.project, D * blocks_of(count * B))
             run(f, call, phase, walk, D * own.groups)
+            with f.otherwise(rebuilds), f.given(f.both(own.is_ragged, f.is_there(own.dw_ih))):
+                run(f, call, phase, gather, D * blocks_of(count * B))
             with f.loop(0, D) as d:  # one after the other: both add to the gradient of x
                 PHASE.set(f, phase, direction=d)
                 tasks = blocks_of(count * B) + _abreast(f, own.I) + _abreast(f, own.H) + 1
                 run(f, call, phase, products, tasks)
+        with f.given(own.is_ragged):
+            run(f, call, phase, end, D)
+
+
+def _begin(f: Function, call: Value, phase: Value, number: Value) -> None:
+    own = Layer(f, call)
+    gradients_of_last_states(f, own, number, f.at(own.scratch_of(number), own.at_dh, f.module.scalar))
+
+
+def _end(f: Function, call: Value, phase: Value, number: Value) -> None:
+    own = Layer(f, call)
+    gradients_of_first_states(f, own, number, f.at(own.scratch_of(number), own.at_dh, f.module.scalar))
+
+
+def _gather(f: Function, call: Value, phase: Value, number: Value) -> None:
+    """A block of the inputs of a chunk of ragged rows, for the gradient of W_ih."""
+    own = Layer(f, call)
+    first, count = PHASE.get(f, phase, "first"), PHASE.get(f, phase, "count")
+    blocks = blocks_of(count * own.B)
+    d, start = number // blocks, number % blocks * BLOCK
+    begin = Walk(own, d, backward=True).earliest(first, count)
+    row = own.first_row(begin)
+    rows = f.least(own.first_row(begin + count) - row - start, BLOCK)
+    with f.given(rows > 0):
+        rows_of_x(own, d, row, start, rows)
 
 
 def _abreast(f: Function, columns: Value) -> Value:
@@ -86,6 +125,7 @@ def _pack(m: Module, tiles: Tiles, columns: Function) -> Task:
 def _walk(m: Module, tiles: Tiles, forward: Parts) -> Task:
     """All steps of a chunk for the rows of a group, in one direction, from the last one on."""
     gradients, multiply = _gradients_of_gates(m), m.once("product", lambda m: product(m, tiles))
+    gather = m.once("gather_rows", gather_rows)
 
     def task(f: Function, call: Value, phase: Value, number: Value) -> None:
         own = Layer(f, call)
@@ -93,13 +133,14 @@ def _walk(m: Module, tiles: Tiles, forward: Parts) -> Task:
         apart, width, length = own.D * H, own.vectors * (3 * m.lanes), _length(m, H)
         first, count = PHASE.get(f, phase, "first"), PHASE.get(f, phase, "count")
         d = number // own.groups
-        walk = Walk(own, d, backward=True)
-        start, stop = own.rows_of_group(number % own.groups)
+        walk, ragged = Walk(own, d, backward=True), own.is_ragged
+        earliest = walk.earliest(first, count)
+        start, stop = own.rows_of_group(number % own.groups, earliest)
         scratch = own.scratch_of(d)
         w_hh, dg = f.at(scratch, own.at_w_hh_back, m.scalar), f.at(scratch, own.at_dg, m.scalar)
         rebuilt_y, gx = f.at(scratch, own.at_rebuilt_y, m.scalar), f.at(scratch, own.at_gx, m.scalar)
-        dh = f.at(own.dh, d * own.B * H, m.scalar)
-        row_of_chunk = own.first_row(walk.earliest(first, count))
+        dh = f.select(ragged, f.at(scratch, own.at_dh, m.scalar), f.at(own.dh, d * own.B * H, m.scalar))
+        row_of_chunk = own.first_row(earliest)
         kept, kept_stride = kept_of_chunk(own, d, row_of_chunk)
         rebuilds, has_dy = f.is_there(own.kept).equals(0), f.is_there(own.dy)
         with f.loop(first, first + count) as walked:
@@ -108,20 +149,30 @@ def _walk(m: Module, tiles: Tiles, forward: Parts) -> Task:
             end = f.least(own.first_row(t + 1) - row, stop)
             in_chunk = row - row_of_chunk
             with f.given(rebuilds):
-                for low, high, h, stride in states_before(own, walk, t, start, end):
+                states = states_of(own, d, walked)
+                with f.given(ragged):
+                    before = walk.neighbour(t, before=True)
+                    some = walk.shared(t, before, start, end) - start
+                    named = f.at(own.places, own.first_row(before) + start, I64)
+                    f.call(
+                        gather, f.at(own.y, d * H, m.scalar), apart, named, f.at(states, start * H, m.scalar), some, H
+                    )
+                for low, high, h, stride in states_before(own, walk, t, start, end, states):
                     with f.given(low < high):
                         here = f.at(gx, (in_chunk + low) * width, m.scalar)
                         to = f.at(kept, (in_chunk + low) * (H * KEPT), m.scalar)
                         unused = f.at(rebuilt_y, low * H, m.scalar)
-                        f.call(forward.step, call, scratch, high - low, h, stride, here, unused, H, to)
+                        f.call(forward.step, call, scratch, high - low, h, stride, here, unused, H, to, H * KEPT)
             of_group = f.at(dh, start * H, m.scalar)
             with f.given(start < end):
-                dy = f.variable(f.null())
+                dy, places = f.variable(f.null()), f.variable(f.null())
                 with f.given(has_dy):
-                    dy.set(f.at(own.dy, (row + start) * apart + d * H, m.scalar))
+                    dy.set(f.at(own.dy, f.select(ragged, f.integer(0), (row + start) * apart) + d * H, m.scalar))
+                with f.given(ragged):
+                    places.set(f.at(own.places, row + start, I64))
                 place = f.at(dg, (in_chunk + start) * length, m.scalar)
                 f.call(
-                    *(gradients, end - start, H, of_group, dy.get(), apart),
+                    *(gradients, end - start, H, of_group, dy.get(), apart, places.get()),
                     *(f.at(kept, (in_chunk + start) * kept_stride, m.scalar), kept_stride, place, length),
                 )
                 f.call(
@@ -145,7 +196,7 @@ def kept_of_chunk(own: Layer, d: Value, row: Value) -> tuple[Value, Value]:
 
 def _gradients_of_gates(m: Module) -> Function:
     """For one step of some rows. ``dh``: on entry the gradient of the state after the step, from later steps; on exit
-    the part of the gradient of the previous state that passes through z."""
+    the part of the gradient of the previous state that passes through z. ``places``: which rows of dy, or null."""
     L = m.lanes
     parameters = {
         "rows": I64,
@@ -153,6 +204,7 @@ def _gradients_of_gates(m: Module) -> Function:
         "dh": PTR,
         "dy": PTR,
         "dy_stride": I64,
+        "places": PTR,
         "kept": PTR,
         "kept_stride": I64,
         "dg": PTR,
@@ -165,6 +217,7 @@ def _gradients_of_gates(m: Module) -> Function:
         dh,
         dy,
         dy_stride,
+        places,
         kept,
         kept_stride,
         dg,
@@ -173,11 +226,11 @@ def _gradients_of_gates(m: Module) -> Function:
         whole = H - H % L
         mask = f.first_lanes(H - whole, L)
 
-        def one(r: Value, unit: Value, masked: Value | None) -> None:
+        def one(r: Value, of_dy: Value, unit: Value, masked: Value | None) -> None:
             place = f.at(dh, r * H + unit, m.scalar)
             arriving = f.variable(f.load_lanes(place, m.vector, masked))
             with f.given(f.is_there(dy)):
-                more = f.load_lanes(f.at(dy, r * dy_stride + unit, m.scalar), m.vector, masked)
+                more = f.load_lanes(f.at(dy, of_dy * dy_stride + unit, m.scalar), m.vector, masked)
                 arriving.set(arriving.get() + more)
             of_row = f.at(kept, r * kept_stride + unit, m.scalar)
             *gates, state = [f.load_lanes(f.at(of_row, H * k, m.scalar), m.vector, masked) for k in range(KEPT)]
@@ -188,10 +241,13 @@ def _gradients_of_gates(m: Module) -> Function:
                 f.store_lanes(value, f.at(target, H * slot, m.scalar), masked)
 
         with f.loop(0, rows) as r:
+            of_dy = f.variable(r)
+            with f.given(f.is_there(places)):
+                of_dy.set(f.load(f.at(places, r, I64), I64))
             with f.loop(0, whole, L) as unit:
-                one(r, unit, None)
+                one(r, of_dy.get(), unit, None)
             with f.given(whole < H):
-                one(r, whole, mask)
+                one(r, of_dy.get(), whole, mask)
     return f  # type: ignore[no-any-return]
 
 
@@ -219,7 +275,8 @@ def _products(m: Module, tiles: Tiles, columns: Function) -> Task:
             f.call(block, call, d, dg, row, number * BLOCK, rows)
         of_w_ih = f.both(f.both(after_x >= 0, after_w_ih < 0), f.is_there(dw_ih))
         with f.given(of_w_ih):
-            x = f.at(own.x, row * I, m.scalar)
+            gathered = f.at(own.scratch_of(d), own.at_x, m.scalar)
+            x = f.select(own.is_ragged, gathered, f.at(own.x, row * I, m.scalar))
             to = f.at(dw_ih, d * 3 * H * I, m.scalar)
             f.call(weights, H, dg, rows, x, I, I, after_x * ABREAST, to, f.integer(N))
         of_w_hh = f.both(f.both(after_w_ih >= 0, after_w_hh < 0), f.is_there(dw_hh))
@@ -238,18 +295,24 @@ def _products(m: Module, tiles: Tiles, columns: Function) -> Task:
 
 def _gradient_of_x(m: Module, tiles: Tiles) -> Function:
     """dx += (dn, dr, dz) W_ih for a block of a chunk's rows."""
-    multiply = m.once("product", lambda m: product(m, tiles))
+    multiply, scatter = m.once("product", lambda m: product(m, tiles)), m.once("scatter_rows", scatter_rows)
     parameters = {"call": PTR, "d": I64, "dg": PTR, "row": I64, "start": I64, "rows": I64}
     with m.function("gradient_of_x", parameters) as (f, call, d, dg, row, start, rows):
         own = Layer(f, call)
         I, H, length = own.I, own.H, _length(m, own.H)
         w_ih = f.at(own.scratch_of(d), own.at_w_ih_back, m.scalar)
-        dx = f.at(own.dx, (row + start) * I, m.scalar)
-
+        ragged, lone = own.is_ragged, own.D.equals(1)
+        here = f.at(own.scratch_of(d), own.at_dx + start * I, m.scalar)
+        dx = f.select(ragged, here, f.at(own.dx, (row + start) * I, m.scalar))
         some = f.least(rows - start, BLOCK)
-        adds = f.select(own.D.equals(1), f.null(), dx)  # to the other direction's
+        adds = f.variable(f.null())
+        with f.otherwise(lone), f.otherwise(ragged):  # to the other direction's
+            adds.set(dx)
         with f.given(some > 0):
-            f.call(multiply, some, f.at(dg, start * length, m.scalar), length, H * 3, w_ih, I, adds, I, dx, I)
+            f.call(multiply, some, f.at(dg, start * length, m.scalar), length, H * 3, w_ih, I, adds.get(), I, dx, I)
+            with f.given(ragged):
+                places = f.at(own.places, row + start, I64)
+                f.call(scatter, dx, places, own.dx, I, some, I, f.select(lone, f.integer(0), f.integer(1)))
     return f  # type: ignore[no-any-return]
 
 

@@ -6,14 +6,19 @@ from tritongru.llvm.language import I64, PTR, Function, Record, Value
 from tritongru.planning.cpu_plan import PARTS
 
 # Missing tensors and gradients that are not needed are null. ``y``, ``hn``, ``dy`` and so on as in the operators;
-# ``kept`` (N, D, KEPT, H); ``dh``: on entry the gradient of h_n, on exit that of h0.
+# ``kept`` (N, D, KEPT, H); ``dh``: on entry the gradient of h_n, on exit that of h0. Of ragged rows ``places``,
+# ``source`` and ``target`` are as in ``segments.py``, ``reset_state`` and its gradient ``d_reset`` (D, sequences, H),
+# the batch consists of segments, and ``B`` is at least their number.
 TENSORS = (
     *("x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "offsets", "y", "hn", "kept"),
-    *("dy", "dh", "dx", "dw_ih", "dw_hh", "db_ih", "db_hh", "zeros", "scratch"),
+    *("dy", "dh", "dx", "dw_ih", "dw_hh", "db_ih", "db_hh"),
+    *("places", "source", "target", "reset_state", "d_reset", "zeros", "scratch"),
 )
-_SIZES = ("D", "B", "T", "I", "H", "chunk", "groups", "threads")  # chunk: steps; groups: of rows, one task each
+COUNTS = ("T", "segments")  # what may differ between calls of one size
+_SIZES = ("D", "B", "I", "H", "chunk", "groups", "threads")  # chunk: steps; groups: of rows, one task each
 CALL = Record(
     **dict.fromkeys(TENSORS, PTR),
+    **dict.fromkeys(COUNTS, I64),
     **dict.fromkeys(_SIZES, I64),
     share=I64,
     **{f"at_{part}": I64 for part in PARTS},
@@ -48,12 +53,18 @@ class Layer:
             row.set(f.load(f.at(offsets, t, I64), I64))
         return row.get()
 
-    def rows_of_group(self, group: Value) -> tuple[Value, Value]:
-        """The first of a group's rows in the batch, and their end; groups consist of whole tiles except the last."""
+    @property
+    def is_ragged(self) -> Value:
+        return self.f.is_there(self.places)
+
+    def rows_of_group(self, group: Value, t: Value) -> tuple[Value, Value]:
+        """The first of a group's rows in the batch, and their end, of those that there are at step t; groups consist of
+        whole tiles except the last."""
         f, R = self.f, self.f.module.isa.rows
-        each = (self.B + self.groups * R - 1) // (self.groups * R) * R
-        first = f.least(group * each, self.B)
-        return first, f.least(first + each, self.B)
+        rows = self.first_row(t + 1) - self.first_row(t)
+        each = (rows + self.groups * R - 1) // (self.groups * R) * R
+        first = f.least(group * each, rows)
+        return first, f.least(first + each, rows)
 
 
 class Walk:
@@ -86,20 +97,24 @@ class Walk:
 
 
 def states_before(
-    own: Layer, walk: Walk, t: Value, start: Value, end: Value
+    own: Layer, walk: Walk, t: Value, start: Value, end: Value, states: Value
 ) -> list[tuple[Value, Value, Value, Value]]:
-    """For the rows [start, end) of step t: (from, to, address of their previous states, stride)."""
-    f, scalar = own.f, own.f.module.scalar
+    """For the rows [start, end) of step t: (from, to, address of their previous states, stride). ``states``: of ragged
+    rows, the states of the previous step."""
+    f, scalar, ragged = own.f, own.f.module.scalar, own.is_ragged
     before = walk.neighbour(t, before=True)
     middle = walk.shared(t, before, start, end)
-    apart = own.D * own.H
-    of_y = f.at(own.y, (own.first_row(before) + start) * apart + walk.d * own.H, scalar)
-    there = f.is_there(own.h0)
+    apart = f.select(ragged, own.H, own.D * own.H)
+    of_y = f.variable(f.at(own.y, (own.first_row(before) + start) * apart + walk.d * own.H, scalar))
+    first = f.select(ragged, f.at(own.scratch_of(walk.d), own.at_h0, scalar), own.h0)
+    there = f.is_there(first)
     of_h0 = f.variable(own.zeros)
     stride = f.select(there, own.H, f.integer(0))
     with f.given(there):
-        of_h0.set(f.at(own.h0, (walk.d * own.B + middle) * own.H, scalar))
-    return [(start, middle, of_y, apart), (middle, end, of_h0.get(), stride)]
+        of_h0.set(f.at(first, (f.select(ragged, f.integer(0), walk.d * own.B) + middle) * own.H, scalar))
+    with f.given(ragged):
+        of_y.set(f.at(states, start * own.H, scalar))
+    return [(start, middle, of_y.get(), apart), (middle, end, of_h0.get(), stride)]
 
 
 def vectors_of(f: Function, count: Value) -> Value:

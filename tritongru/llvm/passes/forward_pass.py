@@ -14,6 +14,7 @@ from tritongru.llvm.passes import gate_math
 from tritongru.llvm.passes.call import Layer, Walk, states_before
 from tritongru.llvm.passes.packing import copy_rows, strip_of_rows
 from tritongru.llvm.passes.phases import PHASE, Task, run, worker
+from tritongru.llvm.passes.segments import first_states, gather_rows, last_states, scatter_rows
 from tritongru.llvm.passes.tiles import Tiles, over, product
 from tritongru.planning.cpu_plan import KEPT
 
@@ -25,6 +26,7 @@ class Parts:
     """What a backward pass that rebuilds gates shares with the forward pass. ``step``: for rows in one direction."""
 
     pack: Function
+    begin: Function
     project: Function
     step: Function
 
@@ -32,20 +34,26 @@ class Parts:
 def write_forward(m: Module, tiles: Tiles) -> None:
     found = write_parts(m, tiles, backward=False)
     walk = worker(m, "walk_forward", _walk(m, found.step))
+    end = worker(m, "end_segments", _end)
     with m.function("forward", {"call": PTR}, public=True) as (f, call):
         own, phase = Layer(f, call), f.local(I64, len(PHASE.fields))
         D, T, B, chunk = own.D, own.T, own.B, own.chunk
         run(f, call, phase, found.pack, D * own.vectors)
+        with f.given(own.is_ragged):
+            run(f, call, phase, found.begin, D)
         with f.loop(0, T, chunk) as first:
             count = f.least(T - first, chunk)
             PHASE.set(f, phase, first=first, count=count)
             run(f, call, phase, found.project, D * blocks_of(count * B))
             run(f, call, phase, walk, D * own.groups)
+        with f.given(own.is_ragged):
+            run(f, call, phase, end, D)
 
 
 def write_parts(m: Module, tiles: Tiles, backward: bool) -> Parts:
     pack = worker(m, "pack_forward", _pack(m, tiles))
-    return Parts(pack, worker(m, "project_inputs", _project(m, tiles, backward)), _step(m, tiles))
+    begin = worker(m, "begin_segments", _begin)
+    return Parts(pack, begin, worker(m, "project_inputs", _project(m, tiles, backward)), _step(m, tiles))
 
 
 def blocks_of(rows: Value) -> Value:
@@ -83,9 +91,34 @@ def _pack(m: Module, tiles: Tiles) -> Task:
     return task
 
 
+def _begin(f: Function, call: Value, phase: Value, number: Value) -> None:
+    """The first states of the segments in one direction."""
+    own = Layer(f, call)
+    first_states(f, own, number, f.at(own.scratch_of(number), own.at_h0, f.module.scalar))
+
+
+def _end(f: Function, call: Value, phase: Value, number: Value) -> None:
+    """h_n in one direction; by now the segments' last states have replaced the first ones."""
+    own = Layer(f, call)
+    last_states(f, own, number, f.at(own.scratch_of(number), own.at_h0, f.module.scalar))
+
+
+def rows_of_x(own: Layer, d: Value, row: Value, start: Value, rows: Value) -> Value:
+    """The address of ``rows`` rows of x, from ``start`` on behind the chunk's first ``row``; of ragged rows they are
+    copied from where they lie."""
+    f, m = own.f, own.f.module
+    x = f.variable(f.at(own.x, (row + start) * own.I, m.scalar))
+    with f.given(own.is_ragged):
+        to, places = f.at(own.scratch_of(d), own.at_x + start * own.I, m.scalar), f.at(own.places, row + start, I64)
+        f.call(m.written["gather_rows"], own.x, own.I, places, to, rows, own.I)
+        x.set(to)
+    return x.get()
+
+
 def _project(m: Module, tiles: Tiles, backward: bool) -> Task:
     """gx = x W_ih^T + b for a block of a chunk's rows, as (row, vector of units, gate, lane)."""
     L, multiply = m.lanes, m.once("product", lambda m: product(m, tiles))
+    m.once("gather_rows", gather_rows)
 
     def task(f: Function, call: Value, phase: Value, number: Value) -> None:
         own = Layer(f, call)
@@ -96,11 +129,11 @@ def _project(m: Module, tiles: Tiles, backward: bool) -> Task:
         begin = Walk(own, d, backward).earliest(first, count)
         row = own.first_row(begin)
         rows = f.least(own.first_row(begin + count) - row - start, BLOCK)
-        x = f.at(own.x, (row + start) * I, m.scalar)
         scratch = own.scratch_of(d)
         w, bias = f.at(scratch, own.at_w_ih, m.scalar), f.at(scratch, own.at_bias, m.scalar)
         gx = f.at(scratch, own.at_gx + start * (strips * L), m.scalar)
         with f.given(rows > 0):
+            x = rows_of_x(own, d, row, start, rows)
             f.call(multiply, rows, x, I, I, w, strips * L, bias, 0, gx, strips * L)
 
     return task
@@ -108,7 +141,7 @@ def _project(m: Module, tiles: Tiles, backward: bool) -> Task:
 
 def _walk(m: Module, step: Function) -> Task:
     """All steps of a chunk for the rows of a group, in one direction."""
-    copy = copy_rows(m)
+    copy, scatter = m.once("copy_rows", copy_rows), m.once("scatter_rows", scatter_rows)
 
     def task(f: Function, call: Value, phase: Value, number: Value) -> None:
         own = Layer(f, call)
@@ -116,31 +149,43 @@ def _walk(m: Module, step: Function) -> Task:
         apart, width = D * H, own.vectors * (3 * m.lanes)
         first, count = PHASE.get(f, phase, "first"), PHASE.get(f, phase, "count")
         d = number // own.groups
-        walk = Walk(own, d, backward=False)
-        start, stop = own.rows_of_group(number % own.groups)
+        walk, ragged = Walk(own, d, backward=False), own.is_ragged
+        earliest = walk.earliest(first, count)
+        start, stop = own.rows_of_group(number % own.groups, earliest)
         scratch = own.scratch_of(d)
         gx = f.at(scratch, own.at_gx, m.scalar)
-        row_of_chunk = own.first_row(walk.earliest(first, count))
+        row_of_chunk = own.first_row(earliest)
         y, hn = f.at(own.y, d * H, m.scalar), f.at(own.hn, d * own.B * H, m.scalar)
+        hn = f.select(ragged, f.at(scratch, own.at_h0, m.scalar), hn)
         with f.loop(first, first + count) as walked:
             t = walk.step(walked)
             row = own.first_row(t)
             end = f.least(own.first_row(t + 1) - row, stop)
-            for low, high, h, stride in states_before(own, walk, t, start, end):
+            before, after = states_of(own, d, walked + 1), states_of(own, d, walked)
+            new = f.select(ragged, after, f.at(y, row * apart, m.scalar))
+            new_stride = f.select(ragged, H, apart)
+            for low, high, h, stride in states_before(own, walk, t, start, end, before):
                 with f.given(low < high):
-                    place = (row + low) * apart
                     saved = f.variable(f.null())
                     with f.given(f.is_there(own.kept)):
-                        saved.set(f.at(own.kept, place * KEPT + d * (H * KEPT), m.scalar))
+                        saved.set(f.at(own.kept, (row + low) * apart * KEPT + d * (H * KEPT), m.scalar))
                     here = f.at(gx, (row + low - row_of_chunk) * width, m.scalar)
-                    to = f.at(y, place, m.scalar)
-                    f.call(step, call, scratch, high - low, h, stride, here, to, apart, saved.get())
+                    to = f.at(new, new_stride * low, m.scalar)
+                    f.call(step, call, scratch, high - low, h, stride, here, to, new_stride, saved.get(), apart * KEPT)
             goes_on = walk.shared(t, walk.neighbour(t, before=False), start, end)
-            with f.given(f.both(goes_on < end, f.is_there(own.hn))):
-                last = f.at(y, (row + goes_on) * apart, m.scalar)
-                f.call(copy, last, apart, f.at(hn, goes_on * H, m.scalar), H, end - goes_on, H)
+            with f.given(f.both(goes_on < end, f.is_there(hn))):
+                last = f.at(new, new_stride * goes_on, m.scalar)
+                f.call(copy, last, new_stride, f.at(hn, goes_on * H, m.scalar), H, end - goes_on, H)
+            with f.given(f.both(ragged, start < end)):
+                of_group, places = f.at(new, H * start, m.scalar), f.at(own.places, row + start, I64)
+                f.call(scatter, of_group, places, y, apart, end - start, H, 0)
 
     return task
+
+
+def states_of(own: Layer, d: Value, walked: Value) -> Value:
+    """Where the states of ragged rows are after a step of the walk, until the one after the next."""
+    return own.f.at(own.scratch_of(d), own.at_states + walked % 2 * (own.B * own.H), own.f.module.scalar)
 
 
 def _step(m: Module, tiles: Tiles) -> Function:
@@ -155,9 +200,11 @@ def _step(m: Module, tiles: Tiles) -> Function:
         "gx": PTR,
         "y": PTR,
         "y_stride": I64,
-        "kept": PTR,  # or null; its row stride is KEPT times that of y
+        "kept": PTR,  # or null
+        "kept_stride": I64,
     }
-    with m.function("step_forward", parameters) as (f, call, scratch, rows, h, h_stride, gx, y, y_stride, kept):
+    with m.function("step_forward", parameters) as (f, call, scratch, rows, h, h_stride, gx, y, y_stride, *keeps):
+        kept, kept_stride = keeps
         own = Layer(f, call)
         H, strips = own.H, own.vectors * 3
         bias_a, items = f.at(scratch, own.at_bias_a, m.scalar), f.local(I64, len(ITEMS.fields))
@@ -166,7 +213,7 @@ def _step(m: Module, tiles: Tiles) -> Function:
         def finish(row: Value, unit: Value, sums: Value, count: Value, apart: Sequence[Operand]) -> None:
             saved = f.variable(kept)
             with f.given(f.is_there(kept)):
-                saved.set(f.at(kept, row * (y_stride * KEPT) + unit, m.scalar))
+                saved.set(f.at(kept, row * kept_stride + unit, m.scalar))
             places = {
                 "sums": sums,
                 "gx": f.at(gx, row * (strips * L) + unit * 3, m.scalar),
@@ -192,7 +239,7 @@ def _step(m: Module, tiles: Tiles) -> Function:
                     finish(row, unit + whole * L, f.at(sums, whole * 3 * L, m.scalar), f.integer(1), apart)
                 return
             for group in range(groups):
-                apart = (V * L, strips * L, h_stride, y_stride, y_stride * KEPT, 0)
+                apart = (V * L, strips * L, h_stride, y_stride, kept_stride, 0)
                 finish(row, unit + group * L, f.at(sums, group * 3 * L, m.scalar), f.integer(R), apart)
 
         over(f, m.isa.gate_tiles, rows, strips, body)

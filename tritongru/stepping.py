@@ -1,0 +1,133 @@
+"""``GRU.step``: one time step of all layers. Without gradients it is one operator, by the shortest way there is; with
+gradients a call of the layer with T = 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tritongru.arguments.ragged import WHOLE
+from tritongru.interop.inference_ops import takes, wants_results_alone
+from tritongru.interop.step_ops import run_step, run_step_out
+from tritongru.route import route_of
+
+if TYPE_CHECKING:
+    from tritongru.module import GRU
+
+Out = tuple[Tensor, Tensor]
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def step(gru: GRU, x_t: Tensor, state: Tensor | None, reset: Tensor | None, out: Out | None) -> tuple[Tensor, Tensor]:
+    """As ``GRU.step``."""
+    if gru.bidirectional:
+        raise RuntimeError(
+            "step needs a GRU of one direction, got bidirectional=True: the other direction begins at the last time "
+            "step"
+        )
+    for name, value in (("x_t", x_t), ("state", state), ("reset", reset)):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name} should be a Tensor, got {type(value).__name__}")
+    if x_t.dim() == 2:
+        return _batched(gru, x_t, state, reset, out)
+    if x_t.dim() != 1:
+        raise ValueError(f"x_t should have 1 or 2 dimensions, one step without a time axis, got {x_t.dim()}")
+    if state is not None and state.dim() != 2:
+        raise RuntimeError(f"For an unbatched step state should be 2-D but got {state.dim()}-D tensor")
+    if out is not None:
+        _check_out(gru, x_t, out, ())
+        wide = out[0].unsqueeze(0), out[1].unsqueeze(1)
+    one = None if reset is None or reset.dim() != 0 else reset.unsqueeze(0)
+    rest = None if state is None else state.unsqueeze(1), reset if one is None else one
+    y, new = _batched(gru, x_t.unsqueeze(0), *rest, None if out is None else wide)
+    return (y.squeeze(0), new.squeeze(1)) if out is None else out
+
+
+def _batched(
+    gru: GRU, x_t: Tensor, state: Tensor | None, reset: Tensor | None, out: Out | None
+) -> tuple[Tensor, Tensor]:
+    if reset is not None:
+        _check_reset(x_t, reset)
+    if out is not None:
+        _check_out(gru, x_t, out, (x_t.shape[0],))
+    weights = gru._weights()
+    if _by_operator(gru, x_t, state, weights):
+        given = x_t, state, reset, weights, gru.num_layers
+        try:
+            if out is None:
+                return run_step(*given)  # type: ignore[no-any-return]
+            run_step_out(*given, *out)
+            return out
+        except RuntimeError:
+            pass  # the layer itself has an error for it, or lays the tensors out
+    if out is not None and torch.is_grad_enabled() and _learns(x_t, state, weights):
+        raise RuntimeError(
+            "step(): functions with out=... arguments don't support automatic differentiation, but one of the "
+            "arguments requires grad."
+        )
+    if state is not None and state.dim() != 3:
+        raise RuntimeError(f"For a batched step state should be 3-D but got {state.dim()}-D tensor")
+    if reset is not None and state is not None:
+        state = torch.where(reset[:, None], 0.0, state)
+    time = 1 if gru.batch_first else 0
+    output, new = gru._run(x_t.unsqueeze(time), state, None, WHOLE)
+    y = output.squeeze(time)
+    if out is None:
+        return y, new
+    out[0].copy_(y)
+    out[1].copy_(new)
+    return out
+
+
+def _by_operator(gru: GRU, x_t: Tensor, state: Tensor | None, weights: list[Tensor]) -> bool:
+    """Whether an operator without a derivative runs the step."""
+    if gru.training and gru.dropout > 0 and gru.num_layers > 1:
+        return False
+    if x_t.is_cpu:
+        return wants_results_alone(x_t, state, gru.impl) and takes(gru.impl, weights[1], x_t.dtype, 1, x_t.shape[0])
+    return takes_kernel(gru.impl, gru.hidden_size, x_t, state, weights)
+
+
+def takes_kernel(impl: str, hidden: int, x_t: Tensor, state: Tensor | None, weights: Sequence[Tensor | None]) -> bool:
+    """Whether the Triton kernel runs a step on a GPU, also of a cell."""
+    return (
+        x_t.is_cuda
+        and impl in ("auto", "triton")
+        and x_t.dtype in KERNEL_DTYPES
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cuda")
+        and not (torch.is_grad_enabled() and _learns(x_t, state, weights))
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and route_of(impl, hidden, x_t.dtype, x_t.device, 1, False) is not None
+    )
+
+
+def _learns(x_t: Tensor, state: Tensor | None, weights: Sequence[Tensor | None]) -> bool:
+    return any(t is not None and t.requires_grad for t in (x_t, state, *weights))
+
+
+def _check_reset(x_t: Tensor, reset: Tensor) -> None:
+    if reset.dtype != torch.bool:
+        raise RuntimeError(f"reset should be bool, got {reset.dtype}")
+    if reset.shape != (x_t.shape[0],):
+        raise RuntimeError(
+            f"reset should have the shape ({x_t.shape[0]},), one value for each sequence, got {tuple(reset.shape)}"
+        )
+    if reset.device != x_t.device:
+        raise RuntimeError(f"reset should be on the device of x_t, {x_t.device}, got {reset.device}")
+
+
+def _check_out(gru: GRU, x_t: Tensor, out: Out, batch: tuple[int, ...]) -> None:
+    if not isinstance(out, tuple) or len(out) != 2 or not all(isinstance(t, Tensor) for t in out):
+        raise TypeError(f"out should be a tuple of two tensors, y_t and state, got {type(out).__name__}")
+    shapes = (*batch, gru.hidden_size), (gru.num_layers, *batch, gru.hidden_size)
+    for name, tensor, shape in zip(("y_t", "state"), out, shapes, strict=True):
+        if tensor.shape != shape:
+            raise RuntimeError(f"{name} in out should have the shape {shape}, got {tuple(tensor.shape)}")
+        if tensor.dtype != x_t.dtype or tensor.device != x_t.device:
+            raise RuntimeError(
+                f"{name} in out should be {x_t.dtype} on {x_t.device}, like x_t, got {tensor.dtype} on {tensor.device}"
+            )
