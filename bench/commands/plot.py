@@ -18,6 +18,7 @@ from bench.pages import (
     performance,
     performance_figures,
     readme,
+    sequences,
     study,
 )
 from bench.pages import numerics as numerics_page
@@ -91,6 +92,8 @@ PAGES = (
         cpu_figures.PREFIX,
     ),
     Page("README.md", "headline", RESULTS, evidence.everything, readme.PARTS, {}),
+    Page("README.md", "sequences", RESULTS / "sequences", sequences.rows_in, sequences.SUMMARY, {}),
+    Page("docs/guides/sequences.md", "sequences", RESULTS / "sequences", sequences.rows_in, sequences.PARTS, {}),
     Page("README.md", "demo", RESULTS / "demo", demo.read, demo.PARTS, {demo.FIGURE: demo.drawn}),
     Page("docs/models.md", "study", RESULTS / "study", study.read, study.PARTS, study_figures.FIGURES),
     Page("docs/data/study.md", "study_data", RESULTS / "study", study.read, study.DATA_PARTS, {}),

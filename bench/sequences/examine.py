@@ -37,7 +37,7 @@ INPUTS = 3  # in rotation
 
 @dataclass(frozen=True)
 class Question:
-    """``threads``: numbers of threads, each answered (of a GPU's host: one); ``most``, ``limit_s``: as in ``rounds``."""
+    """``threads``: numbers of threads, each answered; ``most`` and ``limit_s`` as in ``rounds``."""
 
     cell: Cell
     threads: tuple[int, ...]
