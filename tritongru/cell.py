@@ -13,8 +13,8 @@ from tritongru.interop.adoption import CELL_WEIGHTS, adopt, check_class, check_p
 from tritongru.interop.exporters import fx_leaf
 from tritongru.interop.inference_ops import DTYPES, infer_step, wants_results_alone
 from tritongru.interop.step_ops import run_step
+from tritongru.interop.stepping import takes_kernel
 from tritongru.planning.cpu_plan import refusal_on_cpu
-from tritongru.stepping import takes_kernel
 
 
 class GRUCell(nn.GRUCell):

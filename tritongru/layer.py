@@ -34,11 +34,12 @@ MANY_VALUES = 1 << 17  # values from which on groups are summed first: a buffer 
 def forward(call: LayerCall, save_gates: bool, launch: AnyLaunch | VectorLaunch) -> Outputs:
     if isinstance(launch, VectorLaunch):
         return _compiled_loop().forward(call, save_gates, launch)  # type: ignore[no-any-return]
-    x, weights, h0, rows = call
+    x, weights = call.x, call.weights
     N, D, B, H = call.sizes
     gx = project(x, weights.w_ih, weights.b_ih)
-    outputs = Outputs(x.new_empty((N, D, H)), x.new_empty((D, B, H)), x.new_empty((N, D, H, 4) if save_gates else (0,)))
-    recurrence = _recurrence(weights.w_hh, weights.b_hh, h0, rows)
+    y = x.new_zeros((N, D, H)) if call.rows.ragged else x.new_empty((N, D, H))  # of padding nothing is stored
+    outputs = Outputs(y, x.new_empty((D, B, H)), x.new_empty((N, D, H, 4) if save_gates else (0,)))
+    recurrence = _recurrence(call, weights.b_hh)
     _families()[type(launch)].forward(gx, recurrence, outputs, launch)
     return outputs
 
@@ -53,11 +54,11 @@ def backward(
     """Processes the steps in parts: first the loop over the part's steps, then the products over its rows."""
     if isinstance(launch, VectorLaunch):
         return _compiled_loop().backward(grads, call, saved, needs, launch)  # type: ignore[no-any-return]
-    x, weights, h0, rows = call
+    x, weights, _, rows, reset_state = call
     N, D, B, H = call.sizes
     dy, dhn = _dense(grads.dy), grads.dhn
     y, gates = saved.y.contiguous(), saved.gates.contiguous()
-    recurrence = _recurrence(weights.w_hh, None, h0, rows)
+    recurrence = _recurrence(call, None)
     has_gates = gates.numel() > 0
     T = rows.steps(N)
     each = T if rows.offsets is not None else part_steps(T, B, H, D, y.itemsize, has_gates)
@@ -65,7 +66,8 @@ def backward(
         dh = torch.zeros((D, B, H), dtype=torch.float32, device=y.device)
     else:
         dh = dhn.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    found = _Gradients(x, weights, needs, several=each < T)
+    d_reset = torch.zeros((D, B, H), dtype=torch.float32, device=y.device) if rows.ragged else None
+    found = _Gradients(x, weights, rows, needs, several=each < T)
     for start in range(0, T, each):
         part = Part(start, min(each, T - start))
         own = [slice(0, N)] * D if part.length == T else _rows_of_part(T, part, D, B)
@@ -74,22 +76,30 @@ def backward(
             some = gates if part.length == T else _rows_of(gates, own)
         else:
             some = _rebuilt_gates(x, weights, before, own, launch.dot_precision)
-        of_gates = GateGradients(y.new_empty((some.shape[0], D, 3 * H)), y.new_empty((some.shape[0], D, H)))
+        empty = y.new_zeros if rows.ragged else y.new_empty  # of padding nothing is stored
+        of_gates = GateGradients(empty((some.shape[0], D, 3 * H)), empty((some.shape[0], D, H)), d_reset)
         _families()[type(launch)].backward(dy, dh, recurrence, Saved(y, some), of_gates, launch, part)
         del some
         if before is None and needs[2]:  # after the launch, so as not to delay it
             before = _all_before(y, recurrence, own)
         found.add(of_gates, before, own)
     dx, dw_ih, dw_hh, db_ih, db_hh = found.of_inputs_and_weights()
-    return dx, dw_ih, dw_hh, db_ih, db_hh, dh.to(y.dtype) if needs[5] else y.new_empty(0)
+    dh0 = dh.to(y.dtype) if needs[5] else y.new_empty(0)
+    if reset_state is None or not needs[6]:
+        d_reset_state = y.new_empty(0)
+    elif d_reset is None:  # there are no resets
+        d_reset_state = y.new_zeros(reset_state.shape)
+    else:
+        d_reset_state = d_reset.sum_to_size(reset_state.shape).to(y.dtype)
+    return dx, dw_ih, dw_hh, db_ih, db_hh, dh0, d_reset_state
 
 
 class _Gradients:
     """Gradients of the input and the weights. With one part they are the products themselves, with several the products
     are summed in fp32. Each part's rows are contiguous, and the same for both directions only if there is one part."""
 
-    def __init__(self, x: Tensor, weights: Weights, needs: list[bool], several: bool) -> None:
-        self.x, self.w_ih, self.several = x, weights.w_ih, several
+    def __init__(self, x: Tensor, weights: Weights, time: Rows, needs: list[bool], several: bool) -> None:
+        self.x, self.w_ih, self.time, self.several = x, weights.w_ih, time, several
         self.need_x, self.need_w_ih, self.need_w_hh, self.need_b_ih, self.need_b_hh = needs[:5]
         self.directions, _, self.hidden = weights.w_hh.shape
         self.apart = several and self.directions == 2
@@ -102,7 +112,7 @@ class _Gradients:
         self.db_a: Tensor | None = None
 
     def add(self, found: GateGradients, before: list[Tensor] | None, rows: list[slice]) -> None:
-        (dgx, da), D, H = found, self.directions, self.hidden
+        (dgx, da, _), D, H = found, self.directions, self.hidden
         sides = self._sides(dgx, rows)
         for dg, w_ih, _, dx in sides:
             if dx is not None and self.apart:
@@ -128,14 +138,21 @@ class _Gradients:
     def _sides(self, dgx: Tensor, rows: list[slice]) -> list[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
         """The operands (dgx, w_ih, x, dx): of each direction if their rows differ, else of both at once."""
         if not self.several:
-            return [(dgx.view(dgx.shape[0], -1), self.w_ih, self.x, self.dx)]
+            return [(dgx.view(dgx.shape[0], -1), self.w_ih, self._inputs(rows[0]), self.dx)]
         dgs, w_ihs = [dgx.view(dgx.shape[0], -1)], [self.w_ih]
         if self.apart:
             dgs, w_ihs = list(dgx.unbind(1)), list(self.w_ih.chunk(self.directions))
         return [
-            (dg, w_ih, self.x[some], None if self.dx is None else self.dx[some])
+            (dg, w_ih, self._inputs(some), None if self.dx is None else self.dx[some])
             for dg, w_ih, some in zip(dgs, w_ihs, rows, strict=True)
         ]
+
+    def _inputs(self, rows: slice) -> Tensor:
+        """x of these rows. Its padding becomes 0, because 0 times a NaN in it would be a NaN in ``dw_ih``."""
+        x = self.x[rows] if self.several else self.x
+        if self.time.lengths is None or not self.need_w_ih:
+            return x
+        return torch.where(_goes_to(self.time, rows).view(-1, 1), x, 0.0)
 
     def _sum(self, total: Tensor | None, part: Tensor) -> Tensor:
         if total is not None:
@@ -182,8 +199,21 @@ def _compiled_loop() -> Any:
     return launch
 
 
-def _recurrence(w_hh: Tensor, b_hh: Tensor | None, h0: Tensor | None, rows: Rows) -> Recurrence:
-    return Recurrence(w_hh.contiguous(), _dense(b_hh), _dense(h0), rows._replace(offsets=_dense(rows.offsets)))
+def _recurrence(call: LayerCall, b_hh: Tensor | None) -> Recurrence:
+    """What the kernels read; of ragged rows they always get all three tensors, so that there is one variant of each."""
+    rows, reset_state = call.rows, _dense(call.reset_state)
+    w_hh, b_hh, h0 = call.weights.w_hh.contiguous(), _dense(b_hh), _dense(call.h0)
+    if not rows.ragged:
+        return Recurrence(w_hh, b_hh, h0, rows._replace(offsets=_dense(rows.offsets)))
+    (N, D, B, H), device = call.sizes, call.x.device
+    lengths, resets, T = _dense(rows.lengths), _dense(rows.resets), rows.steps(N)
+    if lengths is None:
+        lengths = torch.full((B,), T, dtype=torch.int64, device=device)
+    if resets is None:
+        resets = torch.zeros((T, B), dtype=torch.bool, device=device)
+    if reset_state is None:
+        reset_state = w_hh.new_zeros((D, 1, H))
+    return Recurrence(w_hh, b_hh, h0, Rows(B, None, lengths, resets), reset_state)
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
@@ -203,13 +233,44 @@ def _rows_of(gates: Tensor, rows: list[slice]) -> Tensor:
     return torch.stack([gates[some, d] for d, some in enumerate(rows)], dim=1)
 
 
+def _goes_to(time: Rows, rows: slice, ahead: int = 0) -> Tensor:
+    """Whether a sequence goes on to the step that lies ``ahead`` of each of these rows' steps, (steps, B)."""
+    assert time.lengths is not None
+    first, last = rows.start // time.batch, rows.stop // time.batch
+    return torch.arange(first + ahead, last + ahead, device=time.lengths.device)[:, None] < time.lengths
+
+
+def _cut_before(time: Rows, rows: slice, d: int) -> Tensor:
+    """Whether the state before the step of each of these rows is the reset state, (steps, B)."""
+    assert time.resets is not None
+    first, last = rows.start // time.batch, rows.stop // time.batch
+    cut = time.resets[first + d : last + d]
+    if cut.shape[0] < last - first:  # behind the last step there is no reset
+        cut = torch.cat((cut, torch.zeros_like(time.resets[:1])))
+    return cut & _goes_to(time, rows, d)
+
+
 def _all_before(y: Tensor, recurrence: Recurrence, rows: list[slice]) -> list[Tensor]:
-    return [_states_before(y, recurrence, d, some) for d, some in enumerate(rows)]
+    before = _ragged_before if recurrence.rows.ragged else _states_before
+    return [before(y, recurrence, d, some) for d, some in enumerate(rows)]
+
+
+def _ragged_before(y: Tensor, recurrence: Recurrence, d: int, rows: slice) -> Tensor:
+    """`_states_before` of ragged rows: a row that begins at its own last step begins with h0, a cut one with the reset
+    state, and where there is no step there are zeros, whatever y, h0 and the reset state hold."""
+    time, reset_state = recurrence.rows, recurrence.reset_state
+    assert reset_state is not None
+    states = _states_before(y, recurrence, d, rows).view(-1, time.batch, y.shape[2])
+    if d == 1:
+        first = 0.0 if recurrence.h0 is None else recurrence.h0[d]
+        states = torch.where(_goes_to(time, rows, 1)[..., None], states, first)
+    states = torch.where(_cut_before(time, rows, d)[..., None], reset_state[d], states)
+    return torch.where(_goes_to(time, rows)[..., None], states, 0.0).flatten(0, 1)
 
 
 def _states_before(y: Tensor, recurrence: Recurrence, d: int, rows: slice) -> Tensor:
     """The previous states of these rows, (n, H): of step t - 1 in direction 0, t + 1 in direction 1, h0 at the ends."""
-    h0, (batch, offsets) = recurrence.h0, recurrence.rows
+    h0, (batch, offsets, *_) = recurrence.h0, recurrence.rows
     N, H = y.shape[0], y.shape[2]
     if offsets is not None:
         first = y.new_zeros((batch, H)) if h0 is None else h0[d]

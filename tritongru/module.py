@@ -17,10 +17,10 @@ from tritongru.functional import run
 from tritongru.interop.adoption import adopt, arguments_of, check_class, check_parameters
 from tritongru.interop.exporters import fx_leaf
 from tritongru.interop.inference_ops import infer, wants_results_alone
+from tritongru.interop.stepping import step
 from tritongru.interop.torch_path import draws_dropout
 from tritongru.planning.devices import check_size
 from tritongru.planning.memory import MEMORIES
-from tritongru.stepping import step
 from tritongru.warmup import Warmup, warm
 
 __all__ = ["GRU", "TorchTypeGRU"]

@@ -108,9 +108,7 @@ def warm(gru: nn.RNNBase, batch: int, time: int, packed: bool, ragged: bool, imp
         return Warmup(clock.perf_counter() - start, loops)
     size = gate_bytes(time * batch, H, D, gru.num_layers, dtype.itemsize)
     saved = saves(memory, size, device_facts(device).memory_bytes)
-    answer = plan_on(
-        device, H, dtype, batch=batch, directions=D, training=True in passes, impl="triton", ragged=ragged
-    )
+    answer = plan_on(device, H, dtype, batch=batch, directions=D, training=True in passes, impl="triton", ragged=ragged)
     form = _Form(packed, ragged)
     with torch.no_grad():
         works = [*_forwards(gru, answer.forward, dtype, batch, form, {training and saved for training in passes})]

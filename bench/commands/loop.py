@@ -14,6 +14,7 @@ from bench.calls.cpu import fresh
 from bench.commands.plot import published
 from bench.measure.children import Child
 from bench.measure.cpu.cells import WORKLOAD, Cell, cells
+from bench.measure.cpu.rows import of_this_cpu
 from bench.measure.rows import Row, RowFile, facts, file_name
 from bench.rivals.instruction_sets import sets_of
 from bench.session.examine import RESERVE_S, Budget, say
@@ -82,13 +83,6 @@ def judged(only: str, out: Path, where: Row, budget: Budget) -> int:
     for text in (f"Rows: {session.file.path}", *lines):
         say(text)
     return 0 if passed else 1
-
-
-def of_this_cpu(where: Row) -> Row:
-    """With LLVM's name of the processor added: the system's name often stands for a whole family."""
-    import llvmlite.binding as llvm
-
-    return where | {"cpu": f"{where['cpu']} ({llvm.get_host_cpu_name()})"}
 
 
 def sets_here(asked: Sequence[str]) -> tuple[str, ...]:

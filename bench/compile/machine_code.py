@@ -21,10 +21,19 @@ TARGETS = {
     "gfx950": ("hip", "gfx950", 64),
 }
 ELEMENT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-INTEGERS = ("T", "B", "N", "s", "start", "count", "tiles", "limit")  # arguments that are not pointers
+INTEGERS = ("T", "B", "N", "s", "start", "count", "tiles", "limit", "reset_rows")  # arguments that are not pointers
 TENSOR_CORE = r"\b[HIDQ]G?MMA\b|\bUT\w*MMA\b"  # but not HFMA2.MMA, which loads a constant into a register
 # Pointers to other dtypes than the storage dtype.
-POINTERS = {"dh": "*fp32", "offsets": "*i64", "report": "*i64", "counters": "*i32", "state": "*fp32"}
+POINTERS = {
+    "dh": "*fp32",
+    "offsets": "*i64",
+    "lengths": "*i64",
+    "resets": "*i1",
+    "d_reset": "*fp32",
+    "report": "*i64",
+    "counters": "*i32",
+    "state": "*fp32",
+}
 
 
 def dtype_of(kind: str, i: int = 0) -> str:
@@ -58,6 +67,8 @@ def compile_for(
 
     from tritongru.kernels.launching import compiler_options
 
+    if not constants.get("RAGGED"):  # what only ragged rows need is left out
+        constants = {param.name: param.default for param in fn.params if param.has_default} | constants
     signature = {}
     for name in fn.arg_names:
         kind = "constexpr" if name in constants else "i32" if name in INTEGERS else None

@@ -10,6 +10,7 @@ import torch
 
 from bench.measure.children import Child, Failed
 from bench.measure.cpu.cells import counted
+from bench.measure.cpu.rows import of_this_cpu
 from bench.measure.cpu.timing import LIMIT_S, ROUNDS
 from bench.measure.pair import OURS
 from bench.measure.rows import MACHINE_KEYS, Row, RowFile, facts, file_name, number, read, row
@@ -75,8 +76,6 @@ def facts_here(on_gpu: bool, commit: str | None) -> Row:
     if on_gpu:
         major, minor = torch.cuda.get_device_capability()
         return facts(torch.cuda.get_device_name(), commit, f"sm_{major}{minor}", seed)
-    from bench.commands.loop import of_this_cpu
-
     return of_this_cpu(facts(None, commit, None, seed))
 
 

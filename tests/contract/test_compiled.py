@@ -17,6 +17,8 @@ from tritongru.planning.cpu_plan import KEPT
 
 on_a_cpu = pytest.mark.skipif(not HAS_LOOP or torch.cuda.is_available(), reason="llvm runs on a CPU, with llvmlite")
 IMPLS = [pytest.param("llvm", marks=on_a_cpu), "torch", "triton"]
+RAGGED = {"ragged": True, "D": 2, "states": 3}
+OPTIONS = [{}, {"D": 2}, {"bias": False, "hx": False}, {"memory": "recompute"}, RAGGED, {"ragged": True, "states": 1}]
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +28,8 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
-def arguments(device, D=1, B=3, T=4, bias=True, hx=True, impl="torch", memory="auto"):
+def arguments(device, D=1, B=3, T=4, bias=True, hx=True, impl="torch", memory="auto", ragged=False, states=None):
+    """Those of ``gru_routed_forward``: seven tensors that may need a gradient, lengths, resets, and the rest."""
     torch.manual_seed(0)
     I, H = 4, 5
     shapes = ((T * B, I), (D * 3 * H, I), (D, 3 * H, H), (D * 3 * H,), (D, 3 * H), (D, B, H))
@@ -35,6 +38,8 @@ def arguments(device, D=1, B=3, T=4, bias=True, hx=True, impl="torch", memory="a
         tensors[3] = tensors[4] = None
     if not hx:
         tensors[5] = None
+    tensors.append(torch.randn(D, states, H, device=device) if states else None)
+    tensors += [torch.tensor([T, 1, T - 1]), torch.rand(T, B) < 0.4] if ragged else [None, None]
     return (*tensors, B, impl, memory, 1, None)
 
 
@@ -57,16 +62,16 @@ def assert_same(found, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("options", [{}, {"D": 2}, {"bias": False, "hx": False}, {"memory": "recompute"}], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_opcheck(impl, options, device):
     given = arguments(device, impl=impl, **options)
     torch.library.opcheck(torch.ops.tritongru.gru_routed_forward, given)
-    learns = [t.requires_grad_() if isinstance(t, torch.Tensor) else t for t in given]
+    learns = [t.requires_grad_() if isinstance(t, torch.Tensor) else t for t in given[:7]] + [*given[7:]]
     torch.library.opcheck(torch.ops.tritongru.gru_routed_forward, learns)
     given = arguments(device, impl=impl, **options)
     *tensors, B, impl, _, _, cast = given
     y, hn, kept = torch.ops.tritongru.gru_routed_forward(*given)
-    for needs in ([True] * 6, [False, True, False, True, False, True]):
+    for needs in ([True] * 7, [False, True, False, True, False, True, False]):
         args = (torch.randn_like(y), torch.randn_like(hn), *tensors, B, impl, cast, y, kept, needs)
         torch.library.opcheck(torch.ops.tritongru.gru_routed_backward, args)
 
@@ -219,10 +224,10 @@ def test_without_gradients_nothing_is_kept(impl, device):
 
 def test_kept_gates_that_went_elsewhere_are_rebuilt(ran, device):
     *tensors, B, impl, memory, layers, cast = arguments(device, D=2, impl="triton", memory="save")
-    leaves = [t.requires_grad_() for t in tensors]
+    leaves = [t.requires_grad_() for t in tensors[:6]]
 
     def gradients():
-        y, hn, *_ = torch.ops.tritongru.gru_routed_forward(*leaves, B, impl, memory, layers, cast)
+        y, hn, *_ = torch.ops.tritongru.gru_routed_forward(*leaves, *tensors[6:], B, impl, memory, layers, cast)
         return torch.autograd.grad(y.square().sum() + hn.sum(), leaves)
 
     expected = gradients()
@@ -418,24 +423,25 @@ def test_a_reserve_serves_two_backwards_and_partial_needs(cudnn):
         given = (dy, dhn, *tensors, B, impl, cast, y, kept, needs)
         return torch.ops.tritongru.gru_routed_backward(*given)
 
-    everything = backward(dy, dhn, [True] * 6)
-    for again, first in zip(backward(dy, dhn, [True] * 6), everything, strict=True):
+    every = [True] * 6 + [False]
+    everything = backward(dy, dhn, every)
+    for again, first in zip(backward(dy, dhn, every), everything, strict=True):
         assert torch.equal(again, first)
     for k in range(6):
-        found = backward(dy, dhn, [i == k for i in range(6)])
-        assert [grad.numel() > 0 for grad in found] == [i == k for i in range(6)]
+        found = backward(dy, dhn, [i == k for i in range(7)])
+        assert [grad.numel() > 0 for grad in found] == [i == k for i in range(7)]
         torch.testing.assert_close(found[k], everything[k])
     for given in ((dy, None), (None, dhn)):
-        assert all(grad.numel() for grad in backward(*given, [True] * 6))
-    zeros = torch.ops.tritongru.gru_routed_backward(None, None, *tensors, B, impl, cast, y, kept, [True] * 6)
+        assert all(grad.numel() for grad in backward(*given, every)[:6])
+    zeros = torch.ops.tritongru.gru_routed_backward(None, None, *tensors, B, impl, cast, y, kept, every)
     assert all(not grad.any() for grad in zeros)
 
 
 def test_a_reserve_that_went_elsewhere_is_not_needed(cudnn, ran):
     *tensors, B, impl, memory, layers, cast = arguments(torch.device("cpu"))
-    leaves = [t.requires_grad_() for t in tensors]
+    leaves = [t.requires_grad_() for t in tensors[:6]]
     with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
-        y = torch.ops.tritongru.gru_routed_forward(*leaves, B, impl, memory, layers, cast)[0]
+        y = torch.ops.tritongru.gru_routed_forward(*leaves, *tensors[6:], B, impl, memory, layers, cast)[0]
         found = torch.autograd.grad(y.sum(), leaves)
     assert ran == ["torch", "torch, again"]
     assert cudnn == ["forward"]

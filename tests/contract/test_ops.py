@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 import tritongru
 
 
-def arguments(device, D=1, B=3, T=4, bias=True, hx=True, packed=False):
+def arguments(device, D=1, B=3, T=4, bias=True, hx=True, packed=False, ragged=False, states=None):
+    """Those of ``LayerCall.of``."""
     torch.manual_seed(0)
     I, H = 4, 5
     offsets = torch.tensor([0, 3, 6, 8, 9], device=device) if packed else None
@@ -22,12 +23,17 @@ def arguments(device, D=1, B=3, T=4, bias=True, hx=True, packed=False):
         tensors[3] = tensors[4] = None
     if not hx:
         tensors[5] = None
-    return (*tensors, offsets, B)
+    tensors.append(torch.randn(D, states, H, device=device) if states else None)
+    lengths = torch.tensor([T, 1, T - 1], device=device) if ragged else None
+    resets = torch.rand(T, B, device=device) < 0.4 if states else None
+    return (*tensors, offsets, lengths, resets, B)
 
 
 on_a_cpu = pytest.mark.skipif(not HAS_LOOP or torch.cuda.is_available(), reason="llvm runs on a CPU, with llvmlite")
 families = pytest.mark.parametrize("family", ["triton", pytest.param("llvm", marks=on_a_cpu)])
 CASES = [{}, {"D": 2, "packed": True}, {"bias": False, "hx": False}]
+CASES += [{"D": 2, "ragged": True}, {"D": 2, "ragged": True, "states": 3}, {"states": 1, "hx": False}]
+ALL, SOME = [True] * 7, [False, True, False, True, False, True, False]
 
 
 @pytest.mark.parametrize("options", CASES, ids=str)
@@ -38,12 +44,12 @@ def test_opcheck_forward(options, save, family, device):
 
 
 @pytest.mark.parametrize("options", CASES, ids=str)
-@pytest.mark.parametrize("needs", [[True] * 6, [False, True, False, True, False, True]], ids=["all", "some"])
+@pytest.mark.parametrize("needs", [ALL, SOME], ids=["all", "some"])
 @families
 def test_opcheck_backward(options, needs, family, device):
-    *tensors, offsets, B = arguments(device, **options)
-    y, hn, gates = torch.ops.tritongru.gru_forward(*tensors, offsets, B, True, family)
-    args = (torch.randn_like(y), torch.randn_like(hn), *tensors, offsets, B, y, gates, needs, family)
+    given = arguments(device, **options)
+    y, hn, gates = torch.ops.tritongru.gru_forward(*given, True, family)
+    args = (torch.randn_like(y), torch.randn_like(hn), *given, y, gates, needs, family)
     torch.library.opcheck(torch.ops.tritongru.gru_backward, args)
 
 
@@ -92,15 +98,15 @@ def test_calls_that_want_results_alone_look_at_what_they_are_given(what):
 @pytest.mark.parametrize("batch", [3, 0])
 @families
 def test_unneeded_gradients_are_not_computed(batch, family, device):
-    *tensors, offsets, B = arguments(device, B=batch)
-    y, hn, gates = torch.ops.tritongru.gru_forward(*tensors, offsets, B, True, family)
-    for k in range(6):
-        needs = [i == k for i in range(6)]
+    given = arguments(device, B=batch, states=batch)
+    y, hn, gates = torch.ops.tritongru.gru_forward(*given, True, family)
+    for k in range(7):
+        needs = [i == k for i in range(7)]
         grads = torch.ops.tritongru.gru_backward(
-            torch.ones_like(y), torch.ones_like(hn), *tensors, offsets, B, y, gates, needs, family
+            torch.ones_like(y), torch.ones_like(hn), *given, y, gates, needs, family
         )
         for i, grad in enumerate(grads):
-            assert grad.shape == (tensors[i].shape if i == k else (0,))
+            assert grad.shape == (given[i].shape if i == k and given[i] is not None else (0,))
 
 
 @pytest.mark.parametrize("leaf", ["input", "hx", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])

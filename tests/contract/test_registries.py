@@ -79,7 +79,8 @@ def test_the_operators_of_compilers_count_too(impl, device):
     w_ih, w_hh, b_ih, b_hh = ours._flat_weights
     with FlopCounterMode(display=False) as counter:
         y, hn, *_ = torch.ops.tritongru.gru_routed_forward(
-            x.view(-1, 4), w_ih, w_hh[None], b_ih, b_hh[None], hx, 3, impl, "auto", 1, None
+            *(x.view(-1, 4), w_ih, w_hh[None], b_ih, b_hh[None], hx, None, None, None),
+            *(3, impl, "auto", 1, None),
         )
         (y.sum() + hn.sum()).backward()
     expected = counts(tritongru.GRU.from_torch(ours.to_torch().cpu()).cpu(), x.cpu(), hx.cpu())

@@ -51,7 +51,9 @@ INTS = [-1, 0, 1, 2, 3, 5, 2**31, 2**40, 2**62, 2**63, True, 1.5, "2", None, [2]
 FLAGS = [True, False, None, 1, 0, "yes", [], 2.0]
 FLOATS = [float("nan"), 2, -0.5, "0.5", None, True, 0.5, 1, float("inf"), []]
 CHOICES = ["torch", "triton", "llvm", "auto", "save", "recompute", "none", "", "Triton", None, 3, ["auto"]]
-NEEDS = [[True] * 5, [True] * 7, [], None, "abcdef", [1] * 6, [False] * 6, [True, False] * 3, [None] * 6]
+NEEDS = [[True] * 6, [True] * 8, [], None, "abcdefg", [1] * 7, [False] * 7, [True, False] * 3 + [True], [None] * 7]
+LENGTHS = [[2, 1], [0, 0], [2, 2], [0, 2], [-1, 1], [3, 1], [2**30, 1], [-(2**31), 0], [1], [1, 1, 1], [], [[1, 1]]]
+LONG = [[2**62, 1], [1, -(2**62)], [2**63 - 1, -(2**63)]]
 
 
 def each(kind, *choices):
@@ -77,6 +79,7 @@ KINDS = {
     ],
     "rows": each("int64", ROWS) * 2 + ELSEWHERE * 4 + TENSOR,
     "offsets": each("int64", OFFSETS) * 2 + ELSEWHERE * 4 + TENSOR,
+    "lengths": each("int64", LENGTHS + LONG) * 2 + each("int32", LENGTHS) + ELSEWHERE * 4 + TENSOR,
     "indices": each("int64", INDICES) * 2 + ELSEWHERE * 4 + TENSOR,
     "int": each("value", INTS),
     "layers": each(
@@ -100,13 +103,14 @@ EACH = {
     "flag": each("value", [None, 1, "yes"]),
     "rows": each("int64", ROWS) + FEW,
     "offsets": each("int64", OFFSETS) + FEW,
+    "lengths": each("int64", LENGTHS + LONG) + each("int32", LENGTHS) + FEW,
     "indices": each("int64", INDICES) + FEW,
 }
 OPERATORS = ("gru_forward", "gru_backward", "gru_routed_forward", "gru_routed_backward")
 # How many calls of each with up to three changes.
 EXAMPLES = {"gru": 120, "GRU": 150, "GRUCell": 50, "warmup": 20} | dict.fromkeys(OPERATORS, 60)
 PLAIN = {"layers": 1, "directions": 1, "batch_first": False, "bias": True, "hx": True, "dropout": 0.0}
-PLAIN |= {"dtype": "float32", "memory": "save", "grad": False, "front": False}
+PLAIN |= {"dtype": "float32", "memory": "save", "grad": False, "front": False, "ragged": False}
 # The valid calls of which every argument is changed by itself.
 BASES = [{"target": "gru", "impl": impl, "packed": packed} for impl in ("triton", "torch") for packed in (False, True)]
 BASES += [{"target": "gru", "impl": "torch", "packed": True, "bias": False, "hx": False}]
@@ -114,11 +118,19 @@ BASES += [{"target": "gru", "impl": "triton", "packed": True, "hx": False}]
 BASES += [{"target": "GRU", "impl": impl, "packed": True} for impl in ("triton", "torch")]
 BASES += [{"target": target, "impl": "triton", "packed": True} for target in ("GRUCell", "warmup", *OPERATORS[:2])]
 BASES += [{"target": target, "impl": "torch", "packed": False} for target in OPERATORS[2:]]
+RAGGED = {"packed": False, "ragged": True, "directions": 2}
+BASES += [{"target": "gru", "impl": impl, "layers": 2} | RAGGED for impl in ("torch", "triton")]
+BASES += [{"target": "GRU", "impl": "torch", "batch_first": True} | RAGGED]
+BASES += [{"target": "gru_forward", "impl": "triton"} | RAGGED, {"target": "gru_routed_backward", "impl": "torch"} | RAGGED]
 LOOP_BASES = [{"target": target, "packed": packed} for target in ("gru", *OPERATORS[:2]) for packed in (False, True)]
 LOOP_BASES += [{"target": "gru", "packed": True, "hx": False, "front": True, "grad": True}]
 LOOP_BASES += [{"target": "GRU", "packed": packed, "grad": packed} for packed in (False, True)]
 LOOP_BASES += [{"target": target, "packed": False} for target in ("warmup", *OPERATORS[2:])]
+LOOP_BASES += [{"target": target, "grad": target == "gru"} | RAGGED for target in ("gru", "GRU", *OPERATORS)]
 LOOP_BASES = [{"impl": "llvm"} | base for base in LOOP_BASES] + [{"target": "GRU", "impl": "auto", "packed": False}]
+
+
+OF_RAGGED = {"lengths": "lengths", "resets": "tensor", "reset_state": "tensor"}
 
 
 def kinds_of(base):
@@ -130,11 +142,12 @@ def kinds_of(base):
         found = {"input": "tensor", "hx": "tensor", "weights": "weights", "num_layers": "int", "dropout": "float"}
         found |= {f"weights.{k}": "tensor" for k in range(base["layers"] * base["directions"] * each)}
         found |= dict.fromkeys(("bias", "batch_first", "training", "bidirectional"), "flag")
-        return found | {"impl": "choice", "memory": "choice", "batch_sizes": "rows"}
+        found |= {"impl": "choice", "memory": "choice", "batch_sizes": "rows"}
+        return found | (OF_RAGGED if base["ragged"] else {})
     if target in OPERATORS:
         tensors = ["x", "w_ih", "w_hh", "b_ih", "b_hh", "h0"]
         tensors += ["dy", "dhn", "y", "kept" if "routed" in target else "gates"] if "backward" in target else []
-        found = dict.fromkeys(tensors, "tensor") | {"batch": "int"}
+        found = dict.fromkeys(tensors, "tensor") | {"batch": "int"} | (OF_RAGGED if base["ragged"] else {})
         if "routed" in target:
             found |= {"impl": "choice"} | ({"memory": "choice", "layers": "int"} if "forward" in target else {})
         else:
@@ -156,7 +169,7 @@ def kinds_of(base):
             found |= {f"self.{name}_l{layer}{suffix}": "tensor" for name in names}
     if target == "warmup":
         return found | {"batch": "int", "time": "int", "packed": "flag"}
-    found |= {"input": "tensor", "hx": "tensor"}
+    found |= {"input": "tensor", "hx": "tensor"} | (OF_RAGGED if base["ragged"] else {})
     indices = {"batch_sizes": "rows", "sorted_indices": "indices", "unsorted_indices": "indices"}
     return found | (indices if packed else {})
 
@@ -173,6 +186,7 @@ def calls(draw, target):
         "layers": draw(st.integers(1, 2)) if of_gru else 1,
         "directions": draw(st.integers(1, 2)),
         "packed": draw(st.booleans()),
+        "ragged": target not in ("GRUCell", "warmup") and draw(st.booleans()),
         "batch_first": draw(st.booleans()),
         "bias": draw(st.booleans()),
         "hx": draw(st.booleans()),
@@ -187,7 +201,8 @@ def calls(draw, target):
     groups = {}
     for name in kinds:
         groups.setdefault(re.sub(r"\d.*", "", name), []).append(name)  # the weights of a kind are one choice
-    often = [names for names in groups.values() if kinds[names[0]] in ("tensor", "rows", "offsets", "weights")]
+    common = ("tensor", "rows", "offsets", "weights", "lengths")
+    often = [names for names in groups.values() if kinds[names[0]] in common]
     choices = [*groups.values(), *often, *often]
     changes = []
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):

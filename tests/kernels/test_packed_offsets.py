@@ -205,10 +205,10 @@ def test_a_layer_with_rebuilt_gates(hostile):
     """Both passes of a whole layer end."""
     x, w_ih, w_hh = torch.randn(N, 4), torch.randn(6 * H, 4), torch.randn(2, 3 * H, H)
     offsets = torch.tensor(HOSTILE[hostile][0])
-    call = LayerCall.of(x, w_ih, w_hh, None, None, None, offsets, B)
+    call = LayerCall.of(x, w_ih, w_hh, None, None, None, None, offsets, None, None, B)
     y, hn, gates = layer.forward(call, False, RESIDENT)
     ones = OutputGradients(torch.ones_like(y), torch.ones_like(hn))
-    grads = layer.backward(ones, call, Saved(y, gates), [True] * 6, RESIDENT)
+    grads = layer.backward(ones, call, Saved(y, gates), [True] * 7, RESIDENT)
     assert [g.shape for g in grads[:3]] == [x.shape, w_ih.shape, w_hh.shape]
 
 
@@ -228,11 +228,20 @@ def test_an_operator_takes_strided_tensors(packed):
         return wide[..., 0]
 
     def run(as_is):
-        weights = [as_is(v) for v in (x, w_ih, w_hh)] + [None, None, as_is(h0), as_is(offsets)]
-        y, hn, gates = torch.ops.tritongru.gru_forward(*weights, batch, True, "triton")
+        operands = [as_is(v) for v in (x, w_ih, w_hh)] + [
+            None,
+            None,
+            as_is(h0),
+            None,
+            as_is(offsets),
+            None,
+            None,
+            batch,
+        ]
+        y, hn, gates = torch.ops.tritongru.gru_forward(*operands, True, "triton")
         arriving = [as_is(torch.ones_like(v)) for v in (y, hn)]
         saved = as_is(y), as_is(gates)
-        return [y, hn, *torch.ops.tritongru.gru_backward(*arriving, *weights, batch, *saved, [True] * 6, "triton")]
+        return [y, hn, *torch.ops.tritongru.gru_backward(*arriving, *operands, *saved, [True] * 7, "triton")]
 
     for dense, other in zip(run(lambda v: v), run(strided), strict=True):
         assert torch.equal(dense, other)

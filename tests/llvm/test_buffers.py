@@ -20,7 +20,8 @@ from tritongru.planning.instruction_sets import host_sets
 
 LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=20).map(lambda v: tuple(sorted(v, reverse=True)))
 DTYPES = st.sampled_from([torch.float32, torch.float64])
-NEEDS = st.lists(st.booleans(), min_size=6, max_size=6)
+ENDS = st.lists(st.integers(-1, 7), min_size=1, max_size=20).map(tuple)
+NEEDS = st.lists(st.booleans(), min_size=7, max_size=7)
 SHAPES = {
     "T": st.integers(1, 6),
     "B": st.integers(1, 20),
@@ -32,6 +33,8 @@ SHAPES = {
     "lengths": st.just(()) | LENGTHS,
     "dtype": DTYPES,
 }
+# How sequences end and begin anew, and whether each has a reset state of its own.
+RAGGED = {"ends": st.just(()) | ENDS, "resets": st.sampled_from([0.0, 0.1, 0.5, 1.0]), "states": st.sampled_from("01B")}
 
 
 @settings(max_examples=25)
@@ -48,6 +51,32 @@ def test_odd_shapes_between_fences(shape, isa, keeps, needs, steps, threads):
     """The same bits as without fences: nothing beside the operands is read, all of the results is written, and of the
     scratch nothing is read before it is written."""
     data = given(Layer(**shape))
+    with chunks_of(steps), threads_of(threads):
+        expected = ours(data, isa, keeps, needs)
+        with Fences() as fences:
+            found = ours(data, isa, keeps, needs)
+    assert not fences.broken
+    assert not same_bits(found, expected)
+    for name, value in found.items():
+        assert value.isfinite().all(), name
+
+
+@settings(max_examples=25)
+@drawn(
+    shape=st.fixed_dictionaries(SHAPES | {"lengths": st.just(())}),
+    ragged=st.fixed_dictionaries(RAGGED),
+    isa=st.sampled_from(host_sets() or ("none",)),
+    keeps=st.booleans(),
+    needs=st.just(ALL) | NEEDS,
+    steps=st.integers(1, 7),
+    threads=st.sampled_from([1, 2]),
+)
+@pytest.mark.skipif(not host_sets(), reason="no loop for this CPU")
+def test_ragged_rows_between_fences(shape, ragged, isa, keeps, needs, steps, threads):
+    """The memory of the search, too; and nothing is written to the padding."""
+    B = len(ragged["ends"]) or shape["B"]
+    states = {"0": 0, "1": 1, "B": B}[ragged["states"]] if ragged["resets"] else 0
+    data = given(Layer(**(shape | ragged | {"states": states})))
     with chunks_of(steps), threads_of(threads):
         expected = ours(data, isa, keeps, needs)
         with Fences() as fences:
@@ -90,6 +119,11 @@ def test_the_fences_are_noticed():
     assert complaints("hn", 15) == ["forward wrote behind hn"]
     assert complaints("w_hh", 7) == ["forward wrote to w_hh"]
     assert complaints("y", 0) == []
+    data = given(Layer(H=5, T=4, ends=(4, 2, 3), resets=0.2, states=1))
+    assert complaints("y", 35) == ["forward wrote to the padding of y"]
+    assert complaints("places", 0) == ["forward wrote to places"]
+    assert complaints("target", -1) == ["forward wrote before target"]
+    assert complaints("reset_state", 0) == ["forward wrote to reset_state"]
 
 
 PAGES = """
@@ -103,6 +137,7 @@ LAYERS = [
     Layer(T=1, B=1, I=1, H=1), Layer(T=3, B=5, I=7, H=9, D=2), Layer(T=2, B=9, I=33, H=63, bias=False),
     Layer(T=2, B=3, I=16, H=32, h0=False), Layer(lengths=(5, 4, 4, 1), I=13, H=17, D=2),
     Layer(T=3, B=11, I=65, H=31, D=2, dtype=torch.float64),
+    Layer(T=4, I=13, H=17, D=2, ends=(4, 2, 0, 3, 1, 4, 4, 2, 3), resets=0.3, states=9),
 ]
 for isa in host_sets():
     for layer in LAYERS:

@@ -150,10 +150,12 @@ CASES = [Layer(T=4), Layer(lengths=(4, 3, 1), D=2), Layer(bias=False, h0=False),
 def test_opcheck(layer, save):
     """Schemas, fakes, autograd registration, tracing with symbolic sizes: forward, then backward."""
     call, (dy, dhn) = given(layer)
-    operands = (call.x, *call.weights, call.h0, call.rows.offsets, call.rows.batch)
+    batch, *rows = call.rows
+    operands = (*call.leaves, *rows, batch)
     torch.library.opcheck(torch.ops.tritongru.gru_forward, (*operands, save, "llvm"))
     y, _, kept = torch.ops.tritongru.gru_forward(*operands, save, "llvm")
-    for needs in ([True] * 6, [False, True, False, True, False, True]):
+    given_state = call.reset_state is not None
+    for needs in ([True] * 6 + [given_state], [False, True, False, True, False, True, False]):
         arguments = (dy, dhn, *operands, y, kept, needs, "llvm")
         torch.library.opcheck(torch.ops.tritongru.gru_backward, arguments)
 

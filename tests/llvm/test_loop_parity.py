@@ -18,7 +18,7 @@ from tritongru.planning.instruction_sets import host_sets
 MOST = 2.5  # times the root of torch's mean squared error; 2.1 was measured
 SIZES = [1, 3, 16, 63, 64, 65, 100, 200]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-NEEDS = [[k == i for k in range(6)] for i in range(6)] + [[k != i for k in range(6)] for i in range(6)]
+NEEDS = [[k == i for k in range(7)] for i in range(7)] + [[k != i for k in range(7)] for i in range(7)]
 # Rows that end together, alone and at once; one row; more rows than a tile has; rows of one step.
 PACKED = [(5, 5, 3, 1), (4,), (7,) * 3 + (5,) * 9 + (1,) * 6, (1, 1, 1), (9, 1)]
 
@@ -111,7 +111,7 @@ def test_every_choice_of_gradients(D, keeps, isa):
     with chunks_of(2):
         whole = ours(data, isa, keeps)
         for needs in NEEDS:
-            names = [name for name, need in zip(GRADIENTS, needs, strict=True) if need]
+            names = [name for name, need in zip(GRADIENTS, needs, strict=True) if need and name in whole]
             assert not same_bits(ours(data, isa, keeps, needs), whole, "y", "hn", *names), needs
 
 
@@ -150,7 +150,7 @@ def test_gradients_of_biases_are_sums_over_many_rows(T, B, H, isa):
 def test_the_oracle_agrees(reverse, isa):
     """The hand-derived loops of tritongru/reference.py, in float64."""
     data = given(Layer(T=6, B=3, I=4, H=7, D=2, dtype=torch.float64))
-    (x, weights, h0, _), (dy, dhn) = data
+    (x, weights, h0, *_), (dy, dhn) = data
     found, d, H = ours(data, isa), int(reverse), 7
     own = slice(d * 3 * H, (d + 1) * 3 * H)
     gx = (x @ weights.w_ih[own].t() + weights.b_ih[own]).view(6, 3, 3 * H)
@@ -219,9 +219,9 @@ def test_unsorted_packed_sequences(lengths, memory):
 
 def test_a_batch_that_is_larger_than_the_first_step_keeps_the_rest_of_h0():
     """As the operators of Triton do: a row without steps ends where it begins."""
-    (x, weights, h0, _), _ = given(Layer(T=1, B=4, H=5, D=2))
+    (x, weights, h0, *_), _ = given(Layer(T=1, B=4, H=5, D=2))
     offsets = torch.tensor([0, 2, 3])
-    operands = (x[:3].contiguous(), *weights, h0, offsets, 4)
+    operands = (x[:3].contiguous(), *weights, h0, None, offsets, None, None, 4)
     for save in (True, False):
         y, hn, kept = torch.ops.tritongru.gru_forward(*operands, save, "llvm")
         assert torch.equal(hn[:, 2:], h0[:, 2:])

@@ -4,6 +4,7 @@ The faulty passes are compiled afresh, past the cache, and run between fences: t
 """
 
 import ctypes
+import inspect
 import re
 
 import pytest
@@ -15,15 +16,16 @@ from fences import FORM, counts_of, forget
 from vector_functions import engine_of, inexact
 
 from tritongru.llvm import compiling, launch
+from tritongru.llvm import segments as searching
 from tritongru.llvm.language import Function
-from tritongru.llvm.passes import backward_pass, forward_pass, gate_math, tiles
+from tritongru.llvm.passes import backward_pass, forward_pass, gate_math, segments, tiles
 from tritongru.llvm.passes.call import CALL, Walk
 from tritongru.llvm.passes.call import Layer as Told
 from tritongru.planning.instruction_sets import SETS, host_sets
 
 pytestmark = pytest.mark.skipif(not host_sets(), reason="no loop for this CPU")
 ISA = host_sets()[0] if host_sets() else ""
-FORWARD, BACKWARD, BOTH = ("forward",), ("backward",), ("forward", "backward")
+FORWARD, BACKWARD, BOTH, SEARCH = ("forward",), ("backward",), ("forward", "backward"), ("segments",)
 
 
 def compiled(kernel, scalar="float"):
@@ -47,6 +49,7 @@ def noticed(fault, kernels, check):
         fault(patch)
         if kernels:
             patch.setattr(launch, "function_of", function_of)
+            patch.setattr(searching, "function_of", function_of)
         forget()
         found = check()
     forget()
@@ -156,8 +159,8 @@ def later_chunks_replace_the_gradients_of_weights(patch):
 def a_row_between_two_groups_dropped(patch):
     plain = Told.rows_of_group
 
-    def rows_of_group(own, group):
-        first, end = plain(own, group)
+    def rows_of_group(own, group, t):
+        first, end = plain(own, group, t)
         return own.f.select(group > 0, first + 1, first), end
 
     patch.setattr(Told, "rows_of_group", rows_of_group)
@@ -235,12 +238,92 @@ def weights_packed_once(patch):
     patch.setattr(launch, "function_of", function_of)
 
 
+def _written(patch, name, old, new):
+    """A function of ``passes/segments.py``, with other words in it, wherever it is used."""
+    text = inspect.getsource(segments)
+    assert text.count(old) == 1, f"{text.count(old)} times {old!r}"
+    own = vars(segments).copy()
+    exec(text.replace(old, new), own)
+    for module in (segments, forward_pass, backward_pass):
+        if hasattr(module, name):
+            patch.setattr(module, name, own[name])
+
+
+def the_directions_of_segments_swapped(patch):
+    _written(patch, "write_segments", "((fresh, last), (1 - last, first))", "((1 - last, first), (fresh, last))")
+
+
+def offsets_are_one_too_small(patch):
+    _written(patch, "write_segments", 'f.store(rows.get(), place("offsets", t))', "f.store(f.most(rows.get() - 1, 0), place('offsets', t))")
+
+
+def the_beginnings_are_those_of_the_search_before(patch):
+    _written(patch, "write_segments", 'f.store(f.integer(0), f.at(own["begun"], b, I64))', "pass")
+
+
+def a_reset_at_the_last_step_missed(patch):
+    _written(patch, "write_segments", 't < f.load(f.at(own["ends"]', 't + 1 < f.load(f.at(own["ends"]')
+
+
+def resets_behind_the_end_count(patch):
+    _written(patch, "write_segments", 'f.given(t < f.load(f.at(own["ends"], b, I64), I64))', "f.given(t >= 0)")
+
+
+def a_reset_at_the_first_step_forgotten(patch):
+    fresh = "f.select(start > 0, f.integer(1), f.integer(0))"
+    _written(patch, "write_segments", "end - start, begun % 2,", f"end - start, {fresh},")
+
+
+def one_of_eight_resets_not_looked_at(patch):
+    _written(patch, "write_segments", "f.loop(first, first + 8)", "f.loop(first, first + 7)")
+
+
+def resets_beyond_eights_not_looked_at(patch):
+    _written(patch, "write_segments", "f.loop(whole, B) as b", "f.loop(B, B) as b")
+
+
+def the_reset_state_ignored(patch):
+    _written(patch, "first_states", "(row < 0, own.reset_state, -1 - row)", "(row < 0, own.h0, -1 - row)")
+
+
+def the_last_state_is_that_of_the_segment_beside(patch):
+    _written(patch, "last_states", "state = f.at(states, segment * H", "state = f.at(states, f.most(segment - 1, 0) * H")
+
+
+def the_gradient_of_a_last_state_arrives_twice(patch):
+    """At the segment, and in what becomes the gradient of h0."""
+    _written(patch, "gradients_of_last_states", "f.call(copy, own.zeros, 0, there.get(), H, 1, H)", "pass")
+
+
+def gradients_of_the_reset_state_replace_each_other(patch):
+    added = "f.call(add, here, f.at(own.d_reset, (-1 - row) * H, m.scalar), H)"
+    replaced = "f.call(copy, here, 0, f.at(own.d_reset, (-1 - row) * H, m.scalar), 0, 1, H)"
+    _written(patch, "gradients_of_first_states", added, replaced)
+
+
+def two_directions_replace_each_other(patch):
+    _written(patch, "scatter_rows", "f.call(add, here, target, columns)", "f.call(copy, here, 0, target, 0, 1, columns)")
+
+
+def rows_gathered_from_the_place_beside(patch):
+    beside = "f.load(f.at(places, f.most(row - 1, 0), I64), I64)"
+    _written(patch, "gather_rows", "source = f.at(matrix, there * stride", f"source = f.at(matrix, {beside} * stride")
+
+
+def states_replaced_while_they_are_read(patch):
+    def states_of(own, d, walked):
+        return own.f.at(own.scratch_of(d), own.at_states, own.f.module.scalar)
+
+    patch.setattr(forward_pass, "states_of", states_of)
+
+
 def in_chunks(layer, keeps=True):
     with chunks_of(2):
         return parity(layer, ISA, keeps)
 
 
 ODD = Layer(T=5, B=7, I=5, H=9, D=2)
+RAGGED = Layer(T=5, ends=(4, 5, 0, 3, 6, 5, 2, 4, 1, 5), resets=0.4, states=10, I=5, H=40, D=2)
 FAULTS = {
     a_lane_too_many: (BOTH, lambda: parity(ODD, ISA)),
     a_lane_too_few: (BOTH, lambda: parity(ODD, ISA)),
@@ -259,11 +342,28 @@ FAULTS = {
     sums_begin_at_the_large_term: (BACKWARD, lambda: precision(Layer(T=50, B=4, I=16, H=64), ISA, 2.5)),
     a_sigmoid_of_less_than_full_accuracy: ((), lambda: inexact("sigmoid", ISA)),
     weights_packed_once: ((), lambda: stale(ISA)),
+    the_directions_of_segments_swapped: (SEARCH, lambda: parity(RAGGED, ISA)),
+    offsets_are_one_too_small: (SEARCH, lambda: parity(RAGGED, ISA)),
+    the_beginnings_are_those_of_the_search_before: (SEARCH, lambda: parity(RAGGED, ISA)),
+    a_reset_at_the_last_step_missed: (SEARCH, lambda: parity(RAGGED, ISA)),
+    resets_behind_the_end_count: (SEARCH, lambda: parity(RAGGED, ISA)),
+    a_reset_at_the_first_step_forgotten: (SEARCH, lambda: parity(RAGGED, ISA)),
+    one_of_eight_resets_not_looked_at: (SEARCH, lambda: parity(RAGGED, ISA)),
+    resets_beyond_eights_not_looked_at: (SEARCH, lambda: parity(RAGGED, ISA)),
+    the_reset_state_ignored: (FORWARD, lambda: parity(RAGGED, ISA)),
+    the_last_state_is_that_of_the_segment_beside: (FORWARD, lambda: parity(RAGGED, ISA)),
+    the_gradient_of_a_last_state_arrives_twice: (BACKWARD, lambda: parity(RAGGED, ISA)),
+    gradients_of_the_reset_state_replace_each_other: (BACKWARD, lambda: parity(RAGGED, ISA)),
+    two_directions_replace_each_other: (BACKWARD, lambda: parity(RAGGED, ISA)),
+    rows_gathered_from_the_place_beside: (FORWARD, lambda: parity(RAGGED, ISA)),
+    states_replaced_while_they_are_read: (FORWARD, lambda: parity(RAGGED, ISA)),
 }
 # Where a check is right about a rebuilding backward alone.
 REBUILT = {
     h0_ignored: lambda: parity(ODD, ISA, keeps=False),
     the_state_of_the_row_beside: lambda: in_chunks(ODD, keeps=False),
+    the_reset_state_ignored: lambda: parity(RAGGED, ISA, keeps=False),
+    rows_gathered_from_the_place_beside: lambda: in_chunks(RAGGED, keeps=False),
 }
 
 

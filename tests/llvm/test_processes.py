@@ -246,8 +246,8 @@ def test_refused_pages_are_a_sentence():
         except RuntimeError as error:
             print(error)
         try:
-            torch.ops.tritongru.gru_forward(x[0], torch.zeros(9, 16), torch.zeros(1, 9, 3), None, None, None, None, 24,
-                                            False, "llvm")
+            none = (None,) * 7
+            torch.ops.tritongru.gru_forward(x[0], torch.zeros(9, 16), torch.zeros(1, 9, 3), *none, 24, False, "llvm")
         except RuntimeError as error:
             print(error)
     """)

@@ -135,7 +135,7 @@ def test_packed_rows_are_rows_alone(lengths, isa):
     together = ours(data, isa)
     for b, length in enumerate(lengths):
         rows = offsets[:length] + b
-        (x, weights, h0, _), (dy, dhn) = data
+        (x, weights, h0, *_), (dy, dhn) = data
         own = given(Layer(T=length, B=1, I=5, H=19, D=2))
         call = own.call._replace(x=x[rows], weights=weights, h0=h0[:, b : b + 1].contiguous())
         grads = own.grads._replace(dy=dy[rows], dhn=dhn[:, b : b + 1].contiguous())

@@ -16,6 +16,7 @@ MOST_FILES = 12  # of Python, beside each other in a folder
 KERNELS = {
     *(
         "arguments.records",
+        "kernels.ragged",
         "kernels.chunks",
         "kernels.gates",
         "kernels.rounding",
@@ -26,7 +27,7 @@ KERNELS = {
 }
 PASSES = {
     *("llvm.language", "llvm.passes.tiles", "llvm.passes.packing", "llvm.passes.gate_math", "llvm.passes.call"),
-    *("llvm.passes.phases", "planning.cpu_plan"),
+    *("llvm.passes.phases", "llvm.passes.segments", "planning.cpu_plan"),
 }
 # Module -> modules of ours that it may import when it is imported, and those it may open later. A folder counts as one
 # where it has no line of its own for a file.
@@ -50,13 +51,14 @@ DOORS = {
         },
         set(),
     ),
-    "planning.explaining": ({"planning.devices", "planning.plan"}, set()),
+    "planning.explaining": ({"planning.devices", "planning.launches", "planning.plan"}, set()),
     "planning": (set(), set()),
     "plan": ({"planning"}, set()),
     "reference": (set(), set()),
     "arguments.records": (set(), set()),
     "arguments.options": (set(), set()),
     "arguments.checks": ({"arguments.options", "arguments.records"}, set()),
+    "arguments.ragged": ({"arguments.checks", "arguments.options", "arguments.records"}, set()),
     "arguments": (set(), set()),
     "kernels.gates": (set(), set()),
     "kernels.batch_tile": (set(), set()),
@@ -64,6 +66,8 @@ DOORS = {
     "kernels.rounding": (set(), set()),
     "kernels.interpreter_threads": (set(), set()),
     "kernels.launching": ({"arguments.records", "kernels.batch_tile"}, set()),
+    "kernels.ragged": (set(), set()),
+    "kernels.single_step": (KERNELS | {"kernels.single_step", "planning"}, set()),
     "kernels.rebuild": ({"kernels.gates", "kernels.launching"}, set()),
     "kernels.resident": (KERNELS | {"kernels.resident"}, set()),
     "kernels.stepwise": (KERNELS | {"kernels.stepwise"}, set()),
@@ -86,19 +90,25 @@ DOORS = {
     "llvm.passes.gate_math": ({"llvm.language"}, set()),
     "llvm.passes.call": ({"llvm.language", "planning.cpu_plan"}, set()),
     "llvm.passes.phases": ({"llvm.language", "llvm.passes.call"}, set()),
+    "llvm.passes.segments": ({"llvm.language", "llvm.passes.call", "llvm.passes.packing"}, set()),
     "llvm.passes.forward_pass": (PASSES, set()),
     "llvm.passes.step_pass": (PASSES, set()),
     "llvm.passes.backward_pass": (PASSES | {"llvm.passes.forward_pass"}, set()),
     "llvm.compiling": ({"llvm.cache", "llvm.language", "llvm.passes", "planning.instruction_sets"}, set()),
+    "llvm.segments": ({"llvm.compiling", "llvm.passes.segments"}, set()),
     "llvm.launch": (
-        {"arguments.records", "llvm.compiling", "llvm.pages", "llvm.passes.call", "llvm.threads", "planning"},
+        {
+            *("arguments.records", "llvm.compiling", "llvm.pages", "llvm.passes.call", "llvm.segments"),
+            *("llvm.threads", "planning"),
+        },
         set(),
     ),
     "llvm": (set(), set()),
     "layer": ({"arguments.records", "planning"}, {"kernels", "llvm.launch"}),
     "route": ({"planning"}, set()),
-    "interop.torch_path": ({"arguments"}, set()),
-    "interop.torch_layer": ({"arguments.records"}, set()),
+    "interop.ragged_torch": ({"arguments"}, set()),
+    "interop.torch_path": ({"arguments", "interop.ragged_torch"}, set()),
+    "interop.torch_layer": ({"arguments.records", "interop.ragged_torch"}, set()),
     "interop.exporters": ({"arguments"}, set()),
     "interop.adoption": (set(), set()),
     "interop.registries": (set(), set()),
@@ -107,8 +117,19 @@ DOORS = {
         set(),
     ),
     "interop.inference_ops": ({"arguments", "planning", "route"}, {"llvm.launch"}),
+    "interop.step_ops": (
+        {"arguments", "interop.inference_ops", "planning"},
+        {"kernels.single_step.launch", "llvm.launch"},
+    ),
+    "interop.stepping": ({"arguments", "interop.inference_ops", "interop.step_ops", "route"}, {"module"}),
     "interop": (set(), set()),
-    "cell": ({"arguments", "interop.adoption", "interop.exporters", "interop.inference_ops", "planning"}, set()),
+    "cell": (
+        {
+            *("arguments", "interop.adoption", "interop.exporters", "interop.inference_ops", "interop.step_ops"),
+            *("interop.stepping", "planning"),
+        },
+        set(),
+    ),
     "ops": ({"arguments", "interop.exporters", "interop.torch_layer", "layer", "planning"}, set()),
     "functional": (
         {
@@ -133,6 +154,7 @@ DOORS = {
                 "interop.adoption",
                 "interop.exporters",
                 "planning",
+                "interop.stepping",
                 "interop.torch_path",
                 "warmup",
             ),
@@ -160,7 +182,19 @@ DOORS = {
 
 # From the ground up: a folder, or a file beside them, imports from those before it and from itself.
 BENCH = [
-    *("arguments", "measure", "rivals", "calls", "analysis", "study", "compile", "suites", "session", "pages"),
+    *(
+        "arguments",
+        "measure",
+        "rivals",
+        "calls",
+        "analysis",
+        "study",
+        "compile",
+        "suites",
+        "session",
+        "sequences",
+        "pages",
+    ),
     *("commands", "test_speed", "__main__"),
 ]
 

@@ -27,12 +27,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import tritongru
+from tritongru import reference
 from tritongru.arguments.options import FAMILIES, IMPLS
 from tritongru.ops import shape_of_kept
 from tritongru.planning.memory import MEMORIES
 
 T, B, I, H = 2, 2, 3, 4
 ROWS = [2, 1]  # of each step of a packed sequence
+LENGTHS, RESETS = [1, 2], [[True, False], [False, True]]  # of a padded one
 MEMORY_BYTES = 8 * 2**30  # of addresses, of which torch and Triton take some themselves
 PATTERN = b"\xa5"
 NEW_EMPTY = Tensor.new_empty
@@ -118,7 +120,8 @@ def short(value: Any) -> bool:
     return value.untyped_storage().nbytes() < (value.storage_offset() + extent(value)) * value.itemsize
 
 
-OPERANDS = ("x", "w_ih", "w_hh", "b_ih", "b_hh", "h0")  # of an operator
+OPERANDS = ("x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "reset_state")  # of an operator
+RAGGED = ("lengths", "resets", "reset_state")
 
 # Changes
 
@@ -127,8 +130,8 @@ def change(value: Any, kind: str, *rest: Any) -> Any:
     """What a change makes of an argument; one that does not apply leaves it as it is."""
     if kind == "value":
         return rest[0]
-    if kind == "int64":
-        return torch.tensor(rest[0], dtype=torch.int64)
+    if kind in ("int64", "int32"):
+        return torch.tensor(rest[0], dtype=getattr(torch, kind))
     if kind == "count" and isinstance(value, list):
         return value[: rest[0]] if rest[0] <= 0 else value + value[:1] * rest[0]
     if kind == "holder" and isinstance(value, list):
@@ -234,6 +237,16 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return (torch.randn(shape) / 2).to(dtype)
 
 
+def ragged_of(call: dict[str, Any], turned: bool, dtype: torch.dtype) -> dict[str, Tensor | None]:
+    """Where the sequences of a padded call end and begin anew; ``turned``: in the layout of batch_first."""
+    if call["packed"] or not call["ragged"]:
+        return dict.fromkeys(RAGGED)
+    resets = torch.tensor(RESETS)
+    states = random(call["layers"] * call["directions"], B, H, dtype=dtype)
+    own = resets.t().contiguous() if turned else resets
+    return {"lengths": torch.tensor(LENGTHS), "resets": own, "reset_state": states}
+
+
 # What is called: each has its arguments, the call, and what torch makes of the same arguments
 
 
@@ -261,6 +274,7 @@ class Function:
             training=True,
             bidirectional=D == 2,
             batch_sizes=torch.tensor(ROWS) if packed else None,
+            **ragged_of(call, call["batch_first"], dtype),
             impl=call["impl"],
             memory=call["memory"],
         )
@@ -271,7 +285,13 @@ class Function:
         return tritongru.gru(**self.arguments)
 
     def expected(self) -> tuple[Any, ...]:
-        return torch_gru(**{name: self.arguments[name] for name in self.arguments if name not in ("impl", "memory")})
+        a = {name: value for name, value in self.arguments.items() if name not in ("impl", "memory")}
+        ragged = [a.pop(name) for name in RAGGED]
+        if all(value is None for value in ragged):
+            return torch_gru(**a)
+        if a.pop("batch_sizes") is not None:
+            raise ValueError("packed rows have no padding")
+        return oracle_gru(**a, ragged=ragged)
 
     def shapes(self) -> list[tuple[int, ...]]:
         a = self.arguments
@@ -301,6 +321,63 @@ def torch_gru(
     if batch_sizes is None:
         return torch.gru(input, hx, weights, *rest, batch_first)
     return torch.gru(input, batch_sizes.contiguous(), hx, weights, *rest)
+
+
+def oracle_gru(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: list[Tensor],
+    num_layers: int,
+    bias: bool,
+    batch_first: bool,
+    dropout: float,
+    training: bool,
+    bidirectional: bool,
+    ragged: list[Any],
+) -> tuple[Tensor, Tensor]:
+    """By ``tritongru.reference``, with dropout from torch's generator; refuses what means nothing."""
+    lengths, resets, state = ragged
+    x = input.transpose(0, 1) if batch_first else input
+    (time, batch), D, hidden = x.shape[:2], 1 + bidirectional, weights[1].shape[-1]
+    refuse_ragged(lengths, resets, state, time, batch, num_layers * D, hidden, batch_first)
+    if lengths is not None and lengths.numel() and not 0 <= lengths.min() <= lengths.max() <= time:
+        raise ValueError("a length is not between 0 and the number of steps")
+    resets = resets.t() if resets is not None and batch_first else resets
+    first = x.new_zeros(num_layers * D, batch, hidden) if hx is None else hx
+    if state is not None and state.dtype != first.dtype:
+        raise ValueError("a reset state of another dtype than the first one")
+    if torch.gru(x[:1], first, weights, bias, num_layers, 0.0, False, bidirectional, False)[0].dim() != 3:
+        raise ValueError("torch refuses the rest")
+    each, states = 4 if bias else 2, []
+    for layer in range(num_layers):
+        if layer > 0:
+            x = torch.dropout(x, float(dropout), training)
+        sides = []
+        for at in range(layer * D, layer * D + D):
+            own = reference.Ragged(lengths, resets, None if state is None else state[at])
+            y, hn, _ = reference.forward(
+                x, first[at], *weights[at * each : (at + 1) * each], reverse=at % D == 1, ragged=own
+            )
+            sides.append(y)
+            states.append(hn)
+        x = torch.cat(sides, dim=2)
+    return x.transpose(0, 1) if batch_first else x, torch.stack(states)
+
+
+def refuse_ragged(
+    lengths: Any, resets: Any, state: Any, time: int, batch: int, states: int, hidden: int, turned: bool
+) -> None:
+    """Whether types, shapes and layouts are those that mean something."""
+    of_state = ((states, batch, hidden), (states, 1, hidden))
+    if lengths is not None and (lengths.dtype not in (torch.int32, torch.int64) or lengths.shape != (batch,)):
+        raise ValueError("no lengths")
+    shape = (batch, time) if turned else (time, batch)
+    if resets is not None and (resets.dtype is not torch.bool or resets.shape != shape):
+        raise ValueError("no resets")
+    if state is not None and (resets is None or state.shape not in of_state):
+        raise ValueError("no reset state")
+    if any(value is not None and value.layout is not torch.strided for value in (lengths, resets, state)):
+        raise ValueError("not dense")
 
 
 def shapes_of_gru(
@@ -357,7 +434,7 @@ class Module:
         if self.packed:
             order = torch.tensor([1, 0])
             found |= {"batch_sizes": torch.tensor(ROWS), "sorted_indices": order, "unsorted_indices": order.clone()}
-        return found
+        return found | ragged_of(call, call["batch_first"], self.dtype)
 
     def build(self, fence: Fence) -> None:
         """May refuse what it is given."""
@@ -383,10 +460,11 @@ class Module:
 
     def run(self) -> tuple[Any, ...]:
         a = self.arguments
+        ragged = {name: a[name] for name in RAGGED if a[name] is not None}
         if not self.packed:
-            return self.module(a["input"], a["hx"])
+            return self.module(a["input"], a["hx"], **ragged)
         names = ("input", "batch_sizes", "sorted_indices", "unsorted_indices")
-        output, h_n = self.module(PackedSequence._make(a[name] for name in names), a["hx"])
+        output, h_n = self.module(PackedSequence._make(a[name] for name in names), a["hx"], **ragged)
         return output.data, h_n
 
     def weights(self) -> list[Any]:
@@ -402,6 +480,9 @@ class Module:
         for flag in ("bias", "batch_first", "bidirectional"):
             setattr(theirs, flag, bool(getattr(m, flag)))  # asks whether these are true,
         theirs.dropout = 0.0 if m.num_layers == 1 else m.dropout  # and does not look at what it does not use
+        ragged = [a[name] for name in RAGGED]
+        if any(value is not None for value in ragged):
+            return self.by_oracle(theirs, ragged)
         if not self.packed:
             return theirs(a["input"], a["hx"])
         sizes = a["batch_sizes"].contiguous()
@@ -409,6 +490,24 @@ class Module:
             PackedSequence._make((a["input"], sizes, a["sorted_indices"], a["unsorted_indices"])), a["hx"]
         )
         return output.data, h_n
+
+    def by_oracle(self, theirs: nn.GRU, ragged: list[Any]) -> tuple[Any, ...]:
+        a = self.arguments
+        if self.packed:
+            raise ValueError("packed rows have no padding")
+        theirs(a["input"], a["hx"])  # refuses what torch refuses
+        input, hx, dim = a["input"], a["hx"], 0 if theirs.batch_first else 1
+        single = input.dim() == 2
+        if single:
+            lengths, resets, state = ragged
+            input, hx = input.unsqueeze(dim), None if hx is None else hx.unsqueeze(1)
+            lengths = lengths.reshape(1) if lengths is not None and lengths.dim() == 0 else lengths
+            resets = resets.unsqueeze(dim) if resets is not None and resets.dim() == 1 else resets
+            state = state.unsqueeze(1) if state is not None and state.dim() == 2 else state
+            ragged = [lengths, resets, state]
+        rest = (theirs.num_layers, theirs.bias, theirs.batch_first, theirs.dropout, theirs.training)
+        y, hn = oracle_gru(input, hx, self.weights(), *rest, theirs.bidirectional, ragged)
+        return (y.squeeze(dim), hn.squeeze(1)) if single else (y, hn)
 
     def shapes(self) -> list[tuple[int, ...]]:
         a, m = self.arguments, self.module
@@ -493,6 +592,7 @@ class Operator:
             "b_ih": random(D * 3 * H, dtype=dtype) if bias else None,
             "b_hh": random(D, 3 * H, dtype=dtype) if bias else None,
             "h0": random(D, B, H, dtype=dtype) if call["hx"] else None,
+            **ragged_of(call | {"packed": packed}, False, dtype),
             "offsets": torch.tensor(ROWS).cumsum(0) if packed else None,
             "batch": B,
             "save_gates": call["memory"] == "save",
@@ -500,13 +600,13 @@ class Operator:
             "memory": call["memory"],
             "layers": 1,
             "autocast": None,
-            "needs": [True] * 6,
+            "needs": [True] * 7,
             "family": "llvm" if call["impl"] == "llvm" else "triton",
         }
         if packed:
             found["offsets"] = nn.functional.pad(found["offsets"], (1, 0))
         if "backward" in self.name:
-            found |= saved(self, found, (self.name, D, packed, bias, call["hx"], dtype, call["impl"]))
+            found |= saved(self, found, (self.name, D, packed, bias, call["hx"], dtype, call["impl"], call["ragged"]))
         self.arguments = Arguments({a.name: found[a.name] for a in self.operator._schema.arguments})
         self.changes = call["changes"]
         for one in call["changes"]:
@@ -521,10 +621,11 @@ class Operator:
         if a.get("impl", "auto") not in IMPLS or a.get("memory", "auto") not in memories or family not in FAMILIES:
             raise ValueError("no such choice")
         given = [a[name] for name in OPERANDS]
+        rows = (a.get("offsets"), a["lengths"], a["resets"], a["batch"])
         if "backward" not in self.name:
-            return torch_layer(*given, a.get("offsets"), a["batch"])
+            return torch_layer(*given, *rows)
         tensors = [None if t is None else t.detach().clone().requires_grad_() for t in given]
-        y, hn = torch_layer(*tensors, a.get("offsets"), a["batch"])
+        y, hn = torch_layer(*tensors, *rows)
         changed = [name for name, *how in self.changes if how not in KEEPS_VALUES]
         sides = [(v, g) for v, g in ((y, a["dy"]), (hn, a["dhn"])) if g is not None]
         if not sides or {*changed} - {"dy", "dhn", "needs", "impl", "autocast"}:
@@ -546,8 +647,9 @@ class Operator:
                 (D * 3 * hidden,),
                 (D, 3 * hidden),
                 (D, batch, hidden),
+                (0,) if a["reset_state"] is None else tuple(a["reset_state"].shape),
             ]
-            given = [True] * 6 if "routed" not in self.name else [a[name] is not None for name in OPERANDS]
+            given = [True] * 7 if "routed" not in self.name else [a[name] is not None for name in OPERANDS]
             return [shape if need and g else (0,) for shape, need, g in zip(every, a["needs"], given, strict=True)]
         found = [(N, D, hidden), (D, batch, hidden)]
         if "routed" in self.name:
@@ -567,7 +669,7 @@ def saved(operator: Operator, found: dict[str, Any], key: tuple[Any, ...]) -> di
     if key in SAVED:
         return SAVED[key]
     if found["impl"] == "torch":
-        y, hn = torch_layer(*(found[name] for name in (*OPERANDS, "offsets", "batch")))
+        y, hn = torch_layer(*(found[name] for name in (*OPERANDS, "offsets", "lengths", "resets", "batch")))
         kept = y.new_empty(0, dtype=torch.uint8 if "routed" in operator.name else y.dtype)
     else:
         forward = getattr(torch.ops.tritongru, operator.name.replace("backward", "forward")).default
@@ -587,11 +689,18 @@ def torch_layer(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
     h0: Tensor | None,
+    reset_state: Tensor | None,
     offsets: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
     batch: int,
 ) -> tuple[Tensor, Tensor]:
-    """One layer by torch's GRU; a batch that is larger than the first step keeps the rest of h0, as the kernels do."""
+    """One layer by torch's GRU, of ragged rows by the oracle; a batch that is larger than the first step keeps the rest
+    of h0, as the kernels do."""
     D, _, hidden = w_hh.shape
+    ragged = [lengths, resets, reset_state]
+    if any(value is not None for value in ragged) and offsets is not None:
+        raise ValueError("packed rows have no padding")
     kinds = [w_ih.chunk(D), w_hh.unbind()]
     if b_ih is not None or b_hh is not None:
         kinds += [b_ih.chunk(D), b_hh.unbind()]
@@ -599,7 +708,13 @@ def torch_layer(
     if h0 is None:
         h0 = x.new_zeros((D, batch, hidden))
     rest = (b_ih is not None, 1, 0.0, False, D == 2)
-    if offsets is None:
+    if any(value is not None for value in ragged):
+        steps = x.reshape(-1, batch, x.shape[1])
+        refuse_ragged(*ragged, steps.shape[0], batch, D, hidden, False)
+        if lengths is not None:  # any are clamped
+            ragged[0] = lengths.clamp(0, steps.shape[0])
+        y, hn = oracle_gru(steps, h0, weights, 1, b_ih is not None, False, 0.0, False, D == 2, ragged)
+    elif offsets is None:
         y, hn = torch.gru(x.reshape(-1, batch, x.shape[1]), h0, weights, *rest, False)
     else:
         sizes = offsets.diff()

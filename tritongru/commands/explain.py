@@ -10,8 +10,8 @@ from functools import partial
 import torch
 
 from tritongru.commands.demo import count
-from tritongru.planning.batches import with_batches
 from tritongru.planning.devices import GPUS, MOST, Device, check_sizes, cpu_facts, device_facts, find_gpu
+from tritongru.planning.explaining import with_batches
 from tritongru.planning.instruction_sets import SETS
 from tritongru.planning.memory import MEMORIES
 from tritongru.planning.plan import DTYPES, PRECISIONS, Plan, fp32_precision, plan

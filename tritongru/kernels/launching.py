@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from tritongru.arguments.records import Outputs, Part, Recurrence, Saved
+from tritongru.arguments.records import GateGradients, Outputs, Part, Recurrence, Saved
 from tritongru.kernels.batch_tile import tile_at
 
 
@@ -51,7 +51,7 @@ def compiler_options(backend: str, num_warps: int) -> dict[str, Any]:
 
 
 def forward_sizes(recurrence: Recurrence, outputs: Outputs) -> dict[str, Any]:
-    """The arguments of every forward kernel besides its tensors."""
+    """The arguments of every forward kernel besides the tensors that it always has."""
     (D, B, H), N = outputs.hn.shape, outputs.y.shape[0]
     return {
         "T": recurrence.rows.steps(N),
@@ -63,11 +63,14 @@ def forward_sizes(recurrence: Recurrence, outputs: Outputs) -> dict[str, Any]:
         "USE_H0": recurrence.h0 is not None,
         "SAVE_GATES": outputs.gates.numel() > 0,
         "PACKED": recurrence.rows.offsets is not None,
+        **ragged_arguments(recurrence),
     }
 
 
-def backward_sizes(dy: Tensor | None, dh: Tensor, recurrence: Recurrence, saved: Saved, part: Part) -> dict[str, Any]:
-    """The arguments of every backward kernel besides its tensors."""
+def backward_sizes(
+    dy: Tensor | None, dh: Tensor, recurrence: Recurrence, saved: Saved, found: GateGradients, part: Part
+) -> dict[str, Any]:
+    """The arguments of every backward kernel besides the tensors that it always has."""
     (D, B, H), N = dh.shape, saved.y.shape[0]
     T = recurrence.rows.steps(N)
     return {
@@ -81,4 +84,22 @@ def backward_sizes(dy: Tensor | None, dh: Tensor, recurrence: Recurrence, saved:
         "USE_H0": recurrence.h0 is not None,
         "USE_DY": dy is not None,
         "PACKED": recurrence.rows.offsets is not None,
+        "d_reset": found.reset_state,
+        **ragged_arguments(recurrence),
+    }
+
+
+def ragged_arguments(recurrence: Recurrence) -> dict[str, Any]:
+    """What a kernel gets of ragged rows; other rows take the defaults, with which its code is as without."""
+    rows, reset_state = recurrence.rows, recurrence.reset_state
+    if not rows.ragged:
+        return {}
+    if rows.lengths is None or rows.resets is None or reset_state is None or rows.offsets is not None:
+        raise ValueError("ragged rows need lengths, resets and a reset state, and are not packed")
+    return {
+        "lengths": rows.lengths,
+        "resets": rows.resets,
+        "reset_state": reset_state,
+        "reset_rows": reset_state.shape[1],
+        "RAGGED": True,
     }

@@ -121,15 +121,20 @@ def infer_steps(
     each, kernel, number_of_threads = len(weights) // layers, _kernel_of(1, B), threads.count()
     if hx is not None and reset is not None:
         hx = torch.where(reset[:, None], _zeros(dtype, 1), hx, out=_states(hx))
+    size = B * H * dtype.itemsize  # of a layer's states
+    at_x, at_y, at_hn, at_hx = x.data_ptr(), y.data_ptr(), hn.data_ptr(), 0 if hx is None else hx.data_ptr()
+    addresses = [weight.data_ptr() for weight in weights]
     for layer in range(layers):
         found = _pass(kernel, isa, dtype, 1, 1, B, H, I, number_of_threads, False)
-        w_ih, w_hh, *biases = weights[layer * each : (layer + 1) * each]
-        b_ih, b_hh = biases or (None, None)
-        h0 = hx if hx is None or layers == 1 else hx[layer]
-        new = hn if layers == 1 else hn[layer]
-        targets = (y, new) if layer == layers - 1 else (new, None)
-        _run(found, 1, x, w_ih, w_hh, b_ih, b_hh, h0, None, *targets)
-        x, I = new, H
+        own = addresses[layer * each : (layer + 1) * each]
+        if each == 2:
+            own += (0, 0)
+        targets = (at_y, at_hn) if layer == layers - 1 else (at_hn, 0)
+        _run(found, 1, at_x, *own, at_hx, 0, *targets)
+        at_x, I = at_hn, H
+        at_hn += size
+        if at_hx:
+            at_hx += size
 
 
 def _states(like: Tensor) -> Tensor:
@@ -208,14 +213,17 @@ def _run_ragged(
 def _run(found: _Pass, T: int, *tensors: Tensor | int | None, segments: int = 0) -> None:
     """``tensors``: the first of ``TENSORS``, or addresses; the rest are null, except the last two: ``zeros`` (H, in
     place of h0) and the scratch memory, which a thread keeps from call to call."""
-    scratch = getattr(_kept, "scratch", None)
-    if scratch is None or scratch.numel() < found.scratch:
-        scratch = torch.empty(found.scratch, dtype=torch.uint8)
-        if found.scratch <= SCRATCH_BYTES:
-            _kept.scratch = scratch
+    scratch, at_scratch = None, 0
+    if found.scratch:
+        scratch = getattr(_kept, "scratch", None)
+        if scratch is None or scratch.numel() < found.scratch:
+            scratch = torch.empty(found.scratch, dtype=torch.uint8)
+            if found.scratch <= SCRATCH_BYTES:
+                _kept.scratch = scratch
+        at_scratch = scratch.data_ptr()
     addresses = [0 if t is None else t if type(t) is int else t.data_ptr() for t in tensors]  # type: ignore[union-attr]
     addresses += (0,) * (len(TENSORS) - len(addresses) - 2)
-    found.run(_ADDRESSES.pack(*addresses, found.zeros.data_ptr(), scratch.data_ptr(), T, segments) + found.numbers)
+    found.run(_ADDRESSES.pack(*addresses, found.zeros.data_ptr(), at_scratch, T, segments) + found.numbers)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,13 +1,19 @@
-"""``explain``: the plan of a module's layers, without a call."""
+"""``explain``: the plan of a module's layers, without a call, and which batch sizes run the same compiled kernels."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from tritongru.planning.batches import with_batches
 from tritongru.planning.devices import GPUS, Device, check_sizes, cpu_facts, find_gpu
-from tritongru.planning.plan import Plan, plan_on
+from tritongru.planning.launches import BLOCK_B, PersistentLaunch
+from tritongru.planning.plan import Pass, Plan, plan_on
+
+MOST = 4096  # sequences up to which every batch is looked at
 
 
 def explain(
@@ -92,3 +98,27 @@ def _place(device: torch.device | str | Device) -> torch.device | Device:
         here = f"only {count} GPU{'s' if count != 1 else ''}" if count else "no GPU"
         raise ValueError(f"torch sees {here} here, got device {str(place)!r}; for another machine, {known}")
     return place
+
+
+def with_batches(at: Callable[[int], Plan], batch: int) -> Plan:
+    """The plan for a batch, and the batches around it, of at most ``MOST`` sequences, for which the plan has the same
+    kernels."""
+    answer = at(batch)
+    if answer.forward is None or batch > MOST:
+        return answer
+    own, tile = _forms(answer), -(-batch // BLOCK_B)
+    low = high = tile
+    while low > 1 and _forms(at((low - 1) * BLOCK_B)) == own:
+        low -= 1
+    while high * BLOCK_B < MOST and _forms(at((high + 1) * BLOCK_B)) == own:
+        high += 1
+    return replace(answer, batches=((low - 1) * BLOCK_B + 1, high * BLOCK_B))
+
+
+def _forms(plan: Plan) -> tuple[Any, ...]:
+    return tuple(_form(found) for found in (plan.forward, plan.backward))
+
+
+def _form(found: Pass | None) -> Any:
+    launch = None if found is None else found.launch
+    return replace(launch, groups=1) if isinstance(launch, PersistentLaunch) else launch

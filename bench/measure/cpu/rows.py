@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from bench.measure.cpu.floors import Floor  # needs llvmlite
 
 
+def of_this_cpu(where: Row) -> Row:
+    """With LLVM's name of the processor added: the system's name often stands for a whole family."""
+    import llvmlite.binding as llvm
+
+    return where | {"cpu": f"{where['cpu']} ({llvm.get_host_cpu_name()})"}
+
+
 def ours(isa: str) -> str:
     """The name in rows of our loop for an instruction set."""
     return f"{OURS}[llvm-{isa}]"

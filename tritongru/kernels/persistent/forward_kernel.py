@@ -25,6 +25,7 @@ from tritongru.kernels.persistent.slices import (
     results,
 )
 from tritongru.kernels.persistent.watchdog import spin_budget
+from tritongru.kernels.ragged import is_fresh, lengths_of, longest_of, reset_rows_of
 from tritongru.kernels.rounding import operand_of_product
 
 
@@ -58,7 +59,7 @@ def inputs(p_x, m, H: tl.constexpr):
     return b_r, b_z, tl.load(p_x + 2 * H, mask=m, other=0.0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["T", "B", "tiles", "limit", "N"])
+@triton.jit(do_not_specialize=["T", "B", "tiles", "limit", "N", "reset_rows"])
 def persistent_forward_kernel(
     gx,  # (N, D, 3H) input projections with b_ih; N rows in time-major order
     w_hh,  # (D, 3H, H)
@@ -94,6 +95,11 @@ def persistent_forward_kernel(
     DATA: tl.constexpr,
     PAD: tl.constexpr,
     THREADS: tl.constexpr,
+    lengths=None,  # (B,) int32 or int64, like the next four if RAGGED
+    resets=None,  # (T, B) bool
+    reset_state=None,  # (D, reset_rows, H)
+    reset_rows=None,  # B, or 1 for all sequences
+    RAGGED: tl.constexpr = False,
 ):
     DT: tl.constexpr = y.dtype.element_ty
     E: tl.constexpr = 32 // DT.primitive_bitwidth
@@ -119,6 +125,9 @@ def persistent_forward_kernel(
     b_bias_z = bias_of(b_hh, i_d, 1, o_h, H, USE_BIAS)
     b_bias_a = bias_of(b_hh, i_d, 2, o_h, H, USE_BIAS)
 
+    steps = T
+    if RAGGED:  # the same for all programs that meet
+        steps = longest_of(lengths, o_b, i_g, tiles, groups, B, T, BB)
     for i_b in tl.range(i_g, tiles, groups):
         i_t = (i_d * tiles + i_b).to(tl.int64)
         m = m_h & (o_b < B - i_b * BB)
@@ -127,6 +136,12 @@ def persistent_forward_kernel(
             b_h = tl.load(p_h0, mask=m, other=0.0).to(tl.float32)
         else:
             b_h = tl.zeros((OWN,), tl.float32)
+        if RAGGED:
+            o_row = i_b * BB + o_b
+            b_len = lengths_of(lengths, o_row, B, T)
+            m_cut = m_h & is_fresh(resets, i_d * (steps - 1), i_d, o_row, b_len, B)
+            p_reset = reset_rows_of(reset_state, reset_rows, i_d, o_row, H) + o_h
+            b_h = tl.where(m_cut, tl.load(p_reset, mask=m_cut, other=0.0).to(tl.float32), b_h)
         tl.store(state + i_t * (programs * BB * BH) + o_state, b_h, mask=m_own)
         slot = slots + i_t * (SLOTS * SLOT)
         publish(slot, operand_of_product(b_h.to(DT), False, PRECISION), o_slot, m_own, o_word, m_word, E, DATA)
@@ -134,8 +149,8 @@ def persistent_forward_kernel(
             clear(slot.to(tl.pointer_type(tl.uint32)) + SLOT // E + o_word, SLOTS - 1, SLOT // E, m_word)
         arrive(counters + i_t * 32)
 
-    for s in tl.range(T):
-        t = s + i_d * (T - 1 - 2 * s)  # direction 1 walks from the last step to the first
+    for s in tl.range(steps):
+        t = s + i_d * (steps - 1 - 2 * s)  # direction 1 walks from the last step to the first
         for i_b in tl.range(i_g, tiles, groups):
             i_t = (i_d * tiles + i_b).to(tl.int64)
             counter = counters + i_t * 32
@@ -143,6 +158,11 @@ def persistent_forward_kernel(
             row, n_b = tile_at(t, i_b, T, B, N, offsets, BB, PACKED)
             row = row * D + i_d
             m = m_h & (o_b < n_b)
+            if RAGGED:  # before the wait, too
+                o_row = i_b * BB + o_b
+                b_len = lengths_of(lengths, o_row, B, T)
+                m = m_h & (t < b_len)
+                m_cut = m_h & is_fresh(resets, t + 1 - 2 * i_d, i_d, o_row, b_len, B)
             p_x = gx + row * (3 * H) + (o_b * (D * 3 * H) + o_h)
             if KS > 1:  # before the wait, which hides their latency; a wide tile has no registers for them
                 b_r, b_z, b_x = inputs(p_x, m, H)
@@ -167,10 +187,13 @@ def persistent_forward_kernel(
             )
             if H % BH > 0:
                 b_new = tl.where(o_h < H, b_new, 0.0)  # 0 times an infinite state would reach all programs as NaN
-            if PACKED:
+            if PACKED or RAGGED:
                 b_new = tl.where(m, b_new, b_h)
             b_y = b_new.to(DT)
-            b_k = operand_of_product(b_y, False, PRECISION)
+            if RAGGED:  # who writes a state replaces it, so that those who read it need not know
+                p_reset = reset_rows_of(reset_state, reset_rows, i_d, i_b * BB + o_b, H) + o_h
+                b_new = tl.where(m_cut, tl.load(p_reset, mask=m_cut, other=0.0).to(tl.float32), b_new)
+            b_k = operand_of_product(b_new.to(DT) if RAGGED else b_y, False, PRECISION)
             publish(slot + (s + 1) % SLOTS * SLOT, b_k, o_slot, m_own, o_word, m_word, E, DATA)
             tl.store(p_h, b_new, mask=m_own)
             if not DATA:

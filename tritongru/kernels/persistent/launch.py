@@ -26,7 +26,7 @@ def forward(
     Raises:
         RuntimeError: if an earlier launch on this device gave up waiting.
     """
-    w_hh, b_hh, h0, rows = recurrence
+    w_hh, b_hh, h0, rows, _ = recurrence
     y, hn, gates = outputs
     offsets, (D, B, H) = rows.offsets, hn.shape
     sizes = forward_sizes(recurrence, outputs)
@@ -61,10 +61,10 @@ def backward(
     Raises:
         RuntimeError: if an earlier launch on this device gave up waiting.
     """
-    w_hh, _, h0, rows = recurrence
-    (y, gates), (dgx, da) = saved, found
+    w_hh, _, h0, rows, _ = recurrence
+    (y, gates), (dgx, da, _) = saved, found
     offsets, (D, B, H) = rows.offsets, dh.shape
-    sizes = backward_sizes(dy, dh, recurrence, saved, part)
+    sizes = backward_sizes(dy, dh, recurrence, saved, found, part)
     tiles = -(-B // launch.block_b)
     counters, slots, _ = workspace(y, D * tiles, launch)
     launch_cooperative(

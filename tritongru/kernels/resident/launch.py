@@ -17,7 +17,7 @@ def forward(
     outputs: Outputs,  # written
     launch: Launch,
 ) -> None:
-    w_hh, b_hh, h0, rows = recurrence
+    w_hh, b_hh, h0, rows, _ = recurrence
     y, hn, gates = outputs
     offsets, (D, B, _) = rows.offsets, hn.shape
     sizes = forward_sizes(recurrence, outputs)
@@ -40,10 +40,10 @@ def backward(
 ) -> None:
     """Runs the kernel over a part of the steps; the gates and their gradients hold only its rows. Packed rows are
     processed in one part."""
-    w_hh, _, h0, rows = recurrence
-    (y, gates), (dgx, da) = saved, found
+    w_hh, _, h0, rows, _ = recurrence
+    (y, gates), (dgx, da, _) = saved, found
     offsets, (D, B, _) = rows.offsets, dh.shape
-    sizes = backward_sizes(dy, dh, recurrence, saved, part)
+    sizes = backward_sizes(dy, dh, recurrence, saved, found, part)
     with on_device_of(y):
         resident_backward_kernel[(-(-B // launch.block_b), D)](
             *(dy, dh, w_hh, h0, y, gates, dgx, da, offsets),

@@ -6,6 +6,7 @@ import triton.language as tl
 from tritongru.kernels.batch_tile import tile_at
 from tritongru.kernels.chunks import load_block
 from tritongru.kernels.gates import gru_step_backward
+from tritongru.kernels.ragged import add_where, is_fresh, lengths_of, reset_rows_of
 
 
 @triton.jit
@@ -40,7 +41,7 @@ def product_backward(
     return b_dh
 
 
-@triton.jit(do_not_specialize=["s", "T", "B", "start", "count", "N"])
+@triton.jit(do_not_specialize=["s", "T", "B", "start", "count", "N", "reset_rows"])
 def stepwise_backward_kernel(
     dy,  # (N, D, H) if USE_DY
     w_hh,  # (D, 3H, H)
@@ -68,6 +69,12 @@ def stepwise_backward_kernel(
     BH: tl.constexpr,
     BK: tl.constexpr,
     STAGES: tl.constexpr,
+    lengths=None,  # (B,) int32 or int64, like the next five if RAGGED
+    resets=None,  # (T, B) bool
+    reset_state=None,  # (D, reset_rows, H)
+    reset_rows=None,  # B, or 1 for all sequences
+    d_reset=None,  # (D, B, H) fp32: gradient of the reset states, added to
+    RAGGED: tl.constexpr = False,
 ):
     """The product of the previous step of the walk, then the gates of this step, each if it belongs to this part."""
     DT: tl.constexpr = y.dtype.element_ty
@@ -82,18 +89,32 @@ def stepwise_backward_kernel(
     row_state = i_d.to(tl.int64) * B + i_b * BB
     n_b = tl.where(s < last, n_b, 0)
     n_next = tl.where(s > start, n_next, 0)
+    if RAGGED:
+        o_row = i_b * BB + tl.arange(0, BB)[:, None]
+        b_len = lengths_of(lengths, o_row, B, T)
+        steps, t_next = tl.max(b_len), t + 1 - 2 * i_d
+        n_b = tl.where(t < steps, n_b, 0)
+        n_next = tl.where(t_next < steps, n_next, 0)
     if (n_b > 0) | (n_next > 0):
         o_b, o_h = tl.arange(0, BB)[:, None], i_h * BH + tl.arange(0, BH)[None, :]
         p_dx = dgx + (row_next - row_part) * (3 * H) + o_b * (D * 3 * H)
         p_da = da + (row_next - row_part) * H + o_b * (D * H)
         w = w_hh + i_d.to(tl.int64) * (3 * H * H) + i_h * BH
+        m_next = o_b < n_next
+        if RAGGED:
+            m_next = m_next & (t_next < b_len)
         b_dh = product_backward(
-            p_dx, p_da, o_b < n_next, w, H - i_h * BH, n_next <= 0, H, UPCAST, PRECISION, BB, BH, BK, STAGES
+            p_dx, p_da, m_next, w, H - i_h * BH, n_next <= 0, H, UPCAST, PRECISION, BB, BH, BK, STAGES
         )
         p_dh = dh + row_state * H + (o_b * H + o_h)
         m_own = (o_b < B - i_b * BB) & (o_h < H)
         b_dh += tl.load(p_dh, mask=m_own, other=0.0)
         m_b = o_b < n_b
+        if RAGGED:
+            m_cut = is_fresh(resets, t_next, i_d, o_row, b_len, B)  # the state before that step has its gradient now
+            add_where(d_reset + row_state * H + (o_b * H + o_h), b_dh, m_cut & (o_h < H))
+            b_dh = tl.where(m_cut, 0.0, b_dh)
+            m_b = m_b & (t < b_len)
         m = m_b & (o_h < H)
         o_y = o_b * (D * H) + o_h
         o_g = 4 * i_h * BH + tl.arange(0, 4 * BH)[None, :]
@@ -102,10 +123,18 @@ def stepwise_backward_kernel(
         b_rz, b_na = tl.split(tl.permute(tl.reshape(b_g, (BB, BH, 2, 2)), (0, 1, 3, 2)))
         b_r, b_z = tl.split(b_rz)
         b_n, b_a = tl.split(b_na)
-        b_hp = tl.load(y + row_prev * H + o_y, mask=m & (o_b < n_prev), other=0.0).to(tl.float32)
+        m_kept, m_prev = m, o_b < n_prev
+        if RAGGED:
+            m_fresh = is_fresh(resets, t, i_d, o_row, b_len, B)
+            m_prev = m_prev & (t - 1 + 2 * i_d < b_len)
+            m_kept = m & (m_fresh == 0)
+        b_hp = tl.load(y + row_prev * H + o_y, mask=m_kept & m_prev, other=0.0).to(tl.float32)
         if USE_H0:  # rows that began at this step
             p_h0 = h0 + row_state * H + (o_b * H + o_h)
-            b_hp += tl.load(p_h0, mask=m & (o_b >= n_prev), other=0.0).to(tl.float32)
+            b_hp += tl.load(p_h0, mask=m_kept & (m_prev == 0 if RAGGED else o_b >= n_prev), other=0.0).to(tl.float32)
+        if RAGGED:
+            p_reset = reset_rows_of(reset_state, reset_rows, i_d, o_row, H) + o_h
+            b_hp += tl.load(p_reset, mask=m & m_fresh, other=0.0).to(tl.float32)
         b_all = b_dh
         if USE_DY:
             b_all += tl.load(dy + row * H + o_y, mask=m, other=0.0).to(tl.float32)

@@ -20,7 +20,7 @@ def forward(
     outputs: Outputs,  # written
     launch: StepwiseLaunch,
 ) -> None:
-    w_hh, b_hh, h0, rows = recurrence
+    w_hh, b_hh, h0, rows, _ = recurrence
     y, hn, gates = outputs
     offsets = rows.offsets
     sizes = forward_sizes(recurrence, outputs)
@@ -51,10 +51,10 @@ def backward(
     part: Part = WHOLE,
 ) -> None:
     """Runs over a part of the steps; the gates and their gradients hold only its rows."""
-    w_hh, _, h0, rows = recurrence
-    (y, gates), (dgx, da) = saved, found
+    w_hh, _, h0, rows, _ = recurrence
+    (y, gates), (dgx, da, _) = saved, found
     offsets = rows.offsets
-    sizes = backward_sizes(dy, dh, recurrence, saved, part)
+    sizes = backward_sizes(dy, dh, recurrence, saved, found, part)
     with on_device_of(y):
         step = functools.partial(
             stepwise_backward_kernel[grid(dh, launch)],

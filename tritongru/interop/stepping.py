@@ -28,9 +28,10 @@ def step(gru: GRU, x_t: Tensor, state: Tensor | None, reset: Tensor | None, out:
             "step needs a GRU of one direction, got bidirectional=True: the other direction begins at the last time "
             "step"
         )
-    for name, value in (("x_t", x_t), ("state", state), ("reset", reset)):
-        if value is not None and not isinstance(value, Tensor):
-            raise TypeError(f"{name} should be a Tensor, got {type(value).__name__}")
+    if type(x_t) is not Tensor or type(state) is not Tensor or reset is not None:
+        for name, value in (("x_t", x_t), ("state", state), ("reset", reset)):
+            if value is not None and not isinstance(value, Tensor):
+                raise TypeError(f"{name} should be a Tensor, got {type(value).__name__}")
     if x_t.dim() == 2:
         return _batched(gru, x_t, state, reset, out)
     if x_t.dim() != 1:
