@@ -206,9 +206,11 @@ def _recurrence(call: LayerCall, b_hh: Tensor | None) -> Recurrence:
     if not rows.ragged:
         return Recurrence(w_hh, b_hh, h0, rows._replace(offsets=_dense(rows.offsets)))
     (N, D, B, H), device = call.sizes, call.x.device
-    lengths, resets, T = _dense(rows.lengths), _dense(rows.resets), rows.steps(N)
+    lengths, resets, T = rows.lengths, _dense(rows.resets), rows.steps(N)
     if lengths is None:
         lengths = torch.full((B,), T, dtype=torch.int64, device=device)
+    else:
+        lengths = lengths.to(torch.int64).contiguous()
     if resets is None:
         resets = torch.zeros((T, B), dtype=torch.bool, device=device)
     if reset_state is None:

@@ -132,12 +132,13 @@ class GRU(nn.RNNBase):
         ragged = WHOLE
         if lengths is not None or resets is not None or reset_state is not None:
             ragged = Ragged(lengths, resets, reset_state)
-        elif (
+        if (
             not self.bidirectional
             and (self.dropout == 0 or (self.dropout <= 1 and not self.training))
             and wants_results_alone(input, hx, self.impl)  # type: ignore[arg-type]  # of a PackedSequence it is not true
         ):
-            found = infer(input, hx, self._weights(), self.num_layers, self.batch_first, self.impl)  # type: ignore[arg-type]
+            own = self._weights(), self.num_layers, self.batch_first, self.impl
+            found = infer(input, hx, *own, ragged if ragged else ())  # type: ignore[arg-type]
             if found is not None:
                 return found
         if isinstance(input, torch.fx.Proxy) or isinstance(hx, torch.fx.Proxy):

@@ -294,8 +294,8 @@ def test_results_without_gradients(bias, with_hx, batch, dtype):
 
 
 def test_impl_is_a_choice_that_is_checked_and_shown():
-    with pytest.raises(ValueError, match="impl should be one of 'auto', 'llvm', 'torch', got 'triton'"):
-        tritongru.GRUCell(I, H, impl="triton")
+    with pytest.raises(ValueError, match="impl should be one of 'auto', 'triton', 'llvm', 'torch', got 'cuda'"):
+        tritongru.GRUCell(I, H, impl="cuda")
     ours = tritongru.GRUCell(I, H, impl="llvm")
     assert repr(ours) == "GRUCell(3, 4, impl='llvm')"
     assert pickle.loads(pickle.dumps(ours)).impl == copy.deepcopy(ours).impl == "llvm"

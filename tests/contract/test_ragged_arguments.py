@@ -169,7 +169,10 @@ def test_wrong_arguments_of_one_sequence(batch_first):
     gru, x = tritongru.GRU(I, H, batch_first=batch_first), torch.randn(T, I)
     shape = "(1, 4)" if batch_first else "(4, 1)"
     for given, says in (
-        ({"lengths": torch.tensor([1, 2])}, "lengths should have the shape (1,), one length for each sequence, got (2,)"),
+        (
+            {"lengths": torch.tensor([1, 2])},
+            "lengths should have the shape (1,), one length for each sequence, got (2,)",
+        ),
         ({"resets": torch.zeros(3).bool()}, f"resets should have the shape {shape}, one value for each step of the"),
         ({"lengths": torch.tensor(5)}, "lengths should be between 0 and the 4 time steps of the input, got 5 for"),
         (
@@ -189,7 +192,7 @@ def test_a_reset_state_has_the_dtype_of_hx():
     given = {"resets": NO_RESETS, "reset_state": STATE.bfloat16()}
     with torch.autocast("cpu", torch.bfloat16):
         assert gru(x, **given)[0].shape == (T, B, 2 * H)
-    with pytest.raises(RuntimeError, match="should have the dtype torch.float32 of the states, got torch.bfloat16"):
+    with pytest.raises(RuntimeError, match=r"should have the dtype torch\.float32 of the states, got torch\.bfloat16"):
         gru(x, **given)
 
 

@@ -254,7 +254,12 @@ def the_directions_of_segments_swapped(patch):
 
 
 def offsets_are_one_too_small(patch):
-    _written(patch, "write_segments", 'f.store(rows.get(), place("offsets", t))', "f.store(f.most(rows.get() - 1, 0), place('offsets', t))")
+    _written(
+        patch,
+        "write_segments",
+        'f.store(rows.get(), place("offsets", t))',
+        "f.store(f.most(rows.get() - 1, 0), place('offsets', t))",
+    )
 
 
 def the_beginnings_are_those_of_the_search_before(patch):
@@ -287,7 +292,9 @@ def the_reset_state_ignored(patch):
 
 
 def the_last_state_is_that_of_the_segment_beside(patch):
-    _written(patch, "last_states", "state = f.at(states, segment * H", "state = f.at(states, f.most(segment - 1, 0) * H")
+    _written(
+        patch, "last_states", "state = f.at(states, segment * H", "state = f.at(states, f.most(segment - 1, 0) * H"
+    )
 
 
 def the_gradient_of_a_last_state_arrives_twice(patch):
@@ -302,7 +309,9 @@ def gradients_of_the_reset_state_replace_each_other(patch):
 
 
 def two_directions_replace_each_other(patch):
-    _written(patch, "scatter_rows", "f.call(add, here, target, columns)", "f.call(copy, here, 0, target, 0, 1, columns)")
+    _written(
+        patch, "scatter_rows", "f.call(add, here, target, columns)", "f.call(copy, here, 0, target, 0, 1, columns)"
+    )
 
 
 def rows_gathered_from_the_place_beside(patch):

@@ -1,6 +1,8 @@
 """The compiled loop for sequences that end early or begin anew: against the oracle, whose law it is, and bit for bit
 against itself where the law says that nothing may change."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -155,7 +157,7 @@ def by_hand(lengths, resets, T, B):
         like = torch.zeros(T, 1, 1)
         ahead, back = (own.fresh(like, reverse)[:, 0, 0].tolist() for reverse in (False, True))
         cuts = [0, *(t for t in range(1, end) if ahead[t]), end]
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in itertools.pairwise(cuts):
             rows = [t * B + b for t in range(start, stop)]
             fresh = start < end and ahead[start], stop > 0 and back[stop - 1]
             source = [-1 - row if new else row for new, row in zip(fresh, (b, B + b), strict=True)]
@@ -182,7 +184,7 @@ def test_the_segments_are_those_of_the_law(ends, rate, B, isa):
         return first[1][start : start + count]
 
     offsets = values(found.offsets, found.steps + 1)
-    counts = [b - a for a, b in zip(offsets, offsets[1:], strict=False)]
+    counts = [b - a for a, b in itertools.pairwise(offsets)]
     assert offsets[0] == 0
     assert counts == sorted(counts, reverse=True), "the longest first"
     places = values(found.places, offsets[-1])
@@ -247,7 +249,7 @@ def test_a_row_with_a_length_is_the_row_packed_and_the_row_alone(D, dtype, isa):
     found, ends = together(data, isa), lengths.clamp(0, layer.T).tolist()
     order = sorted((b for b in range(B) if ends[b]), key=lambda b: -ends[b])
     steps = [[t * B + b for b in order if ends[b] > t] for t in range(max(ends))]
-    rows, offsets = torch.tensor(sum(steps, [])), torch.tensor([0, *map(len, steps)]).cumsum(0)
+    rows, offsets = torch.tensor([row for step in steps for row in step]), torch.tensor([0, *map(len, steps)]).cumsum(0)
     packed = LayerCall(x[rows], weights, h0[:, order].contiguous(), Rows(len(order), offsets))
     other = ours(Given(packed, OutputGradients(dy[rows], dhn[:, order].contiguous())), isa)
     for name in ROWS_OF_X:
@@ -287,8 +289,8 @@ def test_full_lengths_are_none(D, dtype, isa):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @both
 def test_segments_are_sequences_of_their_own(D, dtype, keeps, isa):
-    """Cut at the resets, each with the state that it begins with: the same bits of y, dx, h_n, dh0, and the gradients of
-    the reset states are sums of theirs."""
+    """Cut at the resets, each with the state that it begins with: the same bits of y, dx, h_n and dh0; the gradients
+    of the reset states are sums of theirs."""
     layer = layer_of("both, to a state of each", D=D, dtype=dtype, H=19)
     data = given(layer)
     (x, weights, h0, (B, _, lengths, resets), state), (dy, dhn) = data
@@ -298,12 +300,16 @@ def test_segments_are_sequences_of_their_own(D, dtype, keeps, isa):
     for rows, source, target in segments:
         b = (source[0] if source[0] >= 0 else -1 - source[0]) % B
         first = torch.stack([(h0 if source[d] >= 0 else state)[d, b] for d in range(D)])[:, None]
-        arriving = torch.stack([dhn[d, b] if target[d] >= 0 else torch.zeros_like(dhn[d, b]) for d in range(D)])[:, None]
+        arriving = torch.stack([dhn[d, b] if target[d] >= 0 else torch.zeros_like(dhn[d, b]) for d in range(D)])[
+            :, None
+        ]
         if not rows:  # a sequence without a step
             assert same(found["hn"][:, b], h0[:, b])
             assert same(found["dh0"][:, b], dhn[:, b])
             continue
-        alone = ours(Given(LayerCall(x[rows], weights, first, Rows(1)), OutputGradients(dy[rows], arriving)), isa, keeps)
+        alone = ours(
+            Given(LayerCall(x[rows], weights, first, Rows(1)), OutputGradients(dy[rows], arriving)), isa, keeps
+        )
         for name in ROWS_OF_X:
             assert same(alone[name], found[name][rows]), (name, rows)
         for d in range(D):
@@ -351,7 +357,7 @@ def test_what_no_step_sees_changes_nothing(keeps, bad, isa):
     sequence beside; the gradients of the weights have no NaN but from the last."""
     layer = layer_of("both, to a state of each", D=1, ends=(7, 5, 0, 6), states=4)
     data = given(layer)
-    (x, weights, h0, rows, state), (dy, dhn) = data
+    (x, _, h0, rows, state), (dy, dhn) = data
     resets = torch.zeros_like(rows.resets)
     resets[[0, 3], 0] = True  # h0 of sequence 0 is replaced; only it and 3 ever begin anew
     resets[2, 3] = True

@@ -161,7 +161,8 @@ def test_reverse_is_forward_on_the_flipped_rows(impl, way, device):
     lengths, resets = lengths_of(device), resets_of(device)
     state = states_of(both, B, device)
     back = tritongru.GRU(I, H, impl=impl).to(device)
-    back.load_state_dict({n.removesuffix("_reverse"): p for n, p in both.state_dict().items() if n.endswith("_reverse")})
+    own = {n: p for n, p in both.state_dict().items() if n.endswith("_reverse")}
+    back.load_state_dict({n.removesuffix("_reverse"): p for n, p in own.items()})
 
     def flipped(rows):
         found = torch.zeros_like(rows)
@@ -397,9 +398,7 @@ def test_steps_without_a_kernel_are_said_once(caplog, device):
             gru(x, resets=resets_of(device))
         torch.compile(gru, fullgraph=True, backend="aot_eager")(x, resets=resets_of(device))
     forget()
-    assert [record.getMessage() for record in caplog.records] == [
-        f"falling back to torch's own GRU: {route.NO_RESETS}"
-    ]
+    assert [record.getMessage() for record in caplog.records] == [f"falling back to torch's own GRU: {route.NO_RESETS}"]
 
 
 def test_torch_and_ours_share_a_state_dict_and_nothing_else(device):

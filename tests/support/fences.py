@@ -32,8 +32,8 @@ ITEMSIZE = {"float": 4, "double": 8}
 
 
 def counts_of(fields: dict[str, int], whole: tuple[int, int] | None = None) -> dict[str, int]:
-    """Elements of each tensor of a call. ``whole``: of ragged rows, steps and sequences of its tensors; then B and T are
-    those of the segments."""
+    """Elements of each tensor of a call. ``whole``: of ragged rows, steps and sequences of its tensors; then B and T
+    are those of the segments."""
     D, B, T, I, H = (fields[name] for name in "DBTIH")
     N = rows = T * B
     if fields["offsets"]:

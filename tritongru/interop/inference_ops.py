@@ -20,7 +20,9 @@ from tritongru.planning.instruction_sets import host_sets, refusal
 DTYPES = (torch.float32, torch.float64)
 
 torch.library.define(
-    "tritongru::gru_infer", "(Tensor x, Tensor? hx, Tensor[] weights, int num_layers) -> (Tensor y, Tensor hn)"
+    "tritongru::gru_infer",
+    "(Tensor x, Tensor? hx, Tensor[] weights, int num_layers, Tensor? lengths=None, Tensor? resets=None, "
+    "Tensor? reset_state=None) -> (Tensor y, Tensor hn)",
 )
 torch.library.define(
     "tritongru::gru_cell_infer",
@@ -28,9 +30,18 @@ torch.library.define(
 )
 
 
-def gru_infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], num_layers: int) -> tuple[Tensor, Tensor]:
+def gru_infer(
+    x: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    num_layers: int,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """y (T, B, H) and hn (L, B, H) of x (T, B, I), hx (L, B, H), and for each layer two weights or, with biases, four;
-    all contiguous and of one dtype, float32 or float64."""
+    all contiguous and of one dtype, float32 or float64. Optional: lengths (B,), int32 or int64 from 0 to T, resets
+    (T, B), bool, and with these reset_state (L, B or 1, H)."""
     each = len(weights) // num_layers if num_layers > 0 else 0
     if x.dim() != 3 or each not in (2, 4) or len(weights) != num_layers * each or weights[1].dim() != 2:
         raise RuntimeError(
@@ -45,7 +56,18 @@ def gru_infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], num_layer
     shapes = ((3 * H, I), (3 * H, H), (3 * H,), (3 * H,))
     for k, weight in enumerate(weights):
         check_dense(k, weight, dtype, shapes[k % each] if k % each or k < each else (3 * H, H))
-    return _loop().infer(x, hx, weights, each, host_sets()[0])  # type: ignore[no-any-return]
+    if lengths is None and resets is None and reset_state is None:
+        return _loop().infer(x, hx, weights, each, host_sets()[0])  # type: ignore[no-any-return]
+    if lengths is not None:
+        check_dense("lengths", lengths, torch.int32 if lengths.dtype is torch.int32 else torch.int64, (B,))
+    if resets is not None:
+        check_dense("resets", resets, torch.bool, (T, B))
+    if reset_state is not None:
+        if resets is None:
+            raise RuntimeError("reset_state needs resets, which say where it is used")
+        states = reset_state.shape[1] if reset_state.dim() == 3 and reset_state.shape[1] == 1 else B
+        check_dense("reset_state", reset_state, dtype, (num_layers, states, H))
+    return _loop().infer(x, hx, weights, each, host_sets()[0], lengths, resets, reset_state)  # type: ignore[no-any-return]
 
 
 def gru_cell_infer(
@@ -88,8 +110,17 @@ def check_dense(name: str | int, tensor: Tensor, dtype: torch.dtype, shape: tupl
         check_memory(name, tensor)
 
 
-def _fake_infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], num_layers: int) -> tuple[Tensor, Tensor]:
-    check_devices(x=x, hx=hx, **{f"weight {k}": weight for k, weight in enumerate(weights)})
+def _fake_infer(
+    x: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    num_layers: int,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    ragged = {"lengths": lengths, "resets": resets, "reset_state": reset_state}
+    check_devices(x=x, hx=hx, **ragged, **{f"weight {k}": weight for k, weight in enumerate(weights)})
     (T, B, _), H = x.shape, weights[1].shape[1]
     return x.new_empty((T, B, H)), x.new_empty((num_layers, B, H))
 
@@ -136,18 +167,27 @@ def wants_results_alone(input: Tensor, hx: Tensor | None, impl: str) -> bool:
 
 
 def infer(
-    input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], num_layers: int, batch_first: bool, impl: str
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    num_layers: int,
+    batch_first: bool,
+    impl: str,
+    ragged: Sequence[Tensor | None] = (),
 ) -> tuple[Tensor, Tensor] | None:
     """(output, h_n) of one direction by the shortest path, if ``wants_results_alone``; None if another path is faster
-    or something is wrong, which ``functional.run`` then reports."""
+    or something is wrong, which ``functional.run`` then reports. ``ragged``: lengths, resets and reset_state."""
     if input.dim() != 3:
         return None
     x = input.transpose(0, 1) if batch_first else input
     if not takes(impl, weights[1], x.dtype, x.shape[0], x.shape[1]):
         return None
+    if ragged and batch_first and isinstance(ragged[1], Tensor):
+        lengths, resets, reset_state = ragged
+        ragged = lengths, resets.t().contiguous(), reset_state  # type: ignore[union-attr]
     try:
-        y, h_n = _run_layers(x, hx, weights, num_layers)
-    except RuntimeError:
+        y, h_n = _run_layers(x, hx, weights, num_layers, *ragged)
+    except (RuntimeError, TypeError):
         return None
     return (y.transpose(0, 1) if batch_first else y), h_n
 

@@ -24,7 +24,7 @@ def forward_flops(x: Tensor, w_ih: Tensor, w_hh: Tensor) -> int:
 def backward_flops(x: Tensor, w_hh: Tensor, batch: int, offsets: Tensor | None, needs: Sequence[bool]) -> int:
     """Those of nn.GRU's backward pass: a product over all rows for each gradient that is needed, and one for the
     previous states over the rows whose previous state is not h0, or over all rows if h0 needs a gradient."""
-    need_x, need_w_ih, need_w_hh, _, _, need_h0 = needs
+    need_x, need_w_ih, need_w_hh, _, _, need_h0, _ = needs
     rows, inputs = x.shape
     directions, gates, hidden = w_hh.shape
     products = rows * directions * (inputs * (need_x + need_w_ih) + hidden * need_w_hh)
@@ -51,17 +51,23 @@ def _count_infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], num_la
     return 2 * rows * sum(products)
 
 
+def _count_step(
+    x: Tensor, hx: Tensor | None, reset: Tensor | None, weights: Sequence[Tensor], num_layers: int, *_: Any, **__: Any
+) -> int:
+    return _count_infer(x[None], hx, weights, num_layers)
+
+
 def _count_cell_infer(x: Tensor, hx: Tensor | None, w_ih: Tensor, w_hh: Tensor, *_: Any, **__: Any) -> int:
     return 2 * x.shape[0] * (w_ih.shape[0] * w_ih.shape[1] + w_hh.shape[0] * w_hh.shape[1])
 
 
 def _count_backward(*args: Any, **_: Any) -> int:
-    x, w_hh, offsets, batch, needs = args[2], args[4], args[8], args[9], args[12]
+    x, w_hh, offsets, batch, needs = args[2], args[4], args[9], args[12], args[15]
     return backward_flops(x, w_hh, batch, offsets, needs)
 
 
 def _count_routed_backward(*args: Any, **_: Any) -> int:
-    x, w_hh, batch, needs = args[2], args[4], args[8], args[13]
+    x, w_hh, batch, needs = args[2], args[4], args[11], args[16]
     return backward_flops(x, w_hh, batch, None, needs)
 
 
@@ -73,6 +79,8 @@ def _add_formulas(counter: Any) -> None:
         ("gru_routed_backward", _count_routed_backward),
         ("gru_infer", _count_infer),
         ("gru_cell_infer", _count_cell_infer),
+        ("gru_step", _count_step),
+        ("gru_step_out", _count_step),
     ):
         counter.register_flop_formula(getattr(torch.ops.tritongru, name), get_raw=True)(formula)
 

@@ -160,7 +160,7 @@ def _cudnn_backward(
         reserve,
         (needs[0], needs[5], False, any(needs[1:5])),
     )
-    found: list[Tensor | None] = [None if dx is None else dx.reshape(call.x.shape), None, None, None, None, dh0]
+    found: list[Tensor | None] = [None if dx is None else dx.reshape(call.x.shape), None, None, None, None, dh0, None]
     if any(needs[1:5]):
         joined = (torch.cat, torch.stack, torch.cat, torch.stack)  # of w_ih, w_hh, b_ih, b_hh
         found[1 : 1 + each] = [join([*dws[k::each]]) for k, join in enumerate(joined[:each])]

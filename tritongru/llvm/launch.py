@@ -74,23 +74,51 @@ def forward(call: LayerCall, keeps: bool, launch: VectorLaunch) -> Outputs:
     return Outputs(y, hn, x.new_empty(0) if kept is None else kept)
 
 
-def infer(x: Tensor, hx: Tensor | None, weights: Sequence[Tensor], each: int, isa: str) -> tuple[Tensor, Tensor]:
+def infer(
+    x: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    each: int,
+    isa: str,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """All layers of one direction without gradients, each tensor contiguous: y (T, B, H) and h_n (L, B, H) of x
-    (T, B, I). The tensors' dimensions may differ from those in ``forward``: only their memory matters."""
+    (T, B, I). The tensors' dimensions may differ from those in ``forward``: only their memory matters.
+
+    Raises:
+        RuntimeError: if a length is outside of [0, T].
+    """
     T, B, I = x.shape
     H, dtype = weights[1].shape[1], x.dtype
     layers = len(weights) // each
     hn = x.new_empty((layers, B, H))
     number_of_threads = threads.count()
+    steps, segments, ragged = T, 0, lengths is not None or resets is not None
+    kernel, sizes, addresses = _kernel_of(T, B), (T, 1, B, H), (None, None, None)
+    offsets = None
+    if ragged:
+        own = segments_of(lengths, resets, T, B, isa)
+        if own.clamped:
+            raise RuntimeError("a length is below 0 or above the number of steps")
+        steps, segments, offsets, addresses = own.steps, own.number, own.offsets, _addresses(own)
+        kernel, sizes = "forward", (T, 1, roomy(own.number), H)
     for layer in range(layers):
         y = in_large_pages(x.new_empty((T, B, H)))
-        found = _pass(_kernel_of(T, B), isa, dtype, T, 1, B, H, I, number_of_threads, False)
+        if lengths is not None:
+            y.zero_()
+        found = _pass(kernel, isa, dtype, *sizes, I, number_of_threads, False, ragged)
         w_ih, w_hh, *biases = weights[layer * each : (layer + 1) * each]
         b_ih, b_hh = biases or (None, None)
         states = hx, hn
         if layers > 1:
             states = None if hx is None else hx[layer], hn[layer]
-        _run(found, T, x, w_ih, w_hh, b_ih, b_hh, states[0], None, y, states[1])
+        tensors = (x, w_ih, w_hh, b_ih, b_hh, states[0], offsets, y, states[1])
+        if ragged:
+            fresh = None if reset_state is None else _for_all(reset_state[layer : layer + 1], B)
+            tensors = (*tensors, *(None,) * 8, *addresses, fresh)
+        _run(found, steps, *tensors, segments=segments)
         x, I = y, H
     return x, hn
 
@@ -170,7 +198,7 @@ def backward(
             dx.zero_()
     shapes = (weights.w_ih.shape, weights.w_hh.shape, (D * 3 * H,), (D, 3 * H))
     dws = [x.new_zeros(shape) if need else None for shape, need in zip(shapes, needs[1:5], strict=True)]
-    d_reset = x.new_zeros((D, B, H)) if needs[6] else None
+    d_reset = x.new_zeros((D, B, H)) if needs[6] and reset_state is not None else None
     if call.rows.ragged:
         segments = segments_of(lengths, resets, N // B, B, launch.isa)
         own = (x, *weights, h0, segments.offsets, y, None, kept, dy, dh, dx, *dws)

@@ -14,11 +14,13 @@ WORD = 8  # bytes
 
 
 class Segments(NamedTuple):
-    """``number``, and ``steps`` of the longest; the others are addresses in ``memory``."""
+    """``number``, and ``steps`` of the longest; ``clamped``: whether a length was outside of [0, T]; the others are
+    addresses in ``memory``."""
 
     memory: Tensor
     number: int
     steps: int
+    clamped: bool
     offsets: int
     places: int
     source: int
@@ -40,8 +42,8 @@ def segments_of(lengths: Tensor | None, resets: Tensor | None, T: int, B: int, i
         address += size * WORD
     given = (0 if lengths is None else lengths.data_ptr(), 0 if resets is None else resets.data_ptr())
     function_of(isa, "float", "segments")(SEGMENTS.packed(*given, *places, T, B))
-    number, steps, _ = memory[:3].tolist()
-    return Segments(memory, number, steps, *places[1:5])
+    number, steps, clamped = memory[:3].tolist()
+    return Segments(memory, number, steps, clamped > 0, *places[1:5])
 
 
 def roomy(number: int) -> int:

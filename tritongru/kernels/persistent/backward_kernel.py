@@ -99,7 +99,7 @@ def persistent_backward_kernel(
     SLOTS: tl.constexpr,
     DATA: tl.constexpr,
     THREADS: tl.constexpr,
-    lengths=None,  # (B,) int32 or int64, like the next five if RAGGED
+    lengths=None,  # (B,) int64, like the next five if RAGGED
     resets=None,  # (T, B) bool
     reset_state=None,  # (D, reset_rows, H)
     reset_rows=None,  # B, or 1 for all sequences

@@ -95,7 +95,7 @@ def persistent_forward_kernel(
     DATA: tl.constexpr,
     PAD: tl.constexpr,
     THREADS: tl.constexpr,
-    lengths=None,  # (B,) int32 or int64, like the next four if RAGGED
+    lengths=None,  # (B,) int64, like the next four if RAGGED
     resets=None,  # (T, B) bool
     reset_state=None,  # (D, reset_rows, H)
     reset_rows=None,  # B, or 1 for all sequences

@@ -46,7 +46,7 @@ def resident_forward_kernel(
     CHUNKS: tl.constexpr,
     BB: tl.constexpr,
     STAGES: tl.constexpr,
-    lengths=None,  # (B,) int32 or int64, like the next four if RAGGED
+    lengths=None,  # (B,) int64, like the next four if RAGGED
     resets=None,  # (T, B) bool
     reset_state=None,  # (D, reset_rows, H)
     reset_rows=None,  # B, or 1 for all sequences

@@ -70,7 +70,7 @@ def stepwise_forward_kernel(
     BH: tl.constexpr,
     BK: tl.constexpr,
     STAGES: tl.constexpr,
-    lengths=None,  # (B,) int32 or int64, like the next four if RAGGED
+    lengths=None,  # (B,) int64, like the next four if RAGGED
     resets=None,  # (T, B) bool
     reset_state=None,  # (D, reset_rows, H)
     reset_rows=None,  # B, or 1 for all sequences

@@ -7,14 +7,14 @@ tensors of the call, and which state a segment begins with and where its last on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tritongru.llvm.language import I8, I64, PTR, Function, Module, Operand, Record, Value
 from tritongru.llvm.passes.call import Layer
 from tritongru.llvm.passes.packing import copy_rows
 
-# ``lengths`` (B,) or null, ``resets`` (T, B) bytes or null. Written: ``counts``, the numbers of segments, of steps of
-# the longest one and of all rows; ``offsets`` (T + 1,), the first row of each step; ``places`` (T * B,), which row of
+# ``lengths`` (B,) or null, ``resets`` (T, B) bytes or null. Written: ``counts``, the numbers of segments and of steps of
+# the longest one, and 1 if a length is outside of [0, T]; ``offsets`` (T + 1,), the first row of each step; ``places`` (T * B,), which row of
 # the tensors it is; ``source`` and ``target`` (segments, 2), of each segment and direction: the row of h0 that it
 # begins with, or -1 minus that of the reset state; and the row of h_n where its last state goes, or -1. ``ends``,
 # ``begun`` (B,) and ``next`` (T + 1,): working memory.
@@ -39,10 +39,14 @@ def write_segments(m: Module) -> None:
         def number(name: str, k: Operand, f: Function = f) -> Value:
             return f.load(place(name, k), I64)
 
+        odd = f.variable(f.integer(0))
         with f.loop(0, B) as b:
             end = f.variable(T)
             with f.given(f.is_there(own["lengths"])):
-                end.set(f.most(f.least(number("lengths", b), T), 0))
+                given = number("lengths", b)
+                end.set(f.most(f.least(given, T), 0))
+                with f.otherwise(given.equals(end.get())):
+                    odd.set(1)
             f.store(end.get(), place("ends", b))
         with f.loop(0, T + 1) as length:
             f.store(f.integer(0), place("next", length))
@@ -63,7 +67,7 @@ def write_segments(m: Module) -> None:
                 steps.set(t + 1)
             rows.set(rows.get() + number("next", t))
         f.store(rows.get(), place("offsets", T))
-        for k, value in enumerate((total, steps, rows)):
+        for k, value in enumerate((total, steps, odd)):
             f.store(value.get(), place("counts", k))
 
         def put(b: Value, start: Value, length: Value, fresh: Value, last: Value) -> None:
@@ -184,29 +188,44 @@ def add_row(m: Module) -> Function:
 def gather_rows(m: Module) -> Function:
     """Copies those rows of a matrix with ``stride`` that ``places`` names, side by side."""
     parameters = {"matrix": PTR, "stride": I64, "places": PTR, "target": PTR, "rows": I64, "columns": I64}
-    copy = m.once("copy_rows", copy_rows)
-    with (
-        m.function("gather_rows", parameters) as (f, matrix, stride, places, target, rows, columns),
-        f.loop(0, rows) as row,
-    ):
-        there = f.load(f.at(places, row, I64), I64)
-        source = f.at(matrix, there * stride, m.scalar)
-        f.call(copy, source, 0, f.at(target, row * columns, m.scalar), 0, 1, columns)
+    with m.function("gather_rows", parameters) as (f, matrix, stride, places, target, rows, columns):
+        vectors = _vectors(f, columns)
+        with f.loop(0, rows) as row:
+            there = f.load(f.at(places, row, I64), I64)
+            source, to = f.at(matrix, there * stride, m.scalar), f.at(target, row * columns, m.scalar)
+            for k, masked in vectors():
+                f.store_lanes(f.load_lanes(f.at(source, k, m.scalar), m.vector, masked), f.at(to, k, m.scalar), masked)
     return f  # type: ignore[no-any-return]
+
+
+def _vectors(f: Function, columns: Value) -> Callable[[], Iterator[tuple[Value, Value | None]]]:
+    """Writes the code for each vector of a row, and for the rest of the row: where it begins, and its mask."""
+    L = f.module.lanes
+    whole = columns - columns % L
+    mask = f.first_lanes(columns - whole, L)
+
+    def each() -> Iterator[tuple[Value, Value | None]]:
+        with f.loop(0, whole, L) as k:
+            yield k, None
+        with f.given(whole < columns):
+            yield whole, mask
+
+    return each
 
 
 def scatter_rows(m: Module) -> Function:
     """The inverse of ``gather_rows``; ``adds``: 1 to add to the rows, 0 to replace them."""
     parameters = {"source": PTR, "places": PTR, "matrix": PTR, "stride": I64, "rows": I64, "columns": I64, "adds": I64}
-    copy, add = m.once("copy_rows", copy_rows), m.once("add_row", add_row)
-    with (
-        m.function("scatter_rows", parameters) as (f, source, places, matrix, stride, rows, columns, adds),
-        f.loop(0, rows) as row,
-    ):
-        there = f.load(f.at(places, row, I64), I64)
-        here, target = f.at(source, row * columns, m.scalar), f.at(matrix, there * stride, m.scalar)
-        with f.given(adds.equals(0)):
-            f.call(copy, here, 0, target, 0, 1, columns)
-        with f.otherwise(adds.equals(0)):
-            f.call(add, here, target, columns)
+    add = m.once("add_row", add_row)
+    with m.function("scatter_rows", parameters) as (f, source, places, matrix, stride, rows, columns, adds):
+        vectors, replaces = _vectors(f, columns), adds.equals(0)
+        with f.loop(0, rows) as row:
+            there = f.load(f.at(places, row, I64), I64)
+            here, target = f.at(source, row * columns, m.scalar), f.at(matrix, there * stride, m.scalar)
+            with f.given(replaces):
+                for k, masked in vectors():
+                    value = f.load_lanes(f.at(here, k, m.scalar), m.vector, masked)
+                    f.store_lanes(value, f.at(target, k, m.scalar), masked)
+            with f.otherwise(replaces):
+                f.call(add, here, target, columns)
     return f  # type: ignore[no-any-return]
