@@ -87,7 +87,7 @@ class GRUCell(nn.GRUCell):
             y, _ = run_step(x, None if state is None else state.unsqueeze(0), None, weights, 1)
         except RuntimeError:
             return None
-        return y if wide else y.squeeze(0)  # type: ignore[no-any-return]
+        return y if wide else y.squeeze(0)
 
     def _check_loop(self, input: Tensor) -> None:
         if self.impl == "triton":

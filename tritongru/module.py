@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from tritongru.arguments.checks import check_choice, check_dtype, check_features, check_order
-from tritongru.arguments.options import IMPLS, Options
+from tritongru.arguments.options import IMPLS, Options, is_traced
 from tritongru.arguments.ragged import WHOLE, Ragged
 from tritongru.functional import run
 from tritongru.interop.adoption import adopt, arguments_of, check_class, check_parameters
@@ -124,11 +124,17 @@ class GRU(nn.RNNBase):
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | None = None,
-        *,
+        *nothing: None,  # torch.onnx.export(dynamo=False) passes the defaults of keywords by position
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
         reset_state: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
+        if isinstance(input, torch.fx.Proxy) or isinstance(hx, torch.fx.Proxy):
+            named = {"lengths": lengths, "resets": resets, "reset_state": reset_state}
+            return fx_leaf(self, input, hx, **{name: value for name, value in named.items() if value is not None})
+        if nothing and not is_traced():
+            count = 3 + len(nothing)
+            raise TypeError(f"GRU.forward() takes from 2 to 3 positional arguments but {count} were given")
         ragged = WHOLE
         if lengths is not None or resets is not None or reset_state is not None:
             ragged = Ragged(lengths, resets, reset_state)
@@ -141,8 +147,6 @@ class GRU(nn.RNNBase):
             found = infer(input, hx, *own, ragged if ragged else ())  # type: ignore[arg-type]
             if found is not None:
                 return found
-        if isinstance(input, torch.fx.Proxy) or isinstance(hx, torch.fx.Proxy):
-            return fx_leaf(self, input, hx, **{k: v for k, v in ragged._asdict().items() if v is not None})
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             check_order(data, hx, sorted_indices, unsorted_indices)

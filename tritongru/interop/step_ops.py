@@ -162,7 +162,7 @@ _step, _step_out = torch.ops.tritongru.gru_step.default, torch.ops.tritongru.gru
 def run_step(*given: Any) -> tuple[Tensor, Tensor]:
     """``gru_step`` as an operator if something looks at operators, else without that detour, which takes longer than a
     small step."""
-    return _step(*given) if _is_watched() else gru_step(*given)  # type: ignore[no-any-return]
+    return _step(*given) if _is_watched() else gru_step(*given)
 
 
 def run_step_out(*given: Any) -> None:

@@ -59,7 +59,7 @@ def _batched(
         given = x_t, state, reset, weights, gru.num_layers
         try:
             if out is None:
-                return run_step(*given)  # type: ignore[no-any-return]
+                return run_step(*given)
             run_step_out(*given, *out)
             return out
         except RuntimeError:

@@ -96,8 +96,7 @@ def infer(
     hn = x.new_empty((layers, B, H))
     number_of_threads = threads.count()
     steps, segments, ragged = T, 0, lengths is not None or resets is not None
-    kernel, sizes, addresses = _kernel_of(T, B), (T, 1, B, H), (None, None, None)
-    offsets = None
+    kernel, sizes, offsets, addresses = _kernel_of(T, B), (T, 1, B, H), 0, (0, 0, 0)
     if ragged:
         own = segments_of(lengths, resets, T, B, isa)
         if own.clamped:
@@ -117,8 +116,9 @@ def infer(
         tensors = (x, w_ih, w_hh, b_ih, b_hh, states[0], offsets, y, states[1])
         if ragged:
             fresh = None if reset_state is None else _for_all(reset_state[layer : layer + 1], B)
-            tensors = (*tensors, *(None,) * 8, *addresses, fresh)
-        _run(found, steps, *tensors, segments=segments)
+            _run(found, steps, *tensors, *(None,) * 8, *addresses, fresh, segments=segments)
+        else:
+            _run(found, steps, *tensors)
         x, I = y, H
     return x, hn
 
