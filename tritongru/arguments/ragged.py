@@ -11,6 +11,7 @@ from tritongru.arguments.checks import check_memory
 from tritongru.arguments.options import Options, batch_of, is_traced, steps_of
 from tritongru.arguments.records import Rows
 
+FEW = 64  # lengths that Python looks at faster than an operator
 PACKED = "a PackedSequence; pad it with torch.nn.utils.rnn.pad_packed_sequence"
 
 
@@ -105,8 +106,12 @@ def check_lengths(lengths: Tensor, T: int) -> None:
     if torch.compiler.is_compiling() or is_traced() or lengths.numel() == 0 or not is_plain(lengths):
         return
     check_memory("lengths", lengths)
-    low, high = lengths.aminmax()
-    if int(low) < 0 or int(high) > T:
+    if lengths.numel() <= FEW:
+        values = lengths.tolist()
+        low, high = min(values), max(values)
+    else:
+        low, high = (int(value) for value in lengths.aminmax())
+    if low < 0 or high > T:
         odd = int(((lengths < 0) | (lengths > T)).nonzero()[0])
         raise ValueError(
             f"lengths should be between 0 and the {T} time steps of the input, got {int(lengths[odd])} for sequence "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tritongru.arguments.ragged import WHOLE
 from tritongru.interop.inference_ops import takes, wants_results_alone
-from tritongru.interop.step_ops import run_step, run_step_out
+from tritongru.interop.step_ops import remember, run_step, run_step_out, step_again
 from tritongru.route import route_of
 
 if TYPE_CHECKING:
@@ -23,15 +23,18 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def step(gru: GRU, x_t: Tensor, state: Tensor | None, reset: Tensor | None, out: Out | None) -> tuple[Tensor, Tensor]:
     """As ``GRU.step``."""
+    if x_t.__class__ is Tensor and x_t.is_cpu and not gru.bidirectional and not _drops(gru):
+        found = _on_cpu(gru, x_t, state, reset, out)
+        if found is not None:
+            return found
     if gru.bidirectional:
         raise RuntimeError(
             "step needs a GRU of one direction, got bidirectional=True: the other direction begins at the last time "
             "step"
         )
-    if type(x_t) is not Tensor or type(state) is not Tensor or reset is not None:
-        for name, value in (("x_t", x_t), ("state", state), ("reset", reset)):
-            if value is not None and not isinstance(value, Tensor):
-                raise TypeError(f"{name} should be a Tensor, got {type(value).__name__}")
+    for name, value in (("x_t", x_t), ("state", state), ("reset", reset)):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name} should be a Tensor, got {type(value).__name__}")
     if x_t.dim() == 2:
         return _batched(gru, x_t, state, reset, out)
     if x_t.dim() != 1:
@@ -47,6 +50,38 @@ def step(gru: GRU, x_t: Tensor, state: Tensor | None, reset: Tensor | None, out:
     return (y.squeeze(0), new.squeeze(1)) if out is None else out
 
 
+def _drops(gru: GRU) -> bool:
+    """Whether there is dropout between layers."""
+    return gru.training and gru.dropout > 0 and gru.num_layers > 1
+
+
+def _on_cpu(
+    gru: GRU, x_t: Tensor, state: Tensor | None, reset: Tensor | None, out: Out | None
+) -> tuple[Tensor, Tensor] | None:
+    """By the shortest path, before anything else is looked at: the checks of the operator are enough for it. None if
+    something is special or wrong."""
+    impl, layers, own = gru.impl, gru.num_layers, gru._parameters
+    if not wants_results_alone(x_t, state, impl) or x_t.dim() != 2:
+        return None
+    try:
+        weights: list[Tensor] = [own[name] for name in gru._flat_weights_names]  # type: ignore[misc]
+        again = reset is None and state is not None and step_again(x_t, state, weights, layers, impl, out)
+        if again:
+            return again
+        if not takes(impl, weights[1], x_t.dtype, 1, x_t.shape[0]):
+            return None
+        if out is None:
+            found = run_step(x_t, state, reset, weights, layers)
+        else:
+            run_step_out(x_t, state, reset, weights, layers, *out)
+            found = out
+    except (RuntimeError, TypeError, AttributeError, KeyError):  # KeyError: of a computed weight
+        return None
+    if reset is None and state is not None:
+        remember(x_t, state, weights, layers, impl, out)
+    return found
+
+
 def _batched(
     gru: GRU, x_t: Tensor, state: Tensor | None, reset: Tensor | None, out: Out | None
 ) -> tuple[Tensor, Tensor]:
@@ -55,7 +90,7 @@ def _batched(
     if out is not None:
         _check_out(gru, x_t, out, (x_t.shape[0],))
     weights = gru._weights()
-    if _by_operator(gru, x_t, state, weights):
+    if not _drops(gru) and takes_kernel(gru.impl, gru.hidden_size, x_t, state, weights):
         given = x_t, state, reset, weights, gru.num_layers
         try:
             if out is None:
@@ -81,15 +116,6 @@ def _batched(
     out[0].copy_(y)
     out[1].copy_(new)
     return out
-
-
-def _by_operator(gru: GRU, x_t: Tensor, state: Tensor | None, weights: list[Tensor]) -> bool:
-    """Whether an operator without a derivative runs the step."""
-    if gru.training and gru.dropout > 0 and gru.num_layers > 1:
-        return False
-    if x_t.is_cpu:
-        return wants_results_alone(x_t, state, gru.impl) and takes(gru.impl, weights[1], x_t.dtype, 1, x_t.shape[0])
-    return takes_kernel(gru.impl, gru.hidden_size, x_t, state, weights)
 
 
 def takes_kernel(impl: str, hidden: int, x_t: Tensor, state: Tensor | None, weights: Sequence[Tensor | None]) -> bool:

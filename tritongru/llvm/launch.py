@@ -27,7 +27,9 @@ from tritongru.planning.launches import VectorLaunch
 SCALARS = {torch.float32: "float", torch.float64: "double"}
 FEW = 2  # rows of a single step up to which the weights are not packed
 SCRATCH_BYTES = 1 << 23  # at most kept by a thread for its next call
+OF_STEP = TENSORS.index("hn") + 1  # tensors that a step has
 _ADDRESSES = struct.Struct(f"{len(TENSORS) + len(COUNTS)}q")  # with the counts
+_FEW_ADDRESSES = struct.Struct(f"{OF_STEP}q")
 _kept = threading.local()
 
 
@@ -38,12 +40,14 @@ def scalar_of(dtype: torch.dtype) -> str:
 
 class _Pass(NamedTuple):
     """A compiled pass for calls of one size. ``numbers``: the rest of its record after the tensors and counts, packed;
-    ``scratch``: bytes that it needs; ``zeros``: the initial state of a row if there is no h0."""
+    ``scratch``: bytes that it needs; ``zeros``: the initial state of a row if there is no h0; ``tail``: what follows
+    the first ``OF_STEP`` tensors in the record of a pass that needs neither others nor scratch memory."""
 
     run: Callable[[bytes], None]
     numbers: bytes
     scratch: int
     zeros: Tensor
+    tail: bytes
 
 
 def forward(call: LayerCall, keeps: bool, launch: VectorLaunch) -> Outputs:
@@ -144,25 +148,29 @@ def infer_steps(
 ) -> None:
     """One step of all layers without gradients, each tensor contiguous: x (B, I), hx and hn (L, B, H), y (B, H).
     ``reset`` (B,): states that count as zero."""
-    (B, I), dtype = x.shape, x.dtype
-    layers, _, H = hn.shape
-    each, kernel, number_of_threads = len(weights) // layers, _kernel_of(1, B), threads.count()
+    (B, I), layers, H = x.shape, hn.shape[0], hn.shape[2]
     if hx is not None and reset is not None:
-        hx = torch.where(reset[:, None], _zeros(dtype, 1), hx, out=_states(hx))
-    size = B * H * dtype.itemsize  # of a layer's states
-    at_x, at_y, at_hn, at_hx = x.data_ptr(), y.data_ptr(), hn.data_ptr(), 0 if hx is None else hx.data_ptr()
-    addresses = [weight.data_ptr() for weight in weights]
+        hx = torch.where(reset[:, None], _zeros(x.dtype, 1), hx, out=_states(hx))
+    at = [0 if t is None else t.data_ptr() for t in (x, hx, *weights, y, hn)]
+    run_steps(isa, x.dtype, B, I, H, layers, at)
+
+
+def run_steps(isa: str, dtype: torch.dtype, B: int, I: int, H: int, layers: int, at: list[int]) -> None:
+    """``at``: the addresses of x, hx (or 0), all weights, y and hn of ``infer_steps``."""
+    at_x, at_hx, *weights, at_y, at_hn = at
+    each, kernel, number_of_threads = len(weights) // layers, _kernel_of(1, B), threads.count()
     for layer in range(layers):
         found = _pass(kernel, isa, dtype, 1, 1, B, H, I, number_of_threads, False)
-        own = addresses[layer * each : (layer + 1) * each]
+        own = weights[layer * each : (layer + 1) * each] if layers > 1 else weights
         if each == 2:
             own += (0, 0)
         targets = (at_y, at_hn) if layer == layers - 1 else (at_hn, 0)
-        _run(found, 1, at_x, *own, at_hx, 0, *targets)
-        at_x, I = at_hn, H
-        at_hn += size
-        if at_hx:
-            at_hx += size
+        if found.scratch == 0:
+            found.run(_FEW_ADDRESSES.pack(at_x, *own, at_hx, 0, *targets) + found.tail)
+        else:
+            _run(found, 1, at_x, *own, at_hx, 0, *targets)
+        size = B * H * dtype.itemsize  # of a layer's states
+        at_x, I, at_hn, at_hx = at_hn, H, at_hn + size, at_hx and at_hx + size
 
 
 def _states(like: Tensor) -> Tensor:
@@ -276,8 +284,9 @@ def _pass(
     groups = groups_of(isa, B, number_of_threads)
     numbers = (D, B, I, H, chunk, groups, number_of_threads, share, *at.values(), threads.parallel())
     packed = CALL.packed(*(0,) * (len(TENSORS) + len(COUNTS)), *numbers)[_ADDRESSES.size :]
-    scratch = 0 if kernel == "step" else D * share * itemsize
-    return _Pass(function_of(isa, SCALARS[dtype], kernel), packed, scratch, _zeros(dtype, H))
+    scratch, zeros = 0 if kernel == "step" else D * share * itemsize, _zeros(dtype, H)
+    rest = _ADDRESSES.pack(*(0,) * (len(TENSORS) - 2), zeros.data_ptr(), 0, T, 0)[_FEW_ADDRESSES.size :]
+    return _Pass(function_of(isa, SCALARS[dtype], kernel), packed, scratch, zeros, rest + packed)
 
 
 @functools.lru_cache(maxsize=64)

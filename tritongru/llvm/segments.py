@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
+import struct
 from typing import NamedTuple
 
 import torch
@@ -11,6 +14,8 @@ from tritongru.llvm.compiling import function_of
 from tritongru.llvm.passes.segments import SEGMENTS
 
 WORD = 8  # bytes
+COUNTS = 3
+_CALL = struct.Struct(f"{len(SEGMENTS.fields)}q")
 
 
 class Segments(NamedTuple):
@@ -34,15 +39,13 @@ def segments_of(lengths: Tensor | None, resets: Tensor | None, T: int, B: int, i
     if resets is not None:
         resets = resets.contiguous()
     most = B if resets is None else B + (T - 1) * B  # segments
-    sizes = (3, T + 1, T * B, 2 * most, 2 * most, B, B, T + 1)
+    sizes = (COUNTS, T + 1, T * B, 2 * most, 2 * most, B, B, T + 1)
     memory = torch.empty(sum(sizes), dtype=torch.int64)
-    address, places = memory.data_ptr(), []
-    for size in sizes:
-        places.append(address)
-        address += size * WORD
+    counts = memory.data_ptr()
+    places = [counts + WORD * first for first in itertools.accumulate(sizes[:-1], initial=0)]
     given = (0 if lengths is None else lengths.data_ptr(), 0 if resets is None else resets.data_ptr())
-    function_of(isa, "float", "segments")(SEGMENTS.packed(*given, *places, T, B))
-    number, steps, clamped = memory[:3].tolist()
+    function_of(isa, "float", "segments")(_CALL.pack(*given, *places, T, B))
+    number, steps, clamped = (ctypes.c_int64 * COUNTS).from_address(counts)
     return Segments(memory, number, steps, clamped > 0, *places[1:5])
 
 

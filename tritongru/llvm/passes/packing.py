@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tritongru.llvm.language import I64, PTR, Function, Module, Value
+from tritongru.llvm.language import BITS, I64, PTR, Function, Module, Value, lanes_of
 
 
 def strip_of_rows(m: Module) -> Function:
@@ -64,6 +64,40 @@ def transposed(f: Function, rows: list[Value]) -> list[Value]:
         second = [k + step if not k & step else L + k for k in range(L)]
         new = list(rows)
         for i in range(L):
+            if not i & step:
+                new[i] = f.shuffle(rows[i], rows[i + step], first)
+                new[i + step] = f.shuffle(rows[i], rows[i + step], second)
+        rows, step = new, step // 2
+    return rows
+
+
+PIECE = 16  # bytes that move between lanes of a vector without crossing its quarters
+
+
+def quarter(m: Module) -> int:
+    """Numbers in a piece, at most a vector's."""
+    return min(m.lanes, PIECE * 8 // BITS[m.scalar])
+
+
+def columns_of(f: Function, lines: list[Value]) -> list[Value]:
+    """The first few columns (as many as a piece has numbers) of L rows at these addresses: pieces of rows that lie far
+    apart are loaded side by side, so that only numbers within a piece have to be exchanged. That takes half as many
+    shuffles as transposing a square."""
+    m = f.module
+    L, Q = m.lanes, quarter(m)
+    rows = []
+    for i in range(Q):
+        parts = [f.load(line, f"<{Q} x {m.scalar}>") for line in lines[i::Q]]
+        while len(parts) > 1:
+            wide = range(2 * lanes_of(parts[0].kind))
+            parts = [f.shuffle(a, b, wide) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        rows.append(parts[0])
+    step = Q // 2
+    while step:
+        first = [lane if not lane & step else L + lane - step for lane in range(L)]
+        second = [lane + step if not lane & step else L + lane for lane in range(L)]
+        new = list(rows)
+        for i in range(Q):
             if not i & step:
                 new[i] = f.shuffle(rows[i], rows[i + step], first)
                 new[i + step] = f.shuffle(rows[i], rows[i + step], second)

@@ -13,11 +13,11 @@ from tritongru.llvm.language import I8, I64, PTR, Function, Module, Operand, Rec
 from tritongru.llvm.passes.call import Layer
 from tritongru.llvm.passes.packing import copy_rows
 
-# ``lengths`` (B,) or null, ``resets`` (T, B) bytes or null. Written: ``counts``, the numbers of segments and of steps of
-# the longest one, and 1 if a length is outside of [0, T]; ``offsets`` (T + 1,), the first row of each step; ``places`` (T * B,), which row of
-# the tensors it is; ``source`` and ``target`` (segments, 2), of each segment and direction: the row of h0 that it
-# begins with, or -1 minus that of the reset state; and the row of h_n where its last state goes, or -1. ``ends``,
-# ``begun`` (B,) and ``next`` (T + 1,): working memory.
+# ``lengths`` (B,) or null, ``resets`` (T, B) bytes or null. Written: ``counts``, the number of segments, the steps of
+# the longest one, and 1 if a length is outside of [0, T]; ``offsets`` (T + 1,), the first row of each step; ``places``
+# (T * B,), which row of the tensors it is; ``source`` and ``target`` (segments, 2), of each segment and direction: the
+# row of h0 that it begins with, or -1 minus that of the reset state, and the row of h_n where its last state goes, or
+# -1. ``ends``, ``begun`` (B,) and ``next`` (T + 1,): working memory.
 SEGMENTS = Record(
     **dict.fromkeys(("lengths", "resets"), PTR),
     **dict.fromkeys(("counts", "offsets", "places", "source", "target", "ends", "begun", "next"), PTR),

@@ -1,6 +1,6 @@
 """One time step of a few rows, which reads the weights unpacked: packing them takes longer than using them once.
 
-The sums are equal to those of the tiles, bit for bit: squares of weights are transposed in registers, so that a vector
+The sums are equal to those of the tiles, bit for bit: pieces of weights are transposed in registers, so that a vector
 holds the same k of several units, and each unit adds its products in the same order and blocks.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 from tritongru.llvm.language import I64, PTR, Function, Module, Value
 from tritongru.llvm.passes import gate_math
 from tritongru.llvm.passes.call import Layer
-from tritongru.llvm.passes.packing import transposed
+from tritongru.llvm.passes.packing import columns_of, quarter
 from tritongru.llvm.passes.tiles import SUMMED, Tiles
 
 
@@ -50,7 +50,7 @@ def write_step(m: Module, tiles: Tiles) -> None:
 
 def _sums_of_gates(m: Module) -> Function:
     """The products of a row with the three gates' weights (3, H, K), for the vector of units from ``unit`` on."""
-    L = m.lanes
+    L, Q = m.lanes, quarter(m)
     parameters = {"matrix": PTR, "H": I64, "K": I64, "unit": I64, "row": PTR, "sums": PTR}
     with m.function("sums_of_gates", parameters) as (f, matrix, H, K, unit, row, sums):
         lines = [f.least(unit + lane, H - 1) * K for lane in range(L)]  # results of repeated lines are not read
@@ -58,16 +58,16 @@ def _sums_of_gates(m: Module) -> Function:
         with f.loop(0, K, SUMMED) as first:
             found = [f.variable(f.constant(0.0, m.vector)) for _ in range(3)]
             end = f.least(first + SUMMED, K)
-            whole = end - (end - first) % L
+            whole = end - (end - first) % Q
 
             def take(gate: int, k: Value, column: Value, totals: list[Any] = found) -> None:
                 value = f.splat(f.load(f.at(row, k, m.scalar), m.scalar), L)
                 totals[gate].set(f.fma(value, column, totals[gate].get()))
 
-            with f.loop(first, whole, L) as k:
+            with f.loop(first, whole, Q) as k:
                 for gate, start in enumerate(starts):
-                    square = [f.load(f.at(start, line + k, m.scalar), m.vector) for line in lines]
-                    for j, column in enumerate(transposed(f, square)):
+                    places = [f.at(start, line + k, m.scalar) for line in lines]
+                    for j, column in enumerate(columns_of(f, places)):
                         take(gate, k + j, column)
             with f.loop(whole, end) as k:
                 for gate, start in enumerate(starts):
