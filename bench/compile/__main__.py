@@ -53,6 +53,7 @@ def main() -> int:
         metavar="N",
         help="parallel compilations (default: all cores)",
     )
+    command.add_argument("--ragged", action="store_true", help="only the form for ragged rows")
     command = commands.add_parser("wavefronts", help="count the shared-memory wavefronts of rows and record them")
     command.add_argument(
         "--family", action="append", choices=wavefronts.SIZES, help="only this family; may be repeated"
@@ -67,7 +68,8 @@ def main() -> int:
         compile_seconds.measure()
         return 0
     if args.command == "readings":
-        readings.record(list(TARGETS) if ALL in args.chips else args.chips, args.family or list(FAMILIES), args.jobs)
+        chips = list(TARGETS) if ALL in args.chips else args.chips
+        readings.record(chips, args.family or list(FAMILIES), args.jobs, args.ragged)
         return 0
     if args.command == "wavefronts":
         wavefronts.record(args.family or list(wavefronts.SIZES), args.jobs, args.again)

@@ -97,6 +97,7 @@ def compile_launch(
     directions: int = 1,
     packed: bool = False,
     save_gates: bool = True,
+    ragged: bool = False,
     counts: bool = True,
 ) -> Facts:
     from tritongru.kernels.persistent.backward_kernel import persistent_backward_kernel
@@ -110,6 +111,8 @@ def compile_launch(
         "UPCAST": False,
         **launch.constants,
     }
+    if ragged:
+        constants["RAGGED"] = True
     if launch.kernel == "forward":
         constants |= {"USE_BIAS": True, "SAVE_GATES": save_gates}
         return compile_for(persistent_forward_kernel, constants, dtype, launch.num_warps, arch, counts)
@@ -126,10 +129,14 @@ def demanding(launch: PersistentLaunch, kind: str, arch: str, counts: bool = Tru
     return compile_launch(launch, launch.units - 1, dtype_of(kind), arch, directions=2, packed=True, counts=counts)
 
 
+def ragged(launch: PersistentLaunch, kind: str, arch: str, counts: bool = True) -> Facts:
+    return compile_launch(launch, launch.units - 1, dtype_of(kind), arch, directions=2, ragged=True, counts=counts)
+
+
 def compile_form(row: Row, launch: PersistentLaunch, name: str, arch: str, counts: bool = True) -> Facts:
     """See `readings.compile_form`."""
-    kind = row["kind"]
-    return {"plain": plain, "demanding": demanding}[name](launch, kind, arch, counts)
+    forms = {"plain": plain, "demanding": demanding, "ragged": ragged}
+    return forms[name](launch, row["kind"], arch, counts)
 
 
 def compiled(kind: str, launch: PersistentLaunch) -> PersistentLaunch | None:

@@ -1,7 +1,8 @@
 """Readings of the tables' rows with the installed Triton, written into the tables beside those of other versions.
 
 Each row is compiled for sm_90 in two forms and for every other chip in the more demanding one (in both if registers are
-scarce); a form represents the many options that a kernel is compiled with.
+scarce); a form represents the many options that a kernel is compiled with. For ragged rows a kernel has code of its
+own: a third form, whose readings stand beside the others as "ragged".
 """
 
 from __future__ import annotations
@@ -28,29 +29,35 @@ FORMS: dict[str, Callable[..., Facts]] = {
     "stepwise": stepwise.compile_form,
 }
 EVERY = {"resident": (2, 5), "persistent": (8, 14), "stepwise": (1, 4)}  # tests compile every n-th row: HOME, others
-Item = tuple[str, Row, str]  # family, row, chip
+RAGGED = "ragged"
+Item = tuple[str, Row, str, tuple[str, ...]]  # family, row, chip, names of forms
 
 
 def form_names(chip: str, reading: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of padded and packed rows."""
     one_tells = chip != HOME and (reading.get("registers") or 255) <= SCARCE
     return ("demanding",) if one_tells else ("plain", "demanding")
 
 
 def compile_form(family: str, row: Row, name: str, chip: str) -> Facts:
     """One form of a row. "plain": one direction, unpacked, an aligned size. "demanding": two directions, packed rows
-    and an unaligned size."""
+    and an unaligned size. "ragged": the same with ragged rows in place of packed ones."""
     return FORMS[family](row, launch_of(family, row), name, chip, counts=chip == HOME and name == "plain")
 
 
 def read(item: Item) -> dict[str, Facts]:
-    family, row, chip = item
-    version = triton_versions.installed() or ""
-    return {name: compile_form(family, row, name, chip) for name in form_names(chip, row["readings"].get(version, {}))}
+    family, row, chip, names = item
+    return {name: compile_form(family, row, name, chip) for name in names}
 
 
 def reading_of(found: Mapping[str, Facts], chip: str, before: Mapping[str, Any]) -> dict[str, Any]:
     """A reading extended by one more chip; HOME comes first and starts a new one, without the wavefronts of code that
-    may have changed."""
+    may have changed. With the ragged form alone the rest stays as it is."""
+    ragged = found.get(RAGGED)
+    if ragged is not None:
+        started = before.get(RAGGED, {}) if chip != HOME else {}
+        plain = {name: facts for name, facts in found.items() if name != RAGGED}
+        return {**(reading_of(plain, chip, before) if plain else before), RAGGED: ragged_reading_of(ragged, chip, started)}
     facts = [*found.values()]
     shared, stack = max(one.shared_bytes for one in facts), max(one.stack for one in facts)
     if chip != HOME and before:
@@ -69,14 +76,24 @@ def reading_of(found: Mapping[str, Facts], chip: str, before: Mapping[str, Any])
     }
 
 
+def ragged_reading_of(facts: Facts, chip: str, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the ragged form; counts and wavefronts, by which the plan compares launches, are the plain form's."""
+    first = {"registers": facts.registers, "faults": list(facts.faults)}
+    return {
+        "shared_bytes": max(facts.shared_bytes, before.get("shared_bytes", 0)),
+        **{name: before.get(name, value) for name, value in first.items()},
+        "stack": {**before.get("stack", {}), chip: facts.stack},
+    }
+
+
 def has_room(row: Row, chip: str) -> bool:
     """Whether to compile for a chip: only if the row's shared memory, as some Triton compiled it, may fit."""
     most = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == chip)
     return chip == HOME or min((one["shared_bytes"] for one in row["readings"].values()), default=0) <= most
 
 
-def record(chips: Sequence[str], families: Sequence[str], jobs: int) -> None:
-    """Reads every row and writes each table after each chip."""
+def record(chips: Sequence[str], families: Sequence[str], jobs: int, ragged: bool = False) -> None:
+    """Reads every row, or only its ``ragged`` form, and writes each table after each chip."""
     version = triton_versions.installed()
     if version is None:
         raise SystemExit("no Triton is installed, so nothing can be compiled")
@@ -85,16 +102,27 @@ def record(chips: Sequence[str], families: Sequence[str], jobs: int) -> None:
             for family in families:
                 rows = rows_of(family)
                 some = [row for row in rows if chip in CHIPS[row["backend"]] and has_room(row, chip)]
-                if unread := sum(chip in CHIPS["cuda"][1:] and version not in row["readings"] for row in some):
+                extends = ragged or chip in CHIPS["cuda"][1:]
+                if unread := sum(extends and version not in row["readings"] for row in some):
                     raise SystemExit(
                         f"{unread} rows of {family} have no reading with Triton {version}; read {HOME} first"
                     )
-                items = [(family, row, chip) for row in some]
+                items = [(family, row, chip, asked(row["readings"].get(version, {}), chip, ragged)) for row in some]
                 for row, found in zip(some, pool.map(read, items, chunksize=4), strict=True):
                     row["readings"][version] = reading_of(found, chip, row["readings"].get(version, {}))
                 write(family, rows)
-                spilling = sum(1 for row in some if row["readings"][version]["stack"][chip])
-                print(f"Triton {version}, {chip}, {family}: {len(some)} rows, {spilling} of them spill", flush=True)
+                found_now = [row["readings"][version] for row in some]
+                spilling = sum(bool(reading["stack"].get(chip)) for reading in found_now)
+                of_ragged = sum(bool(reading[RAGGED]["stack"][chip]) for reading in found_now)
+                print(
+                    f"Triton {version}, {chip}, {family}: {len(some)} rows, {spilling} of them spill, {of_ragged} for "
+                    "ragged rows",
+                    flush=True,
+                )
+
+
+def asked(reading: Mapping[str, Any], chip: str, ragged: bool) -> tuple[str, ...]:
+    return (RAGGED,) if ragged else (*form_names(chip, reading), RAGGED)
 
 
 def sample(chip: str, kernel: str, everything: bool) -> Iterator[tuple[str, Row, tuple[str, ...]]]:

@@ -35,6 +35,7 @@ def compile_kernel(
     directions: int = 1,
     packed: bool = False,
     save_gates: bool = True,
+    ragged: bool = False,
     counts: bool = True,
 ) -> Facts:
     """Compile the resident ``forward`` or ``backward``."""
@@ -56,15 +57,18 @@ def compile_kernel(
         constants |= {"USE_BIAS": True, "SAVE_GATES": save_gates}
     else:
         constants |= {"USE_DY": True}
+    if ragged:
+        constants["RAGGED"] = True
     fn = {"forward": resident_forward_kernel, "backward": resident_backward_kernel}[kernel]
     return compile_for(fn, constants, dtype, launch.num_warps, arch, counts)
 
 
 def compile_form(row: Row, launch: Launch, name: str, arch: str, counts: bool = True) -> Facts:
     """See `readings.compile_form`."""
-    most = name == "demanding"
+    most = name != "plain"
     asked = (row["kernel"], row["hidden"] - most, dtype_of(row["kind"]), launch, arch)
-    return compile_kernel(*asked, directions=1 + most, packed=most, counts=counts)
+    rows = {"packed": name == "demanding", "ragged": name == "ragged"}
+    return compile_kernel(*asked, directions=1 + most, **rows, counts=counts)
 
 
 def candidates(backend: str, kind: str, hidden: int) -> list[Launch]:

@@ -61,6 +61,7 @@ def compile_launch(
     packed: bool = False,
     save_gates: bool = True,
     use_h0: bool = True,
+    ragged: bool = False,
     counts: bool = True,
 ) -> Facts:
 
@@ -77,15 +78,18 @@ def compile_launch(
         **blocks(launch),
     }
     constants |= {"USE_BIAS": True, "SAVE_GATES": save_gates} if kernel == "forward" else {"USE_DY": True}
+    if ragged:
+        constants["RAGGED"] = True
     fn = {"forward": stepwise_forward_kernel, "backward": stepwise_backward_kernel}[kernel]
     return compile_for(fn, constants, dtype, launch.num_warps, arch, counts)
 
 
 def compile_form(row: Row, launch: StepwiseLaunch, name: str, arch: str, counts: bool = True) -> Facts:
     """See `readings.compile_form`."""
-    most = name == "demanding"
+    most = name != "plain"
     asked = (row["kernel"], launch, HIDDEN - most, dtype_of(row["kind"]), arch)
-    return compile_launch(*asked, directions=1 + most, packed=most, counts=counts)
+    rows = {"packed": name == "demanding", "ragged": name == "ragged"}
+    return compile_launch(*asked, directions=1 + most, **rows, counts=counts)
 
 
 def plain(kernel: str, launch: StepwiseLaunch, kind: str, arch: str) -> Facts:

@@ -142,7 +142,9 @@ def entrants(suite: str, given: Given, device: torch.device) -> Entrants:
             THEIRS: (ways.padded(theirs), theirs, False),
         }
     if suite == RESETS:
-        torchrl = {TORCHRL["triton"]: "triton", TORCHRL["scan"]: "scan", TORCHRL["pad"]: "pad"}
+        torchrl = {TORCHRL[backend]: backend for backend in ("scan", "pad")}
+        if device.type == "cuda":
+            torchrl[TORCHRL["triton"]] = "triton"
         return {
             OURS: (ways.with_resets, ours, True),
             SPLIT: (partial(ways.split_and_packed, theirs), theirs, True),

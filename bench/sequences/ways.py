@@ -95,7 +95,7 @@ def split_and_packed(gru: nn.Module, given: Given) -> Way:
 
 
 def torchrl_way(backend: str, given: Given) -> Way:
-    """TorchRL's GRU of trajectories with ``is_init``; its first step takes the given state."""
+    """TorchRL's GRU of trajectories with ``is_init``, which takes a trajectory's first state from its first step."""
     if installed("torchrl") is None:
         raise Unavailable("torchrl is not installed; pip install torchrl")
     modules: Any = importlib.import_module("torchrl.modules")
@@ -108,7 +108,8 @@ def torchrl_way(backend: str, given: Given) -> Way:
     T, B = given.resets.shape
 
     def run(x: Tensor, h0: Tensor) -> Results:
-        states = h0.transpose(0, 1)[:, None].expand(B, T, *h0.shape[::2])
+        first = torch.where(given.resets[0, :, None, None], 0.0, h0.transpose(0, 1))
+        states = torch.cat((first[:, None], first.new_zeros(B, T - 1, *first.shape[1:])), dim=1)
         step = data.TensorDict(
             {"x": x.transpose(0, 1), "h": states, "is_init": resets}, batch_size=[B, T], device=x.device
         )
