@@ -92,6 +92,8 @@ def gru(
     check_layers(num_layers)
     check_flags(bias=bias, batch_first=batch_first, training=training, bidirectional=bidirectional)
     check_tensors(input=input, **({} if hx is None else {"hx": hx}))
+    if batch_sizes is not None:
+        batch_sizes = check_batch_sizes(batch_sizes)
     options = Options(num_layers, bias, batch_first, float(dropout), training, bidirectional, impl, memory)
     _check_shapes(input, hx, weights, batch_sizes, options)
     return run(input, hx, weights, batch_sizes, options, Ragged(lengths, resets, reset_state))

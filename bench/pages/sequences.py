@@ -37,14 +37,11 @@ TITLES = {
     RESETS: f"Resets, at {100 * RESET_SHARE:.0f} % of the steps",
     STEP: "Single steps, forward",
 }
-# Of the summary: what is compared, and with what.
+# Of the summary: ours without it, and what users of torch do instead.
 COMPARED = (
-    (LENGTHS, ALIKE, "`lengths`", "the same call without them, over all padded steps"),
-    (LENGTHS, PACKED, "`lengths`", "`nn.GRU`, packed and unpacked"),
-    (RESETS, WHOLE, "`resets`", "the same call without them"),
-    (RESETS, SPLIT, "`resets`", "`nn.GRU` with the sequences split, padded and packed"),
-    (STEP, THEIRS, "`step`", "`nn.GRU` with T = 1"),
-    (STEP, CELL, "`step`", "`nn.GRUCell`"),
+    ("`lengths`", (LENGTHS, ALIKE), "all padded steps", (LENGTHS, PACKED), "`nn.GRU`, packed and unpacked"),
+    ("`resets`", (RESETS, WHOLE), "no resets", (RESETS, SPLIT), "`nn.GRU`, split, padded and packed"),
+    ("`step`", (STEP, OUT), "with `out=`", (STEP, THEIRS), "`nn.GRU` with T = 1"),
 )
 
 
@@ -129,21 +126,21 @@ def _ratio(found: list[float] | None) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """For each comparison the geometric mean and the range over all sizes, of each machine."""
+    """For each feature the geometric mean and the range over all sizes, of the machine measured last."""
     found = views(rows)
     if not found:
         return NOTHING
+    view = found[-1]
     lines = []
-    for suite, name, what, against in COMPARED:
-        cells = [
-            _spread([ratio[0] for case in view.cases(suite) if (ratio := over(view.found[case], name))])
-            for view in found
+    for what, own, without, other, instead in COMPARED:
+        ratios = [
+            [ratio[0] for case in view.cases(suite) if (ratio := over(view.found[case], name))]
+            for suite, name in (own, other)
         ]
-        lines.append((what, against, *cells))
-    titles = [view.title.split(";")[0] for view in found]
+        lines.append((what, f"{without}: {_spread(ratios[0])}", f"{instead}: {_spread(ratios[1])}"))
     return (
-        f"{table(('', 'compared with', *titles), lines)}\n\nThe other's time divided by ours: the geometric mean and, "
-        "in brackets, the range over all measured sizes, forward and training."
+        f"{table(('', 'another call of ours', 'without tritongru'), lines)}\n\nTheir time divided by ours: geometric "
+        f"mean and range over all measured sizes, forward and training; {view.title}."
     )
 
 

@@ -15,7 +15,7 @@ SHORTEST, LONGEST, CLASSES = 10, 60, 4
 
 
 def some_waves(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Padded sequences (count, LONGEST, 1), their lengths and labels. The padding is NaN, to show that nobody reads it."""
+    """Padded sequences (count, LONGEST, 1), their lengths and labels. The padding is NaN: nobody reads it."""
     lengths = torch.randint(SHORTEST, LONGEST + 1, (count,))
     labels = torch.randint(0, CLASSES, (count,))
     t = torch.arange(LONGEST)

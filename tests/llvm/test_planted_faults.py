@@ -310,13 +310,13 @@ def gradients_of_the_reset_state_replace_each_other(patch):
 
 def two_directions_replace_each_other(patch):
     _written(
-        patch, "scatter_rows", "f.call(add, here, target, columns)", "f.call(copy, here, 0, target, 0, 1, columns)"
+        patch, "scatter_rows", "replaces = _vectors(f, columns), adds", "replaces = _vectors(f, columns), (adds * 0)"
     )
 
 
 def rows_gathered_from_the_place_beside(patch):
     beside = "f.load(f.at(places, f.most(row - 1, 0), I64), I64)"
-    _written(patch, "gather_rows", "source = f.at(matrix, there * stride", f"source = f.at(matrix, {beside} * stride")
+    _written(patch, "gather_rows", "source, to = f.at(matrix, there *", f"source, to = f.at(matrix, {beside} *")
 
 
 def states_replaced_while_they_are_read(patch):
