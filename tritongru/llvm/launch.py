@@ -26,6 +26,7 @@ from tritongru.planning.launches import VectorLaunch
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
 FEW = 2  # rows of a single step up to which the weights are not packed
+UNEVEN = 4  # groups of ragged rows for each thread
 SCRATCH_BYTES = 1 << 23  # at most kept by a thread for its next call
 OF_STEP = TENSORS.index("hn") + 1  # tensors that a step has
 _ADDRESSES = struct.Struct(f"{len(TENSORS) + len(COUNTS)}q")  # with the counts
@@ -281,7 +282,8 @@ def _pass(
     chunk = chunk_of(T, B, H, itemsize, number_of_threads, backward)
     sizes = {"I": I, "H": H, "B": B, "rows": chunk * B, "itemsize": itemsize}
     share, at = parts(isa, **sizes, backward=backward, rebuilds=rebuilds, ragged=ragged)
-    groups = groups_of(isa, B, number_of_threads)
+    # Of ragged rows the first are the longest: smaller groups, taken one by one, leave no thread without work.
+    groups = groups_of(isa, B, number_of_threads * (UNEVEN if ragged and number_of_threads > 1 else 1))
     numbers = (D, B, I, H, chunk, groups, number_of_threads, share, *at.values(), threads.parallel())
     packed = CALL.packed(*(0,) * (len(TENSORS) + len(COUNTS)), *numbers)[_ADDRESSES.size :]
     scratch, zeros = 0 if kernel == "step" else D * share * itemsize, _zeros(dtype, H)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from tritongru.llvm.language import BITS, I64, PTR, Function, Module, Value
 from tritongru.llvm.passes import gate_math
-from tritongru.llvm.passes.call import Layer, Walk, states_before, vectors_of
+from tritongru.llvm.passes.call import Layer, Walk, chunks, states_before, vectors_of
 from tritongru.llvm.passes.forward_pass import BLOCK, Parts, blocks_of, rows_of_x, states_of, write_parts
 from tritongru.llvm.passes.packing import strip_of_columns
 from tritongru.llvm.passes.phases import PHASE, Task, run, worker
@@ -42,7 +42,7 @@ def write_backward(m: Module, tiles: Tiles) -> None:
     begin, end = worker(m, "begin_gradients", _begin), worker(m, "end_gradients", _end)
     with m.function("backward", {"call": PTR}, public=True) as (f, call):
         own, phase = Layer(f, call), f.local(I64, len(PHASE.fields))
-        D, T, B, chunk = own.D, own.T, own.B, own.chunk
+        D = own.D
         rebuilds = f.is_there(own.kept).equals(0)
         run(f, call, phase, pack, D * (own.vectors + vectors_of(f, own.I)))
         with f.given(rebuilds):
@@ -51,17 +51,16 @@ def write_backward(m: Module, tiles: Tiles) -> None:
             run(f, call, phase, begin, D)
         with f.given(f.both(own.is_ragged, rebuilds)):
             run(f, call, phase, forward.begin, D)
-        with f.loop(0, T, chunk) as first:
-            count = f.least(T - first, chunk)
+        with chunks(own, backward=True) as (first, count):
             PHASE.set(f, phase, first=first, count=count)
             with f.given(rebuilds):
-                run(f, call, phase, forward.project, D * blocks_of(count * B))
+                run(f, call, phase, forward.project, D * blocks_of(own.most_rows(count)))
             run(f, call, phase, walk, D * own.groups)
             with f.otherwise(rebuilds), f.given(f.both(own.is_ragged, f.is_there(own.dw_ih))):
-                run(f, call, phase, gather, D * blocks_of(count * B))
+                run(f, call, phase, gather, D * blocks_of(own.most_rows(count)))
             with f.loop(0, D) as d:  # one after the other: both add to the gradient of x
                 PHASE.set(f, phase, direction=d)
-                tasks = blocks_of(count * B) + _abreast(f, own.I) + _abreast(f, own.H) + 1
+                tasks = blocks_of(own.most_rows(count)) + _abreast(f, own.I) + _abreast(f, own.H) + 1
                 run(f, call, phase, products, tasks)
         with f.given(own.is_ragged):
             run(f, call, phase, end, D)
@@ -81,7 +80,7 @@ def _gather(f: Function, call: Value, phase: Value, number: Value) -> None:
     """A block of the inputs of a chunk of ragged rows, for the gradient of W_ih."""
     own = Layer(f, call)
     first, count = PHASE.get(f, phase, "first"), PHASE.get(f, phase, "count")
-    blocks = blocks_of(count * own.B)
+    blocks = blocks_of(own.most_rows(count))
     d, start = number // blocks, number % blocks * BLOCK
     begin = Walk(own, d, backward=True).earliest(first, count)
     row = own.first_row(begin)
@@ -266,7 +265,7 @@ def _products(m: Module, tiles: Tiles, columns: Function) -> Task:
         row = own.first_row(begin)
         rows = own.first_row(begin + count) - row
         dg = f.at(own.scratch_of(d), own.at_dg, m.scalar)
-        blocks = blocks_of(count * own.B)
+        blocks = blocks_of(own.most_rows(count))
         after_x = number - blocks
         after_w_ih = after_x - _abreast(f, I)
         after_w_hh = after_w_ih - _abreast(f, H)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from tritongru.llvm.language import I64, PTR, Function, Record, Value
 from tritongru.planning.cpu_plan import PARTS
 
@@ -53,6 +56,11 @@ class Layer:
             row.set(f.load(f.at(offsets, t, I64), I64))
         return row.get()
 
+    def most_rows(self, count: Value) -> Value:
+        """At least the rows of a chunk of ``count`` steps in any direction."""
+        f = self.f
+        return f.select(f.is_there(self.offsets), self.chunk, count) * self.B
+
     @property
     def is_ragged(self) -> Value:
         return self.f.is_there(self.places)
@@ -65,6 +73,28 @@ class Layer:
         each = (rows + self.groups * R - 1) // (self.groups * R) * R
         first = f.least(group * each, rows)
         return first, f.least(first + each, rows)
+
+
+@contextmanager
+def chunks(own: Layer, backward: bool) -> Iterator[tuple[Value, Value]]:
+    """The chunks of a walk: the first step of each, and the number of its steps: ``chunk``, or more where fewer rows are
+    left, as many as have no more rows in any direction."""
+    f, T, D = own.f, own.T, own.D
+    first, count = f.variable(f.integer(0)), f.variable(f.integer(0))
+    with f.forever() as done:
+        begin = first.get()
+        f.leave(done, begin >= T)
+        count.set(f.least(T - begin, own.chunk))
+        with f.given(f.is_there(own.offsets)), f.forever() as enough:
+            end = begin + count.get() + 1
+            f.leave(enough, end > T)
+            ahead = own.first_row(end) - own.first_row(begin)
+            back = own.first_row(T - begin) - own.first_row(T - end)
+            rows = f.select(D.equals(1), back if backward else ahead, f.most(ahead, back))
+            f.leave(enough, rows > own.chunk * own.B)
+            count.set(count.get() + 1)
+        yield begin, count.get()
+        first.set(begin + count.get())
 
 
 class Walk:

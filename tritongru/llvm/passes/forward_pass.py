@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tritongru.llvm.language import I64, PTR, Function, Module, Operand, Record, Value, lanes_of
 from tritongru.llvm.passes import gate_math
-from tritongru.llvm.passes.call import Layer, Walk, states_before
+from tritongru.llvm.passes.call import Layer, Walk, chunks, states_before
 from tritongru.llvm.passes.packing import copy_rows, strip_of_rows
 from tritongru.llvm.passes.phases import PHASE, Task, run, worker
 from tritongru.llvm.passes.segments import first_states, gather_rows, last_states, scatter_rows
@@ -37,14 +37,13 @@ def write_forward(m: Module, tiles: Tiles) -> None:
     end = worker(m, "end_segments", _end)
     with m.function("forward", {"call": PTR}, public=True) as (f, call):
         own, phase = Layer(f, call), f.local(I64, len(PHASE.fields))
-        D, T, B, chunk = own.D, own.T, own.B, own.chunk
+        D = own.D
         run(f, call, phase, found.pack, D * own.vectors)
         with f.given(own.is_ragged):
             run(f, call, phase, found.begin, D)
-        with f.loop(0, T, chunk) as first:
-            count = f.least(T - first, chunk)
+        with chunks(own, backward=False) as (first, count):
             PHASE.set(f, phase, first=first, count=count)
-            run(f, call, phase, found.project, D * blocks_of(count * B))
+            run(f, call, phase, found.project, D * blocks_of(own.most_rows(count)))
             run(f, call, phase, walk, D * own.groups)
         with f.given(own.is_ragged):
             run(f, call, phase, end, D)
@@ -124,7 +123,7 @@ def _project(m: Module, tiles: Tiles, backward: bool) -> Task:
         own = Layer(f, call)
         I, strips = own.I, own.vectors * 3
         first, count = PHASE.get(f, phase, "first"), PHASE.get(f, phase, "count")
-        blocks = blocks_of(count * own.B)
+        blocks = blocks_of(own.most_rows(count))
         d, start = number // blocks, number % blocks * BLOCK
         begin = Walk(own, d, backward).earliest(first, count)
         row = own.first_row(begin)
