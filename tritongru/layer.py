@@ -201,21 +201,26 @@ def _compiled_loop() -> Any:
 
 def _recurrence(call: LayerCall, b_hh: Tensor | None) -> Recurrence:
     """What the kernels read; of ragged rows they always get all three tensors, so that there is one variant of each."""
-    rows, reset_state = call.rows, _dense(call.reset_state)
+    rows, reset_state = call.rows, call.reset_state
     w_hh, b_hh, h0 = call.weights.w_hh.contiguous(), _dense(b_hh), _dense(call.h0)
     if not rows.ragged:
         return Recurrence(w_hh, b_hh, h0, rows._replace(offsets=_dense(rows.offsets)))
     (N, D, B, H), device = call.sizes, call.x.device
-    lengths, resets, T = rows.lengths, _dense(rows.resets), rows.steps(N)
-    if lengths is None:
-        lengths = torch.full((B,), T, dtype=torch.int64, device=device)
-    else:
-        lengths = lengths.to(torch.int64).contiguous()
+    lengths, resets, T = rows.lengths, rows.resets, rows.steps(N)
+    full = torch.full((B,), T, dtype=torch.int64, device=device) if lengths is None else lengths.to(torch.int64)
     if resets is None:
         resets = torch.zeros((T, B), dtype=torch.bool, device=device)
     if reset_state is None:
         reset_state = w_hh.new_zeros((D, 1, H))
-    return Recurrence(w_hh, b_hh, h0, Rows(B, None, lengths, resets), reset_state)
+    time = Rows(B, None, _aligned(full), _aligned(resets))
+    return Recurrence(w_hh, b_hh, h0, time, _aligned(reset_state))
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Contiguous, and where Triton need not compile a kernel for an odd address: a later layer's slice may begin at
+    one."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:

@@ -53,7 +53,7 @@ def main() -> int:
         metavar="N",
         help="parallel compilations (default: all cores)",
     )
-    command.add_argument("--ragged", action="store_true", help="only the form for ragged rows")
+    command.add_argument("--ragged", action="store_true", help="only the forms for ragged rows")
     command = commands.add_parser("wavefronts", help="count the shared-memory wavefronts of rows and record them")
     command.add_argument(
         "--family", action="append", choices=wavefronts.SIZES, help="only this family; may be repeated"

@@ -36,6 +36,26 @@ POINTERS = {
 }
 
 
+@dataclass(frozen=True)
+class Form:
+    """Options that a row is compiled with. ``less``: hidden units less than the row's own: 1 leaves nothing aligned, 4
+    leaves 16-bit rows aligned to 8 bytes."""
+
+    directions: int = 1
+    less: int = 0
+    packed: bool = False
+    ragged: bool = False
+
+
+FORMS = {
+    "plain": Form(),
+    "demanding": Form(directions=2, less=1, packed=True),
+    "ragged": Form(directions=2, less=1, ragged=True),
+    "ragged-aligned": Form(ragged=True),
+    "ragged-masked": Form(directions=2, less=4, ragged=True),
+}
+
+
 def dtype_of(kind: str, i: int = 0) -> str:
     return ("bfloat16", "float16")[i % 2] if kind == "16-bit" else "float32"
 

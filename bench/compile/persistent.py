@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
 
-from bench.compile.machine_code import Facts, compile_for, dtype_of
+from bench.compile.machine_code import FORMS, Facts, compile_for, dtype_of
 from bench.compile.tables import unread, write
 from bench.compile.wavefronts import Item, counted
 from tritongru.planning.candidates import persistent_options
@@ -120,23 +120,24 @@ def compile_launch(
     return compile_for(persistent_backward_kernel, constants, dtype, launch.num_warps, arch, counts)
 
 
+def compile_named(name: str, launch: PersistentLaunch, kind: str, arch: str, counts: bool = True) -> Facts:
+    form = FORMS[name]
+    asked = (launch, launch.units - form.less, dtype_of(kind), arch)
+    return compile_launch(*asked, directions=form.directions, packed=form.packed, ragged=form.ragged, counts=counts)
+
+
 def plain(launch: PersistentLaunch, kind: str, arch: str, counts: bool = True) -> Facts:
-    return compile_launch(launch, launch.units, dtype_of(kind), arch, counts=counts)
+    return compile_named("plain", launch, kind, arch, counts)
 
 
 def demanding(launch: PersistentLaunch, kind: str, arch: str, counts: bool = True) -> Facts:
     """Two directions, packed rows and an unaligned size need the most registers."""
-    return compile_launch(launch, launch.units - 1, dtype_of(kind), arch, directions=2, packed=True, counts=counts)
-
-
-def ragged(launch: PersistentLaunch, kind: str, arch: str, counts: bool = True) -> Facts:
-    return compile_launch(launch, launch.units - 1, dtype_of(kind), arch, directions=2, ragged=True, counts=counts)
+    return compile_named("demanding", launch, kind, arch, counts)
 
 
 def compile_form(row: Row, launch: PersistentLaunch, name: str, arch: str, counts: bool = True) -> Facts:
     """See `readings.compile_form`."""
-    forms = {"plain": plain, "demanding": demanding, "ragged": ragged}
-    return forms[name](launch, row["kind"], arch, counts)
+    return compile_named(name, launch, row["kind"], arch, counts)
 
 
 def compiled(kind: str, launch: PersistentLaunch) -> PersistentLaunch | None:

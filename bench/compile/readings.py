@@ -2,7 +2,7 @@
 
 Each row is compiled for sm_90 in two forms and for every other chip in the more demanding one (in both if registers are
 scarce); a form represents the many options that a kernel is compiled with. For ragged rows a kernel has code of its
-own: a third form, whose readings stand beside the others as "ragged".
+own, compiled likewise, whose readings stand beside the others as "ragged".
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ FORMS: dict[str, Callable[..., Facts]] = {
     "stepwise": stepwise.compile_form,
 }
 EVERY = {"resident": (2, 5), "persistent": (8, 14), "stepwise": (1, 4)}  # tests compile every n-th row: HOME, others
-RAGGED = "ragged"
+RAGGED = "ragged"  # what their readings are called
+RAGGED_FORMS = ("ragged", "ragged-aligned", "ragged-masked")
 Item = tuple[str, Row, str, tuple[str, ...]]  # family, row, chip, names of forms
 
 
@@ -39,25 +40,36 @@ def form_names(chip: str, reading: Mapping[str, Any]) -> tuple[str, ...]:
     return ("demanding",) if one_tells else ("plain", "demanding")
 
 
+def ragged_names(chip: str, registers: int | None) -> tuple[str, ...]:
+    """Those of ragged rows, of which the first needs the most registers and the next the most shared memory."""
+    if (registers or 255) > SCARCE:
+        return RAGGED_FORMS
+    return RAGGED_FORMS[:2] if chip == HOME else RAGGED_FORMS[:1]
+
+
 def compile_form(family: str, row: Row, name: str, chip: str) -> Facts:
-    """One form of a row. "plain": one direction, unpacked, an aligned size. "demanding": two directions, packed rows
-    and an unaligned size. "ragged": the same with ragged rows in place of packed ones."""
+    """One form of a row, of `machine_code.FORMS`."""
     return FORMS[family](row, launch_of(family, row), name, chip, counts=chip == HOME and name == "plain")
 
 
 def read(item: Item) -> dict[str, Facts]:
     family, row, chip, names = item
-    return {name: compile_form(family, row, name, chip) for name in names}
+    found = {name: compile_form(family, row, name, chip) for name in names}
+    more = ragged_names(chip, max(found[name].registers or 255 for name in names if name in RAGGED_FORMS))
+    return found | {name: compile_form(family, row, name, chip) for name in more if name not in found}
 
 
 def reading_of(found: Mapping[str, Facts], chip: str, before: Mapping[str, Any]) -> dict[str, Any]:
     """A reading extended by one more chip; HOME comes first and starts a new one, without the wavefronts of code that
-    may have changed. With the ragged form alone the rest stays as it is."""
-    ragged = found.get(RAGGED)
-    if ragged is not None:
+    may have changed. With ragged forms alone the rest stays as it is."""
+    ragged = [one for name, one in found.items() if name in RAGGED_FORMS]
+    if ragged:
         started = before.get(RAGGED, {}) if chip != HOME else {}
-        plain = {name: facts for name, facts in found.items() if name != RAGGED}
-        return {**(reading_of(plain, chip, before) if plain else before), RAGGED: ragged_reading_of(ragged, chip, started)}
+        others = {name: one for name, one in found.items() if name not in RAGGED_FORMS}
+        return {
+            **(reading_of(others, chip, before) if others else before),
+            RAGGED: ragged_reading_of(ragged, chip, started),
+        }
     facts = [*found.values()]
     shared, stack = max(one.shared_bytes for one in facts), max(one.stack for one in facts)
     if chip != HOME and before:
@@ -76,13 +88,16 @@ def reading_of(found: Mapping[str, Facts], chip: str, before: Mapping[str, Any])
     }
 
 
-def ragged_reading_of(facts: Facts, chip: str, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the ragged form; counts and wavefronts, by which the plan compares launches, are the plain form's."""
-    first = {"registers": facts.registers, "faults": list(facts.faults)}
+def ragged_reading_of(facts: Sequence[Facts], chip: str, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the ragged forms; counts and wavefronts, by which the plan compares launches, are the plain form's."""
+    first = {
+        "registers": max((one.registers for one in facts if one.registers is not None), default=None),
+        "faults": sorted({fault for one in facts for fault in one.faults}),
+    }
     return {
-        "shared_bytes": max(facts.shared_bytes, before.get("shared_bytes", 0)),
+        "shared_bytes": max(before.get("shared_bytes", 0), *(one.shared_bytes for one in facts)),
         **{name: before.get(name, value) for name, value in first.items()},
-        "stack": {**before.get("stack", {}), chip: facts.stack},
+        "stack": {**before.get("stack", {}), chip: max(one.stack for one in facts)},
     }
 
 
@@ -93,7 +108,7 @@ def has_room(row: Row, chip: str) -> bool:
 
 
 def record(chips: Sequence[str], families: Sequence[str], jobs: int, ragged: bool = False) -> None:
-    """Reads every row, or only its ``ragged`` form, and writes each table after each chip."""
+    """Reads every row, or only its ``ragged`` forms, and writes each table after each chip."""
     version = triton_versions.installed()
     if version is None:
         raise SystemExit("no Triton is installed, so nothing can be compiled")
@@ -122,7 +137,9 @@ def record(chips: Sequence[str], families: Sequence[str], jobs: int, ragged: boo
 
 
 def asked(reading: Mapping[str, Any], chip: str, ragged: bool) -> tuple[str, ...]:
-    return (RAGGED,) if ragged else (*form_names(chip, reading), RAGGED)
+    """Names of the forms to begin with: at HOME the registers are not known yet."""
+    own = ragged_names(chip, reading[RAGGED]["registers"] if chip != HOME and RAGGED in reading else 1)
+    return own if ragged else (*form_names(chip, reading), *own)
 
 
 def sample(chip: str, kernel: str, everything: bool) -> Iterator[tuple[str, Row, tuple[str, ...]]]:
@@ -137,7 +154,10 @@ def sample(chip: str, kernel: str, everything: bool) -> Iterator[tuple[str, Row,
     kinds = [[row for row in rows if row["kind"] == kind] for kind in sorted({row["kind"] for row in rows})]
     some = [row for own in kinds for row in own[part % min(every, len(own)) :: every]]
     for i, row in enumerate(some):
-        names = form_names(chip, row["readings"][version])
+        reading = row["readings"][version]
+        names = form_names(chip, reading)
+        if chip in reading.get(RAGGED, {"stack": ()})["stack"]:
+            names += ragged_names(chip, reading[RAGGED]["registers"])
         yield family, row, names if everything else (names[i % len(names)],)
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from bench.compile.machine_code import Facts, compile_for, dtype_of
+from bench.compile.machine_code import FORMS, Facts, compile_for, dtype_of
 from bench.compile.tables import unread, write
 from bench.compile.wavefronts import Item, counted
 from tritongru.planning.candidates import resident_cost
@@ -65,10 +65,9 @@ def compile_kernel(
 
 def compile_form(row: Row, launch: Launch, name: str, arch: str, counts: bool = True) -> Facts:
     """See `readings.compile_form`."""
-    most = name != "plain"
-    asked = (row["kernel"], row["hidden"] - most, dtype_of(row["kind"]), launch, arch)
-    rows = {"packed": name == "demanding", "ragged": name == "ragged"}
-    return compile_kernel(*asked, directions=1 + most, **rows, counts=counts)
+    form = FORMS[name]
+    asked = (row["kernel"], row["hidden"] - form.less, dtype_of(row["kind"]), launch, arch)
+    return compile_kernel(*asked, directions=form.directions, packed=form.packed, ragged=form.ragged, counts=counts)
 
 
 def candidates(backend: str, kind: str, hidden: int) -> list[Launch]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from bench.compile.machine_code import Facts, compile_for, dtype_of
+from bench.compile.machine_code import FORMS, Facts, compile_for, dtype_of
 from bench.compile.tables import unread, write
 from tritongru.planning.devices import GPUS
 from tritongru.planning.launches import Row, StepwiseLaunch, dot_precision
@@ -86,10 +86,9 @@ def compile_launch(
 
 def compile_form(row: Row, launch: StepwiseLaunch, name: str, arch: str, counts: bool = True) -> Facts:
     """See `readings.compile_form`."""
-    most = name != "plain"
-    asked = (row["kernel"], launch, HIDDEN - most, dtype_of(row["kind"]), arch)
-    rows = {"packed": name == "demanding", "ragged": name == "ragged"}
-    return compile_launch(*asked, directions=1 + most, **rows, counts=counts)
+    form = FORMS[name]
+    asked = (row["kernel"], launch, HIDDEN - form.less, dtype_of(row["kind"]), arch)
+    return compile_launch(*asked, directions=form.directions, packed=form.packed, ragged=form.ragged, counts=counts)
 
 
 def plain(kernel: str, launch: StepwiseLaunch, kind: str, arch: str) -> Facts:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from bench.compile.compile_seconds import STAGES
-from bench.compile.tables import PAGE
+from bench.compile.readings import RAGGED
+from bench.compile.tables import HOME, PAGE
 from bench.compile.wavefronts import SIZES
 from bench.measure.rows import Row
 from bench.pages.marks import NOTHING, Part, folded, table
@@ -18,7 +19,8 @@ from tritongru.planning.launches import BLOCK_B, AnyLaunch, Launch, PersistentLa
 
 DEVICE = GPUS["h100"]  # of the predictions
 STEPWISE_SIZE = 4096  # of the predictions for stepwise launches, which serve every size
-COUNTS = ("shared_bytes", "registers", "instructions", "barriers", "tensor_core", "wavefronts")
+RAGGED_COUNTS = ("ragged_registers", "ragged_stack")
+COUNTS = ("shared_bytes", "registers", *RAGGED_COUNTS, "instructions", "barriers", "tensor_core", "wavefronts")
 COLUMNS = {
     "resident": ("backend", "kernel", "kind", "hidden", "chunks", "num_warps", "stages", *COUNTS),
     "persistent": (
@@ -27,7 +29,7 @@ COLUMNS = {
     ),
     "stepwise": (
         *("kernel", "kind", "block_b", "block_h", "block_k", "num_warps", "stages"),
-        *("shared_bytes", "instructions", "barriers"),
+        *("shared_bytes", *RAGGED_COUNTS, "instructions", "barriers"),
     ),
 }
 SHARES = ("compiler in Python", "MLIR", "LLVM", "ptxas")
@@ -38,7 +40,7 @@ def launches(rows: Sequence[Row], family: str) -> str:
     columns = COLUMNS[family]
     lines = []
     for row in rows_of(family):
-        launch = row | row["readings"][PAGE]
+        launch = row | row["readings"][PAGE] | ragged(row)
         if "wavefronts" in columns:
             launch["wavefronts"] = launch_of(family, row, PAGE).wavefronts
         cells = {name: "-" if launch[name] is None else str(launch[name]) for name in columns}
@@ -46,7 +48,20 @@ def launches(rows: Sequence[Row], family: str) -> str:
             cells["chunks"] = " + ".join(map(str, launch["chunks"]))
         lines.append([cells[name] for name in columns])
     found = table([name.replace("_", " ") for name in columns], lines, right=True)
-    return folded(f"{len(lines)} configurations, as Triton {PAGE} compiles them", found)
+    return folded(f"{len(lines)} configurations, as Triton {PAGE} compiles them", f"{OF_RAGGED}\n\n{found}")
+
+
+def ragged(row: Row) -> Row:
+    """Registers and stack of the form for ragged rows."""
+    reading = row["readings"][PAGE].get(RAGGED, {"registers": None, "stack": {}})
+    return {"ragged_registers": reading["registers"], "ragged_stack": reading["stack"].get(HOME)}
+
+
+OF_RAGGED = (
+    '"ragged registers" and "ragged stack" (bytes) are those of the form for calls with lengths or resets, which is '
+    "compiled and read on its own; where its stack is not 0, such calls get another configuration. All else is of the "
+    "form without."
+)
 
 
 def predicted(rows: Sequence[Row]) -> str:

@@ -4,8 +4,10 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import tritongru
 from tritongru.__main__ import main
 from tritongru.planning.devices import GPUS, MOST, cpu_facts
 from tritongru.planning.instruction_sets import SETS, host_sets
+from tritongru.planning.plan import plan
 
 KEYS = {
     *("device", "family", "reason", "forward", "backward", "us_per_step", "torch_us_per_step", "memory"),
@@ -208,6 +211,76 @@ def test_a_cpu_without_a_loop_says_how_to_get_one():
         answer = explain("--hidden", "64", "--cpu", "native")
     assert (answer["family"], answer["device"], answer["loop"]) == ("torch", "the CPU", None)
     assert answer["reason"] == "the package llvmlite is not installed; install it with: pip install 'tritongru[cpu]'"
+
+
+# Sequences that end early or begin anew, and batches
+
+
+@pytest.mark.parametrize("asked", [["--lengths"], ["--resets"], ["--lengths", "--resets"]], ids=" ".join)
+def test_explain_calls_with_lengths_or_resets(asked):
+    base = ("--hidden", "64", "--batch", "17")
+    form = "  lengths and resets: the kernels' own form for them, which ends with a batch tile's longest sequence\n"
+    row = "  lengths and resets: each segment is a row of its own, and padding costs no work\n"
+    mask = "  lengths are masks around torch's GRU; with resets it runs one time step at a time\n"
+    places = ((("--gpu", "h200"), form), (("--cpu", "avx2"), row), (("--hidden", "2000", "--gpu", "a100"), mask))
+    for place, line in places:
+        assert explain(*base, *place, *asked)["ragged"] is True
+        assert explain(*base, *place)["ragged"] is False
+        assert line in run("explain", *base, *place, *asked).stdout
+        assert line not in run("explain", *base, *place).stdout
+
+
+@pytest.mark.parametrize("asked", [{"lengths": True}, {"resets": True}], ids=str)
+@pytest.mark.parametrize("impl", ["auto", "torch"])
+def test_explain_of_a_module_as_the_command_line(impl, asked):
+    gru = tritongru.GRU(64, 64, impl=impl)
+    answer = tritongru.explain(gru, batch=17, time=512, device="h200", **asked)
+    assert answer.ragged
+    assert not tritongru.explain(gru, batch=17, time=512, device="h200").ragged
+    if impl == "auto":
+        options = [f"--{name}" for name in asked]
+        done = run("explain", "--hidden", "64", "--batch", "17", "--gpu", "h200", *options)
+        assert str(answer) + "\n" == done.stdout
+    else:
+        assert "  lengths are masks around torch's GRU; " in str(answer)
+
+
+def kernels_of(hidden, batch, gpu, ragged):
+    """What a batch runs, by the plan itself: of each pass its family and launch, without how many tiles share it."""
+    answer = plan(hidden, "float16", GPUS[gpu], batch=batch, time=512, ragged=ragged)
+    launches = [None if found is None else asdict(found.launch) for found in (answer.forward, answer.backward)]
+    families = [None if found is None else found.family for found in (answer.forward, answer.backward)]
+    return families, [None if launch is None else launch | {"groups": None} for launch in launches]
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("hidden, batch", [(64, 1), (128, 64), (512, 16), (768, 100), (1024, 300)])
+@pytest.mark.parametrize("gpu", ["h200", "a100"])
+def test_the_line_about_batches_is_true(gpu, hidden, batch, ragged):
+    """At both ends, in between and just outside."""
+    asked = ["explain", "--hidden", str(hidden), "--batch", str(batch), "--dtype", "float16", "--gpu", gpu]
+    text = run(*asked, *(["--lengths"] if ragged else [])).stdout
+    found = re.findall(r"^  batches of (\d+) to (\d+) sequences run the same compiled kernels, ", text, re.MULTILINE)
+    own = kernels_of(hidden, batch, gpu, ragged)
+    if own[0][0] is None:
+        assert not found
+        return
+    ((low, high),) = found
+    low, high = int(low), int(high)
+    assert low <= batch <= high <= 4096
+    for same in {low, (low + batch) // 2, (batch + high) // 2, high}:
+        assert kernels_of(hidden, same, gpu, ragged) == own, same
+    if low > 1:
+        assert kernels_of(hidden, low - 1, gpu, ragged) != own
+    if high < 4096:
+        assert kernels_of(hidden, high + 1, gpu, ragged) != own
+
+
+def test_the_line_about_batches_of_a_cpu_and_of_a_huge_batch():
+    done = run("explain", "--hidden", "64", "--cpu", "avx2")
+    assert "  a sequence has the same bits in every batch\n" in done.stdout
+    assert "batches of" not in done.stdout
+    assert explain("--hidden", "64", "--gpu", "h200", "--batch", "4097")["batches"] is None
 
 
 def test_version():

@@ -14,6 +14,8 @@ from torch.func import functional_call, vmap
 from torch.nn.utils import parametrizations, parametrize
 
 import tritongru
+from tritongru import cell as cell_room
+from tritongru.interop import stepping
 
 pytestmark = pytest.mark.quick
 
@@ -310,3 +312,65 @@ def test_llvm_runs_or_raises_without_gradients():
         assert_same(ours.float()(x.float()), theirs.float()(x.float()))
         with llvmlite_of(), pytest.raises(RuntimeError, match="the package llvmlite is not installed"):
             ours(x.float())
+
+
+@pytest.mark.parametrize("batch", [(), (B,)], ids=str)
+def test_triton_on_a_cpu_raises_without_gradients(batch):
+    theirs, ours = pair(I, H)
+    ours.impl = "triton"
+    x = values(*batch, I)
+    assert_same_results(ours, theirs, x)
+    with torch.no_grad(), pytest.raises(RuntimeError) as found:
+        ours(x)
+    assert str(found.value) == (
+        "impl='triton' cannot run this cell: the tensors are on cpu, but the kernel needs a GPU (impl='auto' runs "
+        "torch.nn.GRUCell here)"
+    )
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says that it is on a GPU."""
+
+    is_cuda = True
+    is_cpu = False
+
+
+@pytest.mark.parametrize("impl", ["auto", "triton"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+@pytest.mark.parametrize("with_hx", [True, False], ids=["hx", "no_hx"])
+@pytest.mark.parametrize("batch", [(), (B,)], ids=str)
+def test_on_a_gpu_it_is_one_step_of_one_layer(batch, with_hx, bias, impl, monkeypatch):
+    theirs, ours = pair(I, H, bias)
+    ours.impl = impl
+    x, hx = values(*batch, I).as_subclass(OnGpu), values(*batch, H, seed=2) if with_hx else None
+    monkeypatch.setattr(stepping, "route_of", lambda *given: "triton")
+    calls = []
+
+    def step(x, hx, reset, weights, layers):
+        calls.append((tuple(x.shape), None if hx is None else tuple(hx.shape), reset, layers))
+        assert all(a is b for a, b in zip(weights, ours.parameters(), strict=True))
+        y = theirs(x.as_subclass(torch.Tensor), None if hx is None else hx[0])
+        return y, y[None]
+
+    monkeypatch.setattr(cell_room, "run_step", step)
+    with torch.no_grad():
+        found = ours(x, hx)
+        assert torch.equal(found, theirs(values(*batch, I), hx))
+    rows = batch or (1,)
+    assert calls == [((*rows, I), (1, *rows, H) if with_hx else None, None, 1)]
+    calls.clear()
+    ours(x, hx)  # with gradients it is torch's
+    assert not calls
+
+
+def test_what_the_operator_refuses_on_a_gpu_is_torchs(monkeypatch):
+    theirs, ours = pair(I, H)
+    monkeypatch.setattr(cell_room, "takes_kernel", lambda *given: True)
+
+    def refuses(*given):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(cell_room, "run_step", refuses)
+    with torch.no_grad():
+        found = ours(values(B, I).as_subclass(OnGpu))
+        assert torch.equal(found.as_subclass(torch.Tensor), theirs(values(B, I)))

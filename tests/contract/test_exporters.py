@@ -1,11 +1,11 @@
 """What torch.jit, torch.fx, torch.export and the ONNX exporters make of models that hold the layer."""
 
 import io
-import warnings
 
 import pytest
 import torch
 from cpu_loop import HAS_LOOP
+from layers import onnx_model
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -187,33 +187,6 @@ def test_an_exported_model_of_auto_needs_torch_alone(strict):
 
 
 # ONNX
-
-
-def onnx_model(model, example, dynamo, dynamic):
-    """The ONNX model and a function that runs it."""
-    onnx = pytest.importorskip("onnx", reason="the exporter needs onnx")
-    pytest.importorskip("onnxscript", reason="the exporter needs onnxscript")
-    runtime = pytest.importorskip("onnxruntime", reason="what runs the model")
-    file = io.BytesIO()
-    names = [f"in{k}" for k in range(len(example))]
-    axes = [dict(enumerate(axes)) for axes in dynamic]
-    if dynamo:
-        shapes = tuple({k: torch.export.Dim.DYNAMIC for k in own if own[k]} for own in axes)
-        options = {"dynamo": True, "dynamic_shapes": shapes}
-    else:
-        named = [{k: name for k, name in own.items() if name} for own in axes]
-        options = {"dynamo": False, "dynamic_axes": dict(zip(names, named, strict=True))}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(model, example, file, input_names=names, verbose=False, **options)
-    found = onnx.load_from_string(file.getvalue())
-    session = runtime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
-
-    def run(*tensors):
-        given = {put.name: t.numpy() for put, t in zip(session.get_inputs(), tensors, strict=True)}
-        return [torch.from_numpy(value) for value in session.run(None, given)]
-
-    return found, run
 
 
 def grus(model):

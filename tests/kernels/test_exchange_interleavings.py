@@ -11,8 +11,9 @@ import pytest
 import test_persistent
 import test_persistent_backward
 import torch
+from loops import persistent_launch
 from simulator import SimulationError, simulated
-from test_persistent import launch_for, layer_tensors
+from test_persistent import layer_tensors
 from test_persistent_backward import backward_for
 from tolerance import assert_close_to_float64
 
@@ -33,7 +34,7 @@ class Forward:
     exact = test_persistent.expected(tensors, ROWS)
     same = test_persistent.expected(tensors, ROWS, torch.float32)
     run = staticmethod(test_persistent.run)
-    launch_for = staticmethod(launch_for)
+    launch_for = staticmethod(persistent_launch)
 
 
 class Backward:
@@ -84,7 +85,7 @@ def test_a_launch_with_everything_at_once():
     exact, same = (test_persistent.expected(tensors, 40, dtype) for dtype in (torch.float64, torch.float32))
     for seed, form in enumerate(["counter", "data"]):
         with simulated(seed):
-            found = test_persistent.run(tensors, launch_for(12, exchange=form), 40, groups=2)
+            found = test_persistent.run(tensors, persistent_launch(12, exchange=form), 40, groups=2)
         for name, *values in zip(Forward.names, found, exact, same, strict=True):
             assert_close_to_float64(*values, f"{form} {name}")
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from loops import RESULTS, encoded, expected, layer_tensors, loop_backward, loop_forward
-from test_persistent import launch_for
+from loops import RESULTS, encoded, expected, layer_tensors, loop_backward, loop_forward, persistent_launch
 from tolerance import assert_close_to_float64
 
 from tritongru import layer
@@ -31,8 +30,8 @@ UNTOUCHED = 0x7FC01234  # a NaN that no operation makes
 
 
 def persistent_pair(exchange):
-    forward = launch_for(H, block_h=16, exchange=exchange)
-    backward = launch_for(H, kernel="backward", block_h=16, exchange=exchange, pad=False)
+    forward = persistent_launch(H, block_h=16, exchange=exchange)
+    backward = persistent_launch(H, kernel="backward", block_h=16, exchange=exchange, pad=False)
     return persistent, *(dataclasses.replace(launch, groups=2) for launch in (forward, backward))
 
 

@@ -6,34 +6,19 @@ import pytest
 import torch
 import triton.language as tl
 from layers import Case, build
-from loops import loop_forward, plain
+from loops import loop_forward, persistent_launch, plain
 from tolerance import assert_close_to_float64
 from triton.runtime import interpreter
 
 from tritongru import reference
 from tritongru.kernels import interpreter_threads
 from tritongru.kernels.persistent import launch as persistent
-from tritongru.planning.launches import PersistentLaunch, chunks_of
 from tritongru.planning.plan import plan_on
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tests/gpu/test_gpu_persistent.py")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 NAN = float("nan")
-
-
-def launch_for(H, dtype=torch.float32, kernel="forward", **changes) -> PersistentLaunch:
-    """A small configuration: 4 warps, K in two parts, 8 hidden units a program."""
-    bits = 8 * dtype.itemsize
-    options = {"block_b": 16, "block_h": 8, "num_warps": 4, "k_split": 2, "pad": True, "exchange": "counter"} | changes
-    step = options["k_split"] * (32 if options["exchange"] == "data" and bits == 16 else 16)
-    units = -(-H // step) * step
-    slots = 4 if options["exchange"] == "data" else 2
-    width = units if kernel == "forward" else 3 * units
-    chunks = chunks_of(width // options["k_split"], 64)
-    return PersistentLaunch(
-        kernel, bits, units, chunks, **{"slots": slots, "shared_bytes": 0, "dot_precision": "ieee"} | options
-    )
 
 
 def layer_tensors(T=4, B=3, H=40, D=1, dtype=torch.float32, bias=True, use_h0=True, seed=0, I=5):
@@ -119,7 +104,7 @@ SHAPES = {
 def test_against_the_oracle(shape, exchange, dtype):
     sizes, changes = SHAPES[shape]
     tensors = layer_tensors(**sizes, dtype=dtype)
-    launch = launch_for(tensors["w_hh"].shape[2], dtype, exchange=exchange, **changes)
+    launch = persistent_launch(tensors["w_hh"].shape[2], dtype, exchange=exchange, **changes)
     check(tensors, launch, sizes.get("B", 3))
 
 
@@ -127,13 +112,13 @@ def test_against_the_oracle(shape, exchange, dtype):
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_a_program_serves_several_tiles_in_turn(groups, exchange):
     tensors = layer_tensors(B=40, T=4, H=16)
-    check(tensors, launch_for(16, exchange=exchange), 40, groups=groups)
+    check(tensors, persistent_launch(16, exchange=exchange), 40, groups=groups)
 
 
 def test_the_ring_goes_round():
     """More steps than three times the ring's slots."""
     tensors = layer_tensors(T=14, H=16)
-    check(tensors, launch_for(16, exchange="data"))
+    check(tensors, persistent_launch(16, exchange="data"))
 
 
 @pytest.mark.parametrize("exchange", ["counter", "data"])
@@ -146,7 +131,7 @@ def test_packed_rows(dtype, exchange):
     offsets = torch.tensor([0, *torch.tensor(counts).cumsum(0)])
     tensors = layer_tensors(T=1, B=sum(counts), H=H, D=2, dtype=dtype)
     tensors["h0"] = (torch.randn(2, B, H) / 2).to(dtype)
-    y, hn, gates = run(tensors, launch_for(H, dtype, exchange=exchange), B, offsets=offsets)
+    y, hn, gates = run(tensors, persistent_launch(H, dtype, exchange=exchange), B, offsets=offsets)
     for b in (0, 2, 3, 17):
         rows = [int(offsets[t]) + b for t in range(lengths[b])]
         alone = tensors | {"x": tensors["x"][rows], "h0": tensors["h0"][:, b : b + 1]}
@@ -160,7 +145,7 @@ def test_packed_rows(dtype, exchange):
 @pytest.mark.parametrize("exchange", ["counter", "data"])
 def test_two_runs_give_the_same_bits(exchange):
     tensors = layer_tensors(B=20, H=40, D=2)
-    launch = launch_for(40, exchange=exchange)
+    launch = persistent_launch(40, exchange=exchange)
     for first, second in zip(run(tensors, launch, 20), run(tensors, launch, 20), strict=True):
         assert torch.equal(first, second)
 
@@ -170,10 +155,10 @@ def test_two_runs_give_the_same_bits(exchange):
 def test_a_nan_state_is_no_missing_word(exchange, dtype):
     """Every NaN, even the one with all bits set, arrives as a NaN in its row alone, and nobody waits for it."""
     tensors = layer_tensors(dtype=dtype, H=16, T=3)
-    clean, _, _ = run(tensors, launch_for(16, dtype, exchange=exchange))
+    clean, _, _ = run(tensors, persistent_launch(16, dtype, exchange=exchange))
     bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
     tensors["h0"][0, 1] = torch.full((16,), -1, dtype=bits).view(dtype)
-    y, hn, _ = run(tensors, launch_for(16, dtype, exchange=exchange), limit=10**5)
+    y, hn, _ = run(tensors, persistent_launch(16, dtype, exchange=exchange), limit=10**5)
     assert y.view(3, 3, 16)[:, 1].isnan().all()
     assert hn[0, 1].isnan().all()
     assert torch.equal(y.view(3, 3, 16)[:, [0, 2]], clean.view(3, 3, 16)[:, [0, 2]])
@@ -219,7 +204,7 @@ def test_the_module_without_bias_or_state(bias, hx):
 
 @pytest.mark.parametrize("exchange", ["counter", "data"])
 def test_a_program_that_raises_ends_those_that_wait_for_it(exchange, monkeypatch):
-    tensors, launch = layer_tensors(), launch_for(40, exchange=exchange)
+    tensors, launch = layer_tensors(), persistent_launch(40, exchange=exchange)
     loads = []
 
     def masked_load(self, *arguments):
@@ -242,7 +227,7 @@ def test_the_language_is_patched_once_for_each_module(monkeypatch):
     patched, plain = [], interpreter._patch_lang
     monkeypatch.setattr(interpreter, "_patch_lang", lambda fn: patched.append(fn.__module__) or plain(fn))
     load = tl.load
-    run(layer_tensors(), launch_for(40))
+    run(layer_tensors(), persistent_launch(40))
     assert len(patched) == len(set(patched)) > 3
     assert tl.load is load
 
@@ -254,7 +239,7 @@ def test_offsets_beyond_32_bits():
     B = (1 << 31) // (T * 3 * H) // 16 * 16 + 16 + rows
     assert T * B * 3 * H > 1 << 31
     dtype = torch.float16
-    launch = launch_for(H, dtype, block_h=32)
+    launch = persistent_launch(H, dtype, block_h=32)
     tensors = layer_tensors(T=T, B=rows, H=H, dtype=dtype)
     tiles, programs = -(-B // 16), launch.programs(H)
 

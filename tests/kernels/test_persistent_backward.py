@@ -4,8 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from loops import NAN, RESULTS, encoded, expected, layer_tensors, run_backward
-from test_persistent import launch_for
+from loops import NAN, RESULTS, encoded, expected, layer_tensors, persistent_launch, run_backward
 from tolerance import assert_close_to_float64
 
 from tritongru.kernels import interpreter_threads
@@ -26,7 +25,7 @@ def run(tensors, launch, B=3, offsets=None, parts=None, groups=None, saved=None,
 
 
 def backward_for(H, dtype=torch.float32, **changes):
-    return launch_for(H, dtype, kernel="backward", **{"pad": False} | changes)
+    return persistent_launch(H, dtype, kernel="backward", **{"pad": False} | changes)
 
 
 def check(found, tensors, B, what):

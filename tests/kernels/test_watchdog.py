@@ -4,7 +4,8 @@ import loops
 import pytest
 import torch
 from layers import Case, build
-from test_persistent import launch_for, layer_tensors
+from loops import persistent_launch
+from test_persistent import layer_tensors
 from test_persistent import run as run_forward
 from test_persistent_backward import backward_for
 from test_persistent_backward import run as run_backward
@@ -27,7 +28,7 @@ def test_a_missing_arrival_leaves_nothing_but_nan_and_is_reported(way, exchange,
     monkeypatch.setattr(cooperative, "raise_report", raised.append)
     with one_arrival_short():
         if way == "forward":
-            y, hn, _ = run_forward(layer_tensors(H=32), launch_for(32, exchange=exchange), limit=20)
+            y, hn, _ = run_forward(layer_tensors(H=32), persistent_launch(32, exchange=exchange), limit=20)
             found = (y, hn)
         else:
             found = run_backward(loops.layer_tensors(H=32), backward_for(32, exchange=exchange), limit=20)

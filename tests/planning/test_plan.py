@@ -27,6 +27,7 @@ from tritongru.planning.launches import (
     launches,
     padded,
     persistent_launches,
+    stepwise_launches,
     tritons_read,
 )
 from tritongru.planning.plan import DTYPES, limits, plan, plan_on
@@ -82,6 +83,41 @@ def check_pass(found, hidden, device, batch, directions):
     registers = 32 * launch.num_warps * launch.registers
     at_once = min((device.shared_bytes + KB) // (launch.shared_bytes + KB), 65536 // registers)
     assert found.programs <= device.multiprocessors * at_once, "a program that is not resident would be waited for"
+
+
+@given(
+    st.integers(32, 2048),
+    st.sampled_from(DTYPES),
+    st.sampled_from(["h100", "h200", "a100"]),
+    st.integers(1, 4096),
+    st.integers(1, 2),
+    st.sampled_from(["tf32", "ieee"]),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_plan_for_ragged_rows_keeps_to_the_readings_of_ragged_forms(hidden, dtype, gpu, batch, directions, precision):
+    device, kind = GPUS[gpu], kind_of(dtype, precision)
+    sizes = {"batch": batch, "directions": directions, "precision": precision, "impl": "triton"}
+    answer = plan(hidden, dtype, device, **sizes, ragged=True)
+    assert answer.family != "torch", answer.reason
+    for kernel, found in (("forward", answer.forward), ("backward", answer.backward)):
+        check_pass(found, hidden, device, batch, directions)  # with the registers and the stack of the launch
+        launch = dataclasses.replace(found.launch, groups=1) if found.family == "persistent" else found.launch
+        table = {"resident": launches, "persistent": persistent_launches, "stepwise": stepwise_launches}[found.family]
+        rows = [row for key, rows in table(ragged=True).items() if key[:3] == ("cuda", kernel, kind) for row in rows]
+        assert launch in rows
+
+
+def test_ragged_forms_run_as_many_programs_as_their_own_registers_allow():
+    """Some have room for fewer tiles at a time than the form without, none for more where it takes more registers."""
+    fewer = 0
+    for (_, kernel, kind, units), rows in persistent_launches().items():
+        for pair in zip(rows, persistent_launches(ragged=True)["cuda", kernel, kind, units], strict=True):
+            options = [persistent_options(H200, kernel, kind, units, 512, 1, (row,)) for row in pair]
+            if all(options) and pair[0].registers <= pair[1].registers:
+                plain, ragged = (found[0][1].groups for found in options)
+                assert ragged <= plain
+                fewer += ragged < plain
+    assert fewer > 0
 
 
 @given(st.integers(1, 2000))

@@ -4,7 +4,8 @@ import logging
 
 import pytest
 
-from bench.compile.readings import CHIPS, HOME
+from bench.compile.machine_code import Facts
+from bench.compile.readings import CHIPS, HOME, RAGGED, reading_of
 from bench.compile.tables import as_read_with
 from tritongru.planning import candidates, triton_versions
 from tritongru.planning.devices import GPUS
@@ -88,12 +89,55 @@ def test_every_row_has_readings_of_every_triton_for_the_chip_that_is_counted(fam
             if HOME in chips:
                 assert reading["stack"][HOME] % 8 == 0
                 assert min(reading[name] for name in ("registers", "instructions", "barriers", "tensor_core")) > 0
+                assert_one_of_ragged_rows(reading[RAGGED])
             if "wavefronts" in reading:
                 assert (family, row["backend"]) in (("resident", "cuda"), ("persistent", "cuda"))
                 assert reading["wavefronts"] > 0
         for chip in {*CHIPS[row["backend"]]} - {chip for r in row["readings"].values() for chip in r["stack"]}:
             most = max(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == chip)
             assert all(reading["shared_bytes"] > most for reading in row["readings"].values()), (chip, row)
+
+
+def assert_one_of_ragged_rows(reading):
+    assert set(reading) == {"shared_bytes", "registers", "faults", "stack"}
+    assert reading["shared_bytes"] > 0
+    assert 0 < reading["registers"] <= 255
+    assert all(stack >= 0 == stack % 8 for stack in reading["stack"].values())
+    assert HOME in reading["stack"]
+
+
+def test_readings_of_ragged_forms_leave_the_others_alone():
+    before = {"shared_bytes": 9, "registers": 90, "stack": {HOME: 0, "sm_80": 8}, "faults": [], "wavefronts": 7}
+    first = {"ragged": Facts(10, 0, 200), "ragged-aligned": Facts(12, 8, 190, faults=("fence",))}
+    found = reading_of(first, HOME, before)
+    read = {"shared_bytes": 12, "registers": 200, "faults": ["fence"], "stack": {HOME: 8}}
+    assert found == {**before, RAGGED: read}
+    found = reading_of({"ragged": Facts(14, 16, 255)}, "sm_80", found)
+    assert found == {**before, RAGGED: {**read, "shared_bytes": 14, "stack": {HOME: 8, "sm_80": 16}}}
+    again = reading_of({"ragged": Facts(10, 0, 200)}, HOME, found)
+    assert again[RAGGED] == {"shared_bytes": 10, "registers": 200, "faults": [], "stack": {HOME: 0}}
+    whole = reading_of({"plain": Facts(5, 0, 50, 6, 7, 8, 9), **first}, HOME, found)
+    assert "wavefronts" not in whole
+    assert (whole["registers"], whole["stack"], whole[RAGGED]) == (50, {HOME: 0}, read)
+
+
+@pytest.mark.parametrize("version", tritons_read())
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_for_ragged_rows_has_the_readings_of_its_ragged_form(family, version):
+    """On a chip that has none the other form's stand."""
+    differ = 0
+    for row in (row for row in rows_of(family) if row["backend"] == "cuda"):
+        reading = row["readings"][version]
+        plain, ragged = (launch_of(family, row, version, ragged=ragged) for ragged in (False, True))
+        differ += plain != ragged
+        assert ragged.shared_bytes == reading[RAGGED]["shared_bytes"]
+        assert ragged.faults == tuple(reading[RAGGED]["faults"])
+        assert getattr(ragged, "registers", None) in (None, reading[RAGGED]["registers"])
+        for chip, stack in reading[RAGGED]["stack"].items():
+            assert (chip in ragged.spills_on) == (stack > 0), (chip, row)
+        unread = set(CHIPS["cuda"]) - {chip for one in row["readings"].values() for chip in one[RAGGED]["stack"]}
+        assert set(plain.spills_on) & unread == set(ragged.spills_on) & unread
+    assert differ > 0
 
 
 @pytest.mark.parametrize("version", tritons_read())

@@ -64,8 +64,9 @@ def launched(monkeypatch):
     return found
 
 
-def calls(gru, batch, times, packed, device):
-    """With and without hx, of outputs and of final states alone, with and without gradients."""
+def calls(gru, batch, times, packed, device, ragged=()):
+    """With and without hx, of outputs and of final states alone, with and without gradients. ``ragged``: names of
+    keywords."""
     D = 2 if gru.bidirectional else 1
     dtype = next(gru.parameters()).dtype
     for time in times:
@@ -73,12 +74,16 @@ def calls(gru, batch, times, packed, device):
         lengths = torch.randint(1, time + 1, (batch,))
         lengths[0] = time
         input = pack_padded_sequence(x, lengths, enforce_sorted=False) if packed else x
+        resets = torch.rand(time, batch, device=device) < 0.3
+        states = torch.randn(gru.num_layers * D, 1, gru.hidden_size, device=device).to(dtype)
+        given = {"lengths": lengths, "resets": resets, "reset_state": states}
+        given = {name: given[name] for name in ragged}
         for hx in (None, torch.randn(gru.num_layers * D, batch, gru.hidden_size, device=device).to(dtype)):
             with torch.no_grad():
-                gru(input, hx)
+                gru(input, hx, **given)
             if gru.training:
                 for part in (0, 1):
-                    result = gru(input, hx)[part]
+                    result = gru(input, hx, **given)[part]
                     (result.data if isinstance(result, tuple) else result).sum().backward()
 
 
@@ -108,6 +113,56 @@ def test_calls_need_nothing_else(case, training, packed, launched, device):
     calls(ours, case.B, (1, 2, 40), packed, device)
     assert launched
     assert launched <= warm
+
+
+RAGGED = [("lengths",), ("resets",), ("lengths", "resets"), ("resets", "reset_state")]
+
+
+@pytest.mark.every(3)
+@pytest.mark.parametrize("ragged", RAGGED, ids=str)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the kernels themselves are counted")
+def test_ragged_calls_need_nothing_else(case, training, ragged, launched, device):
+    """Of one step and more; those without need other kernels."""
+    ours, _, _ = build(case, device)
+    ours.train(training)
+    asked = {name: name in ragged for name in ("lengths", "resets")}
+    result = ours.warmup(case.B, 7, **asked)
+    assert all("ragged" in kernel.flags for kernel in result.kernels if kernel.family != "rebuild")
+    assert not any("packed" in kernel.flags for kernel in result.kernels)
+    warm = set(launched)
+    assert len(warm) == len(result.kernels)
+    launched.clear()
+    calls(ours, case.B, (1, 2, 40), False, device, ragged)
+    assert launched
+    assert launched <= warm
+    launched.clear()
+    calls(ours, case.B, (2,), False, device)
+    assert not {key for key in launched - warm if "rebuild" in key[0]}
+    assert not {key for key in launched & warm if "rebuild" not in key[0]}
+
+
+@pytest.mark.parametrize("asked", [{"lengths": True}, {"resets": True}, {"lengths": True, "resets": True}], ids=str)
+def test_packed_rows_are_not_ragged(asked, ran, device):
+    ours, _, _ = build(Case(B=16, H=64), device)
+    with pytest.raises(ValueError) as found:
+        ours.warmup(16, 7, packed=True, **asked)
+    text = "a PackedSequence has neither lengths nor resets; warm up for each kind of call on its own"
+    assert str(found.value) == text
+    assert not ran
+
+
+@needs_loop
+@pytest.mark.parametrize("asked", ["lengths", "resets"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_on_a_cpu_ragged_calls_compile_the_search_for_segments(dtype, asked, ran, launched):
+    ours = tritongru.GRU(2, 3, dtype=dtype)
+    for learns, passes in ((True, ["forward", "backward", "segments"]), (False, ["forward", "segments"])):
+        found = ours.train(learns).warmup(4, 5, **{asked: True})
+        assert [(kernel.family, kernel.kernel) for kernel in found.kernels] == [("llvm", name) for name in passes]
+    assert not ran
+    assert not launched
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the kernels themselves are counted")

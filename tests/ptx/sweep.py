@@ -21,13 +21,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)  # before the lists load Triton
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the matrices are small; before NumPy is loaded
 
 from ptxmachine.runs.case_lists import LISTS, offered
 from ptxmachine.runs.cases import Case, Result
-from ptxmachine.runs.results import FOLDER, Setting, Table, is_clean, row_of
+from ptxmachine.runs.results import FILES, FOLDER, Setting, Table, is_clean, row_of
 
 from tritongru.planning import launches
 from tritongru.planning.devices import GPUS, Device
@@ -83,7 +85,7 @@ def main(argv: list[str] | None = None, runner_of: Callable[[Device], Runner] = 
     setting = Setting(runner.triton, options.arch, options.seed, options.warps)
     table = None if options.no_table else Table(options.results)
     if table and options.prune:
-        for family in launches.FAMILIES:
+        for family in FILES:
             dropped = table.keep(family, (case for cases_of in LISTS.values() for case in cases_of()))
             print(f"{family}: {dropped} rows dropped whose cases are in no list")
     return sweep(cases, runner, setting, table, options.budget)
@@ -190,7 +192,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
         parser.error("give a --list, or --count")
     if not next(place for place in (options.results, *options.results.absolute().parents) if place.exists()).is_dir():
         parser.error(f"--results: {options.results} is not a folder and cannot become one")
-    for family in launches.FAMILIES:
+    for family in FILES:
         try:
             Table(options.results).rows(family)
         except (OSError, ValueError) as error:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 from processes import python
-from ptxmachine.runs.results import Table
+from ptxmachine.runs.results import FILES, Table
 
-from tritongru.planning.launches import FAMILIES
 from tritongru.planning.triton_versions import installed, minor_of
 
 SWEEP = Path(__file__).with_name("sweep.py")
@@ -24,6 +23,8 @@ SAMPLE = {
     "extra": ("1/22", 256),
     "persistent": ("1/60", 384),
     "persistent-other": ("2/30", 256),
+    "ragged": ("1/45", 256),
+    "single": ("1/6", 256),
 }
 
 pytestmark = [
@@ -36,13 +37,15 @@ pytestmark = [
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_sample_runs_clean(name: str, tmp_path: Path) -> None:
+    if name == "single" and minor_of(installed() or "") == (3, 6):
+        pytest.skip("Triton 3.6 leaves out a fence before the products of wide forms (bench/compile/hazards.py)")
     part, largest = SAMPLE[name]
     limits = ("--part", part, "--largest", str(largest))
     done = python(
         str(SWEEP), "--list", name, *limits, "--results", str(tmp_path / "results"), TRITON_CACHE_DIR=str(tmp_path)
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sum(len(Table(tmp_path / "results").rows(family)) for family in FAMILIES) > 1
+    assert sum(len(Table(tmp_path / "results").rows(family)) for family in FILES) > 1
 
 
 BEGIN = f"""

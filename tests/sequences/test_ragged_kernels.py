@@ -6,8 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from loops import NAN, Ragged, check, layer_tensors, names_of, poisoned, run_backward, run_forward
-from test_persistent import launch_for
+from loops import NAN, Ragged, check, layer_tensors, names_of, persistent_launch, poisoned, run_backward, run_forward
 from tolerance import assert_close_to_float64
 from triton.runtime import interpreter
 
@@ -50,7 +49,8 @@ def launches(family, H, dtype, B, groups=None):
         return resident, launch, launch
     exchange = "data" if family == "persistent by words" else "counter"
     forward, backward = (
-        launch_for(H, dtype, kernel, pad=kernel == "forward", exchange=exchange) for kernel in ("forward", "backward")
+        persistent_launch(H, dtype, kernel, pad=kernel == "forward", exchange=exchange)
+        for kernel in ("forward", "backward")
     )
     groups = groups or -(-B // forward.block_b)
     return persistent, *(dataclasses.replace(launch, groups=groups) for launch in (forward, backward))

@@ -1,7 +1,11 @@
-"""One layer run three ways on the same numbers: by the kernels, by torch in the same dtype, by torch in float64."""
+"""One layer run three ways on the same numbers: by the kernels, by torch in the same dtype, by torch in float64; and a
+model as ONNX."""
 
+import io
+import warnings
 from dataclasses import dataclass
 
+import pytest
 import torch
 from tolerance import assert_close_to_float64
 from torch import Tensor, nn
@@ -72,3 +76,30 @@ def assert_parity(case: Case, device: torch.device) -> None:
     assert found.keys() == expected.keys()
     for name, value in found.items():
         assert_close_to_float64(value, expected[name], same[name], f"{case} {name}")
+
+
+def onnx_model(model, example, dynamo, dynamic):
+    """The ONNX model and a function that runs it."""
+    onnx = pytest.importorskip("onnx", reason="the exporter needs onnx")
+    pytest.importorskip("onnxscript", reason="the exporter needs onnxscript")
+    runtime = pytest.importorskip("onnxruntime", reason="what runs the model")
+    file = io.BytesIO()
+    names = [f"in{k}" for k in range(len(example))]
+    axes = [dict(enumerate(axes)) for axes in dynamic]
+    if dynamo:
+        shapes = tuple({k: torch.export.Dim.DYNAMIC for k in own if own[k]} for own in axes)
+        options = {"dynamo": True, "dynamic_shapes": shapes}
+    else:
+        named = [{k: name for k, name in own.items() if name} for own in axes]
+        options = {"dynamo": False, "dynamic_axes": dict(zip(names, named, strict=True))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, example, file, input_names=names, verbose=False, **options)
+    found = onnx.load_from_string(file.getvalue())
+    session = runtime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+
+    def run(*tensors):
+        given = {put.name: t.numpy() for put, t in zip(session.get_inputs(), tensors, strict=True)}
+        return [torch.from_numpy(value) for value in session.run(None, given)]
+
+    return found, run

@@ -7,6 +7,7 @@ from tolerance import assert_close_to_float64
 
 from tritongru import reference
 from tritongru.arguments.records import GateGradients, Outputs, Part, Recurrence, Rows, Saved
+from tritongru.planning.launches import PersistentLaunch, chunks_of
 
 NAN = float("nan")
 RESULTS = ("y", "hn", "gates", "dgx", "da", "dh")
@@ -29,6 +30,20 @@ class Ragged(NamedTuple):
         """Rows without a step, (T * B,)."""
         lengths = torch.full((B,), T) if self.lengths is None else self.lengths
         return (torch.arange(T)[:, None] >= lengths).flatten()
+
+
+def persistent_launch(H, dtype=torch.float32, kernel="forward", **changes) -> PersistentLaunch:
+    """A small configuration: 4 warps, K in two parts, 8 hidden units a program."""
+    bits = 8 * dtype.itemsize
+    options = {"block_b": 16, "block_h": 8, "num_warps": 4, "k_split": 2, "pad": True, "exchange": "counter"} | changes
+    step = options["k_split"] * (32 if options["exchange"] == "data" and bits == 16 else 16)
+    units = -(-H // step) * step
+    slots = 4 if options["exchange"] == "data" else 2
+    width = units if kernel == "forward" else 3 * units
+    chunks = chunks_of(width // options["k_split"], 64)
+    return PersistentLaunch(
+        kernel, bits, units, chunks, **{"slots": slots, "shared_bytes": 0, "dot_precision": "ieee"} | options
+    )
 
 
 def layer_tensors(T=4, B=3, H=40, D=1, dtype=torch.float32, bias=True, use_h0=True, use_dy=True, rows=None):

@@ -495,7 +495,8 @@ class Module:
         a = self.arguments
         if self.packed:
             raise ValueError("packed rows have no padding")
-        theirs(a["input"], a["hx"])  # refuses what torch refuses
+        with torch.random.fork_rng(devices=()):
+            theirs(a["input"], a["hx"])  # refuses what torch refuses
         input, hx, dim = a["input"], a["hx"], 0 if theirs.batch_first else 1
         single = input.dim() == 2
         if single:

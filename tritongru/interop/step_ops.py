@@ -50,10 +50,9 @@ def gru_step_out(
 ) -> None:
     """``gru_step`` into y and hn, which must not share memory with what is read."""
     B, H = _check(x, hx, reset, weights, num_layers)
+    check_devices(x=x, y=y, hn=hn)
     check_dense("y", y, x.dtype, (B, H))
     check_dense("hn", hn, x.dtype, (num_layers, B, H))
-    if not (x.is_cpu and y.is_cpu and hn.is_cpu):
-        check_devices(x=x, y=y, hn=hn)
     for which, written, others in (("y", y, (x, hx, hn)), ("hn", hn, (x, hx))):
         first = written.data_ptr()
         last = first + written.nbytes
@@ -61,6 +60,13 @@ def gru_step_out(
             if read is not None and read.data_ptr() < last and first < read.data_ptr() + read.nbytes:
                 raise ValueError(f"{which} should not share memory with {name}; give another tensor and swap the two")
     _run(x, hx, reset, weights, y, hn)
+    _count_as_changed(y, hn)
+
+
+def _count_as_changed(*tensors: Tensor) -> None:
+    """For autograd: a backward pass that needs what they held is refused."""
+    if not any(tensor.is_inference() for tensor in tensors):
+        torch.autograd.graph.increment_version(tensors)
 
 
 def _check(
@@ -83,11 +89,13 @@ def _check(
         if tensor is None or (
             tensor.shape == shape
             and tensor.dtype is dtype
+            and tensor.is_cpu
             and tensor.is_contiguous()
             and tensor.untyped_storage().nbytes() >= size
             and not tensor.storage_offset()
         ):
-            continue  # valid, and faster to find out than with check_dense
+            continue  # valid, and faster to find out than with the checks below
+        check_devices(x=x, **{str(name): tensor})
         check_dense(name, tensor, dtype, shape)
     if reset is not None:
         check_dense("reset", reset, torch.bool, (B,))
@@ -162,15 +170,24 @@ _step, _step_out = torch.ops.tritongru.gru_step.default, torch.ops.tritongru.gru
 def run_step(*given: Any) -> tuple[Tensor, Tensor]:
     """``gru_step`` as an operator if something looks at operators, else without that detour, which takes longer than a
     small step."""
-    return _step(*given) if _is_watched() else gru_step(*given)
+    return _step(*given) if _is_watched() or _is_special(given) else gru_step(*given)
 
 
 def run_step_out(*given: Any) -> None:
     """Likewise."""
-    if _is_watched():
+    if _is_watched() or _is_special(given):
         _step_out(*given)
     else:
         gru_step_out(*given)
+
+
+def _is_special(given: Sequence[Any]) -> bool:
+    """Whether a tensor is more than its memory: negated when read, or of a class of its own."""
+    x, hx, reset, weights, _, *out = given
+    return any(
+        t is not None and (t.is_neg() or (type(t) is not Tensor and type(t) is not torch.nn.Parameter))
+        for t in (x, hx, reset, *weights, *out)
+    )
 
 
 def _is_watched() -> bool:
@@ -202,6 +219,7 @@ def step_again(
     known = _known.get((id(weights[0]), num_layers, impl, out is None))
     if known is None:
         return None
+    given = out
     tensors = (x, hx, *weights) if out is None else (x, hx, *weights, *out)
     if not known.guards.check(*tensors) or _is_watched():
         return None
@@ -217,6 +235,8 @@ def step_again(
         return None
     (B, I), H = x.shape, known.y.shape[1]
     _loop().run_steps(host_sets()[0], dtype, B, I, H, num_layers, at)
+    if given is not None:
+        _count_as_changed(*given)
     return out
 
 
@@ -237,6 +257,8 @@ def remember(
 ) -> None:
     """To be called after an operator took these tensors, and ``impl`` chose it."""
     tensors = (x, hx, *weights) if out is None else (x, hx, *weights, *out)
+    if _is_watched() or _is_special((x, hx, None, weights, num_layers, *(out or ()))):
+        return
     guards = _guards_of(tensors)
     if guards is None:
         return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tritongru.arguments.checks import check_memory
 from tritongru.arguments.ragged import WHOLE
 from tritongru.interop.inference_ops import takes, wants_results_alone
 from tritongru.interop.step_ops import remember, run_step, run_step_out, step_again
@@ -33,7 +34,7 @@ def step(gru: GRU, x_t: Tensor, state: Tensor | None, reset: Tensor | None, out:
             "step"
         )
     for name, value in (("x_t", x_t), ("state", state), ("reset", reset)):
-        if value is not None and not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) and (value is not None or name == "x_t"):
             raise TypeError(f"{name} should be a Tensor, got {type(value).__name__}")
     if x_t.dim() == 2:
         return _batched(gru, x_t, state, reset, out)
@@ -61,7 +62,7 @@ def _on_cpu(
     """By the shortest path, before anything else is looked at: the checks of the operator are enough for it. None if
     something is special or wrong."""
     impl, layers, own = gru.impl, gru.num_layers, gru._parameters
-    if not wants_results_alone(x_t, state, impl) or x_t.dim() != 2:
+    if not wants_results_alone(x_t, state, impl) or x_t.dim() != 2 or not (out is None or type(out) is tuple):
         return None
     try:
         weights: list[Tensor] = [own[name] for name in gru._flat_weights_names]  # type: ignore[misc]
@@ -158,3 +159,19 @@ def _check_out(gru: GRU, x_t: Tensor, out: Out, batch: tuple[int, ...]) -> None:
             raise RuntimeError(
                 f"{name} in out should be {x_t.dtype} on {x_t.device}, like x_t, got {tensor.dtype} on {tensor.device}"
             )
+        if torch._C._has_storage(tensor):
+            check_memory(name, tensor)
+    if _share_memory(*out):
+        raise ValueError("y_t and state in out should not share memory; give two tensors")
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether the ranges of two tensors, with what lies between their elements, meet."""
+    if torch.compiler.is_compiling() or not (torch._C._has_storage(a) and torch._C._has_storage(b)):
+        return False
+    ranges = []
+    for t in (a, b):
+        last = sum((size - 1) * step for size, step in zip(t.shape, t.stride(), strict=True)) if t.numel() else -1
+        ranges.append((t.data_ptr(), t.data_ptr() + (last + 1) * t.itemsize))
+    (first, end), (other, other_end) = ranges
+    return first < other_end and other < end

@@ -178,7 +178,8 @@ def _states(like: Tensor) -> Tensor:
     """Memory for the states of a step, which a thread keeps from call to call."""
     held = getattr(_kept, "states", None)
     if held is None or held.shape != like.shape or held.dtype != like.dtype:
-        held = _kept.states = torch.empty(like.shape, dtype=like.dtype)
+        with torch.inference_mode(False):  # what is made in it could not be written to outside of it
+            held = _kept.states = torch.empty(like.shape, dtype=like.dtype)
     return held
 
 

@@ -77,8 +77,8 @@ class Layer:
 
 @contextmanager
 def chunks(own: Layer, backward: bool) -> Iterator[tuple[Value, Value]]:
-    """The chunks of a walk: the first step of each, and the number of its steps: ``chunk``, or more where fewer rows are
-    left, as many as have no more rows in any direction."""
+    """The chunks of a walk: the first step of each, and the number of its steps. It is ``chunk``, or more where fewer
+    rows are left: as many steps as have no more rows, in any direction."""
     f, T, D = own.f, own.T, own.D
     first, count = f.variable(f.integer(0)), f.variable(f.integer(0))
     with f.forever() as done:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from ptxmachine.runs.cases import Case, Key, forms
+from ptxmachine.runs.cases import SINGLE, Case, Key, forms, single_forms
 from tritongru.planning import candidates
 from tritongru.planning.devices import GPUS, Device
 from tritongru.planning.launches import AnyLaunch, PersistentLaunch, StepwiseLaunch, tritons_read
@@ -84,6 +84,45 @@ def stepwise() -> Iterator[Case]:
         yield Case(**one.start, dtype=one.dtype(), H=288, T=2, B=one.launch.block_b)
         H, B = (137, 264, 99)[one.number % 3], one.launch.block_b + 5
         yield Case(**one.start, dtype=one.dtype(True), H=H, T=3, B=B, **one.choices())
+
+
+def ragged() -> Iterator[Case]:
+    """Each form of up to LARGEST_OTHER units once: two directions, sequences that end early and begin anew, a second
+    batch tile, and of some a longest length below T, of some a backward pass in parts."""
+    for one in (*all_forms("resident"), *all_forms("stepwise"), *all_forms("persistent")):
+        if one.start["family"] == "persistent" and one.size > LARGEST_OTHER:
+            continue
+        n, T, B = one.number, 4, one.launch.block_b + 3
+        sizes: dict[str, Any] = {
+            "H": one.size - (3, 8, 1, 5)[n % 4] if one.size else (99, 137, 72)[n % 3],
+            "T": T,
+            "B": B,
+        }
+        more = one.choices() | {"packed": False, "ragged": (T - n // 3 % 2, (B, 1)[n // 2 % 2])}
+        if one.start["kernel"] == "backward" and n // 16 % 3 == 0:
+            more["parts"] = (1, T - 1)
+        if isinstance(one.launch, PersistentLaunch):
+            more["groups"] = 1 + n % 2
+        yield Case(**one.start, dtype=one.dtype(n // 32 % 2 == 0), **sizes, **more)
+
+
+def single() -> Iterator[Case]:
+    """Each form of the single step with aligned sizes, and with odd ones, two tiles, and something left out."""
+    for kind, forms_of_kind in single_forms().items():
+        for form in forms_of_kind.values():
+            start: dict[str, Any] = {"family": SINGLE, "kernel": "step", "kind": kind, "size": None, "form": form.name}
+            n, B = zlib.crc32(f"{kind} {form.name}".encode()), form.block_b + 3
+            dtypes = ("bf16", "fp16") if kind == "16-bit" else ("fp32", "fp32")
+            yield Case(**start, dtype=dtypes[n % 2], H=64, T=1, B=form.block_b, inputs=256, ragged=(1, 0))
+            more: dict[str, Any] = {"h0": n % 3 > 0, "bias": n // 2 % 2 == 0, "y": n // 4 % 2 == 0}
+            more["ragged"] = (1, 0) if more["h0"] and n // 8 % 2 else None
+            yield Case(**start, dtype=dtypes[(n + 1) % 2], H=37, T=1, B=B, inputs=(5, 40, 17)[n // 16 % 3], **more)
+            yield Case(**start, dtype=dtypes[n % 2], H=70, T=1, B=B, inputs=33, ragged=(1, 0))
+    for kind, dtype in (("16-bit", "bf16"), ("tf32", "fp32")):
+        form = next(iter(single_forms()[kind].values()))
+        start = {"family": SINGLE, "kernel": "step", "kind": kind, "size": None, "form": form.name}
+        yield Case(**start, dtype=dtype, H=1, T=1, B=1, inputs=1)
+        yield Case(**start, dtype=dtype, H=512, T=1, B=1, inputs=512)
 
 
 def start_of(
@@ -166,9 +205,12 @@ LISTS: dict[str, Callable[[], Iterator[Case]]] = {
     "persistent-other": persistent_other,
     "stepwise": stepwise,
     "extra": extra,
+    "ragged": ragged,
+    "single": single,
 }
 
 
 def offered(name: str, device: Device, triton: str | None = None) -> list[Case]:
     """The cases of a list whose forms the plan may give to the device, with the installed Triton or another."""
-    return [case for case in LISTS[name]() if candidates.fits(case.launch(triton), device)]
+    cases = LISTS[name]()
+    return [case for case in cases if case.family == SINGLE or candidates.fits(case.launch(triton), device)]

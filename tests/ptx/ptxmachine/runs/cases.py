@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tritongru.planning import launches
 from tritongru.planning.launches import AnyLaunch, Launch, PersistentLaunch
+
+if TYPE_CHECKING:
+    from tritongru.kernels.single_step.launch import Form as SingleForm
 
 TABLES = {
     "resident": launches.launches,
@@ -16,17 +19,25 @@ TABLES = {
     "stepwise": launches.stepwise_launches,
 }
 Key = tuple[str, str, int | None]  # kernel, kind, padded hidden size; None of stepwise kernels
+SINGLE = "single"  # the kernel of a single step, whose forms are in no table
 
 
 @functools.cache
-def forms(family: str, triton: str | None = None) -> dict[Key, dict[str, AnyLaunch]]:
+def forms(family: str, triton: str | None = None, ragged: bool = False) -> dict[Key, dict[str, AnyLaunch]]:
     """The launches of a family's table for CUDA, by `form_of`, as the installed Triton or another compiles them."""
     found: dict[Key, dict[str, AnyLaunch]] = {}
-    table: dict[Any, tuple[AnyLaunch, ...]] = TABLES[family](triton)  # type: ignore[assignment]
+    table: dict[Any, tuple[AnyLaunch, ...]] = TABLES[family](triton, ragged)  # type: ignore[assignment]
     for (backend, kernel, kind, *size), rows in table.items():
         if backend == "cuda":
             found[kernel, kind, size[0] if size else None] = {form_of(row): row for row in rows}
     return found
+
+
+def single_forms() -> dict[str, dict[str, SingleForm]]:
+    """By kind of arithmetic and name."""
+    from tritongru.kernels.single_step.launch import FORMS  # loads Triton
+
+    return {kind: {form.name: form for form in forms_of_kind} for kind, forms_of_kind in FORMS.items()}
 
 
 def form_of(launch: AnyLaunch) -> str:
@@ -47,7 +58,9 @@ class Case:
     """``size``: hidden units for which the form is in the table, None of stepwise kernels; ``H``: those of the layer;
     ``packed``: rows of different lengths; ``groups``: batch tiles that a persistent kernel works on at a time (all of
     them if None); ``parts``: steps of each part of a backward pass; ``unaligned``: tensors that begin one element after
-    a multiple of 16 bytes. The others say whether an operand or a result is there."""
+    a multiple of 16 bytes; ``ragged``: the longest length and the rows of the reset states, of sequences that end early
+    and begin anew (of a single step the rows are 0: its reset states are zeros); ``inputs``: features of a single step.
+    The others say whether an operand or a result is there."""
 
     family: str
     kernel: str
@@ -67,6 +80,9 @@ class Case:
     groups: int | None = None
     parts: tuple[int, ...] | None = None
     unaligned: tuple[str, ...] = ()
+    ragged: tuple[int, int] | None = None
+    inputs: int | None = None
+    y: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Without what has its default."""
@@ -83,10 +99,22 @@ class Case:
         Raises:
             LookupError: if the table has no such form any more.
         """
-        found = forms(self.family, triton).get((self.kernel, self.kind, self.size), {}).get(self.form)
+        table = forms(self.family, triton, self.ragged is not None)
+        found = table.get((self.kernel, self.kind, self.size), {}).get(self.form)
         if found is None:
             raise LookupError(f"no {self.family} form {self.form} for {self.kernel}, {self.kind}, {self.size}")
         return dataclasses.replace(found, groups=self.turns(found)) if isinstance(found, PersistentLaunch) else found
+
+    def single(self) -> SingleForm:
+        """The form of the single step.
+
+        Raises:
+            LookupError: if there is no such form any more.
+        """
+        found = single_forms()[self.kind].get(self.form)
+        if found is None:
+            raise LookupError(f"no form {self.form} of the single step for {self.kind}")
+        return found
 
     def turns(self, launch: PersistentLaunch) -> int:
         return self.groups or -(-self.B // launch.block_b)

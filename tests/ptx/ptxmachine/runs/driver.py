@@ -16,6 +16,7 @@ from triton.compiler.compiler import CompiledKernel
 from tritongru.kernels import launching
 from tritongru.kernels.persistent import launch as persistent
 from tritongru.kernels.resident import launch as resident
+from tritongru.kernels.single_step import launch as single_step
 from tritongru.kernels.stepwise import launch as stepwise
 from tritongru.planning.devices import Device
 
@@ -98,7 +99,7 @@ def install(device: Device) -> Host:
     def launch_cooperative(kernel: Any, grid: Grid, like: Tensor, *args: Any, **kwargs: Any) -> None:
         kernel[grid](*args, host.word, launch_cooperative_grid=True, **kwargs)
 
-    for family in (persistent, resident, stepwise):
+    for family in (persistent, resident, stepwise, single_step):
         vars(family)["kernel_options"] = kernel_options
     vars(persistent)["launch_cooperative"] = launch_cooperative
     return host

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptxmachine.runs.cases import Case, Result
+from ptxmachine.runs.cases import SINGLE, Case, Result
+from tritongru.planning.launches import FAMILIES
 
 FOLDER = Path(__file__).parents[2] / "results"
+FILES = (*FAMILIES, SINGLE)
 Row = dict[str, Any]
 
 

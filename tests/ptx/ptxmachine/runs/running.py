@@ -10,7 +10,8 @@ from tolerance import rounding
 from torch import Tensor
 
 from ptxmachine.machine.options import Options
-from ptxmachine.runs.cases import Case, Result
+from ptxmachine.runs import single_step
+from ptxmachine.runs.cases import SINGLE, Case, Result
 from ptxmachine.runs.driver import Host
 from ptxmachine.runs.parity import parity
 from ptxmachine.runs.session import Recording, Session
@@ -21,7 +22,7 @@ from tritongru.planning.launches import AnyLaunch
 
 loops: Any = untyped_loops  # shared with tests that have no types
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-FAMILIES = {"resident": resident, "persistent": persistent, "stepwise": stepwise}
+FAMILIES: dict[str, Any] = {"resident": resident, "persistent": persistent, "stepwise": stepwise}
 
 
 def tensors_of(case: Case, blank: bool = False) -> dict[str, Tensor | None]:
@@ -50,7 +51,7 @@ def shifted(tensor: Tensor | None) -> Tensor | None:
 
 
 def lengths_of(case: Case) -> list[int]:
-    """Steps of each row of the batch, the longest first; of a packed case from T down to 1."""
+    """Rows' steps in memory, the longest first; of a packed case from T down to 1."""
     if not case.packed:
         return [case.T] * case.B
     return sorted((case.T - b * (case.T - 1) // max(1, case.B - 1) for b in range(case.B)), reverse=True)
@@ -66,11 +67,29 @@ def offsets_of(case: Case) -> Tensor | None:
     return torch.tensor([0, *torch.tensor(row_counts(case)).cumsum(0)]) if case.packed else None
 
 
+def ragged_of(case: Case) -> Any:
+    """Sequences of every kind: one that ends with the last step, empty ones, lengths out of range, resets at the first
+    step, the last one, everywhere, and behind a sequence's end. None of a case without."""
+    if case.ragged is None:
+        return None
+    longest, states = case.ragged
+    some = torch.Generator().manual_seed(3)
+    at_random = torch.randint(0, longest + 1, (case.B,), generator=some)
+    chosen = torch.tensor([longest, 0, case.T + 3 if longest == case.T else longest, -2, 1, longest - 1])
+    lengths = torch.cat((chosen, at_random))[: case.B]
+    resets = torch.rand(case.T, case.B, generator=some) < 0.3
+    resets[[0, longest - 1], :1] = True
+    resets[:, 2:3] = True
+    resets[:, 5:6] = torch.arange(case.T)[:, None] >= longest - 2
+    state = torch.randn(case.D, states, case.H, generator=some) / 2
+    return loops.Ragged(lengths, resets, state.to(DTYPES[case.dtype]))
+
+
 def expected(case: Case, tensors: dict[str, Tensor | None], dtype: torch.dtype) -> list[Tensor]:
-    """The oracle's y, hn, gates, dgx, da and dh."""
+    """The oracle's y, hn, gates, dgx, da and dh, of ragged rows d_reset, too."""
     offsets = offsets_of(case)
     if offsets is None:
-        return list(loops.expected(tensors, case.B, dtype))
+        return list(loops.expected(tensors, case.B, dtype, ragged_of(case)))
     lengths, rows = lengths_of(case), int(offsets[-1])
     out: list[Tensor] = []
     for length in sorted(set(lengths)):  # rows of equal length go together
@@ -98,33 +117,40 @@ def results(
     case: Case, tensors: dict[str, Tensor | None], launch: AnyLaunch, saved: tuple[Tensor, Tensor]
 ) -> dict[str, Tensor]:
     """What the kernels compute, by name. ``saved``: y and the gates that a backward pass begins with."""
-    family, offsets = FAMILIES[case.family], offsets_of(case)
+    family, offsets, ragged = FAMILIES[case.family], offsets_of(case), ragged_of(case)
     if case.kernel == "forward":
-        found = loops.run_forward(family, tensors, launch, case.B, case.gates, offsets)
+        if ragged is not None:
+            tensors = tensors | {"gx": loops.poisoned(tensors["gx"], ragged, case.B)}
+        found = loops.run_forward(family, tensors, launch, case.B, case.gates, offsets, ragged)
         return dict(zip(("y", "hn", "gates"), found, strict=True)) if case.gates else {"y": found[0], "hn": found[1]}
-    found = loops.run_backward(family, tensors, *saved, launch, offsets, case.parts)
-    return dict(zip(("dgx", "da", "dh"), found, strict=True))
+    found = loops.run_backward(family, tensors, *saved, launch, offsets, case.parts, ragged)
+    return dict(zip(("dgx", "da", "dh", "d_reset"), found, strict=False))
 
 
 def digest(case: Case, host: Host) -> str:
     """A hash of the code that the case launches; nothing is run."""
     recording = Recording()
     with host.launching(recording.launch):
+        if case.family == SINGLE:
+            single_step.results(case, single_step.tensors_of(case))
+            return recording.digest()
         results(case, tensors_of(case, blank=True), case.launch(), blank_saved(case))
     return recording.digest()
 
 
 def run(case: Case, host: Host, options: Options) -> Result:
     """Runs the case in the machine and compares its results with the oracle."""
+    if case.family == SINGLE:
+        return single_step.run(case, host, options)
     dtype, tensors, session = DTYPES[case.dtype], tensors_of(case), Session(options)
     exact, same = expected(case, tensors, torch.float64), expected(case, tensors, dtype)
-    same[5] = same[5].float()  # the kernel leaves dh in fp32
+    same[5:] = [value.float() for value in same[5:]]  # the kernel leaves dh and d_reset in fp32
     with host.launching(session.launch):
         found = results(case, tensors, case.launch(), (exact[0].to(dtype), exact[2].to(dtype)))
     if word := host.taken_report():
         session.reports["watchdog"] += 1
         session.lines.append(f"watchdog: the host got {word}")
-    eps, names = rounding(dtype, case.kind, case.family), list(loops.RESULTS)
+    eps, names = rounding(dtype, case.kind, case.family), list(loops.names_of(case.ragged))
     return Result(
         {name: parity(v, exact[names.index(name)], same[names.index(name)], eps) for name, v in found.items()},
         dict(session.reports),

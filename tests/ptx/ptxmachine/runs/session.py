@@ -15,11 +15,12 @@ from ptxmachine.runs.driver import Grid
 
 OUTPUTS = {
     "resident_forward_kernel": ("y", "hn", "gates"),
-    "resident_backward_kernel": ("dh", "dgx", "da"),
+    "resident_backward_kernel": ("dh", "dgx", "da", "d_reset"),
     "persistent_forward_kernel": ("y", "hn", "gates", "slots", "state", "counters", "report"),
-    "persistent_backward_kernel": ("dh", "dgx", "da", "slots", "counters", "report"),
+    "persistent_backward_kernel": ("dh", "dgx", "da", "d_reset", "slots", "counters", "report"),
     "stepwise_forward_kernel": ("y", "gates", "state"),
-    "stepwise_backward_kernel": ("dgx", "da", "dh"),
+    "stepwise_backward_kernel": ("dgx", "da", "dh", "d_reset"),
+    "single_step_kernel": ("y", "hn"),
     "rebuild_kernel": ("gates",),
 }
 MOST_PROGRAMS = 4  # kept for the next launch; a stepwise run alternates between no more

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from cpu_loop import HAS_LOOP
-from test_exporters import onnx_model
+from layers import onnx_model
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
