@@ -146,7 +146,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 def _spread(ratios: Sequence[float]) -> str:
     if not ratios:
-        return ""
+        return "not measured yet"
     mean = math.exp(statistics.fmean(map(math.log, ratios)))
     return f"{mean:.2f}x ({min(ratios):.2f}x to {max(ratios):.2f}x)"
 
