@@ -58,7 +58,7 @@ def layer_of(case, **others):
 # Against the oracle
 
 
-@pytest.mark.every(5)
+@pytest.mark.every(5, slow=6)
 @every_set
 @pytest.mark.parametrize("keeps", [True, False])
 @cases
@@ -69,7 +69,7 @@ def test_every_kind_of_rows(D, case, keeps, isa):
         assert not parity(layer_of(case, D=D), isa, keeps)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(4, slow=6)
 @every_set
 @pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("steps", [1, 2, 100])
@@ -79,7 +79,7 @@ def test_dtypes_in_chunks(dtype, steps, keeps, isa):
         assert not parity(Layer(T=7, I=5, H=11, D=2, dtype=dtype, **BOTH), isa, keeps)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(4, slow=6)
 @every_set
 @pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -88,7 +88,7 @@ def test_odd_sizes(H, I, dtype, keeps, isa):
     assert not parity(Layer(T=7, I=I, H=H, D=2, dtype=dtype, **BOTH), isa, keeps)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(2, slow=6)
 @every_set
 @pytest.mark.parametrize("B", [1, 7, 8, 9, 16, 19])
 def test_batches_around_eight(B, isa):
@@ -98,7 +98,7 @@ def test_batches_around_eight(B, isa):
     assert not parity(layer_of("both", ends=(), B=B, T=5, states=1, resets=0.05), isa)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(2, slow=6)
 @every_set
 @pytest.mark.parametrize("bias, h0", [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("keeps", [True, False])
@@ -166,7 +166,7 @@ def by_hand(lengths, resets, T, B):
     return sorted(found)
 
 
-@pytest.mark.every(5)
+@pytest.mark.every(5, slow=6)
 @every_set
 @pytest.mark.parametrize("B", [1, 5, 8, 13])
 @pytest.mark.parametrize("rate", [None, 0.0, 0.1, 0.5, 1.0])
@@ -201,7 +201,7 @@ def test_the_segments_are_those_of_the_law(ends, rate, B, isa):
 # Bit for bit
 
 
-@pytest.mark.every(5)
+@pytest.mark.every(5, slow=6)
 @every_set
 @pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("steps", [2, 100])
@@ -214,7 +214,7 @@ def test_threads_change_nothing(case, steps, keeps, isa):
         assert not threads_apart(layer, isa, (2, 3), keeps)
 
 
-@pytest.mark.every(5)
+@pytest.mark.every(5, slow=6)
 @every_set
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @cases
@@ -229,7 +229,7 @@ def test_chunks_and_what_is_kept_change_nothing(case, dtype, isa):
             assert not same_bits(ours(data, isa, keeps=False), ours(data, isa)), steps
 
 
-@pytest.mark.every(5)
+@pytest.mark.every(5, slow=6)
 @every_set
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("case", ["lengths", "resets", "both, to one state", "both, to a state of each"])
@@ -237,7 +237,7 @@ def test_a_row_alone_is_the_row_in_any_batch(case, dtype, isa):
     assert not rows_alone(layer_of(case, dtype=dtype, H=19), isa, range(1, 10))
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(2, slow=6)
 @every_set
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @both
@@ -272,7 +272,7 @@ def test_a_row_with_a_length_is_the_row_packed_and_the_row_alone(D, dtype, isa):
             assert same(found[name][:, b : b + 1], other[name]), (name, b)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(2, slow=6)
 @every_set
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @both
@@ -283,7 +283,7 @@ def test_full_lengths_are_none(D, dtype, isa):
     assert not same_bits(together(data, isa), together(plain, isa), "y", "dx", "hn", "dh0")
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(2, slow=6)
 @every_set
 @pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -323,7 +323,7 @@ def test_segments_are_sequences_of_their_own(D, dtype, keeps, isa):
     torch.testing.assert_close(found["d_reset"], d_reset, rtol=most, atol=most)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(2, slow=6)
 @every_set
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("cut", [1, 3, 6])
@@ -348,7 +348,7 @@ def test_parts_with_carried_state_are_the_whole(cut, dtype, isa):
     assert same(ahead["dh0"], whole["dh0"])
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(2, slow=6)
 @every_set
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("keeps", [True, False])

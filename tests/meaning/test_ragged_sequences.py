@@ -97,7 +97,7 @@ def by_oracle(gru, x, hx, lengths=None, resets=None, reset_state=None):
     return x, torch.stack(states)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(4, slow=4)
 @pytest.mark.parametrize("states", [None, 1, B])
 @paths
 def test_it_is_the_oracle(impl, way, states, device):
@@ -113,7 +113,7 @@ def test_it_is_the_oracle(impl, way, states, device):
     close(found, expected)
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(3, slow=4)
 @pytest.mark.parametrize("ragged", ["lengths", "resets"])
 @ways
 @exact_impls
@@ -126,7 +126,7 @@ def test_it_is_the_oracle_in_float64(impl, way, ragged, device):
     close(found, expected, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.every(5)
+@pytest.mark.every(5, slow=4)
 @pytest.mark.parametrize("index", [torch.int64, torch.int32])
 @pytest.mark.parametrize("batch_first", [True, False])
 @paths
@@ -153,7 +153,7 @@ def test_lengths_are_a_packed_sequence(impl, way, batch_first, index, device):
     close(results(ours, gru, x, hx, lengths=lengths.to(device, index)), results(packed, theirs, x, hx))
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(2, slow=4)
 @paths
 def test_reverse_is_forward_on_the_flipped_rows(impl, way, device):
     """Each row turned round within its length; a cut between two steps stays between them."""
@@ -179,7 +179,7 @@ def test_reverse_is_forward_on_the_flipped_rows(impl, way, device):
     close([flipped(other), last], [y[..., H:], h_n[1:]], atol=1e-6, rtol=0)
 
 
-@pytest.mark.every(5)
+@pytest.mark.every(5, slow=4)
 @pytest.mark.parametrize("cut", [1, 4])
 @paths
 def test_segments_with_carried_state_are_the_whole(impl, way, cut, device):
@@ -199,7 +199,7 @@ def test_segments_with_carried_state_are_the_whole(impl, way, cut, device):
     close(results(parts, gru, x, hx, reset_state=state), results(whole, gru, x, hx, reset_state=state))
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(2, slow=4)
 @pytest.mark.parametrize("states", [None, 1, B])
 @impls
 def test_a_reset_is_the_end_of_a_sequence_and_the_beginning_of_another(impl, states, device):
@@ -221,7 +221,7 @@ def test_a_reset_is_the_end_of_a_sequence_and_the_beginning_of_another(impl, sta
     close(found, results(cut, gru, x, hx, **given))
 
 
-@pytest.mark.every(5)
+@pytest.mark.every(5, slow=4)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("resets", [False, True])
 @paths
@@ -244,7 +244,7 @@ def test_what_lies_in_the_padding_changes_nothing(impl, way, resets, bad, device
         assert torch.equal(clean, dirty), k
 
 
-@pytest.mark.every(5)
+@pytest.mark.every(5, slow=4)
 @pytest.mark.parametrize("resets", [False, True])
 @paths
 def test_a_sequence_without_a_step_ends_where_it_begins(impl, way, resets, device):
@@ -261,7 +261,7 @@ def test_a_sequence_without_a_step_ends_where_it_begins(impl, way, resets, devic
     assert not any(grad.any() for grad in of_weights)
 
 
-@pytest.mark.every(5)
+@pytest.mark.every(5, slow=4)
 @pytest.mark.parametrize("batch_first", [False, True])
 @paths
 def test_without_a_batch(impl, way, batch_first, device):
@@ -282,7 +282,7 @@ def test_without_a_batch(impl, way, batch_first, device):
     close(found, gru(x[:, b], hx[:, b], lengths=lengths[own]), atol=1e-6, rtol=0)
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(3, slow=4)
 @pytest.mark.parametrize("states", [1, 2])
 @pytest.mark.parametrize("memory", ["save", "recompute"])
 @exact_impls
@@ -317,7 +317,7 @@ def test_second_derivatives(impl):
     assert torch.autograd.gradgradcheck(run, (x, state))
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(2, slow=4)
 @paths
 def test_dropout_between_layers(impl, way, device):
     """Drawn for the rows of the padded output, from torch's generator."""
@@ -367,7 +367,7 @@ def test_a_call_that_wants_results_alone_is_the_same(layer_impl, device):
     close(bare(x, lengths=lengths_of(device), resets=resets), zeros(x, lengths=lengths_of(device), resets=resets))
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(3, slow=4)
 @pytest.mark.parametrize("impl", [LOOP, "triton", "torch", "auto"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of CPU autocast")
 @ways

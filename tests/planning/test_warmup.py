@@ -118,7 +118,7 @@ def test_calls_need_nothing_else(case, training, packed, launched, device):
 RAGGED = [("lengths",), ("resets",), ("lengths", "resets"), ("resets", "reset_state")]
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(3, slow=6)
 @pytest.mark.parametrize("ragged", RAGGED, ids=str)
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("case", SHAPES, ids=str)

@@ -113,7 +113,7 @@ def test_against_the_oracle(case, family):
     check(run(family, tensors, ragged, sizes["B"]), tensors, sizes["B"], f"{family}, {case}", ragged)
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(3, slow=2)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_16_bits(family, dtype):
@@ -134,7 +134,7 @@ WORDS = "persistent by words"
 GROUPS = [("resident", 1), (WORDS, 1), ("persistent", 1), (WORDS, 3), (WORDS, 2), ("persistent", 2), ("stepwise", 1)]
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(2, slow=2)
 @pytest.mark.parametrize("family, groups", GROUPS)
 def test_tiles_of_different_lengths(family, groups):
     """The second tile ends early, the third has no step at all; persistent programs serve several of them in turn."""
@@ -171,7 +171,7 @@ def test_the_backward_in_parts(family, parts):
     check(whole, tensors, 7, family, ragged)
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(3, slow=2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_whole_sequence_is_like_any_other(family):
     """Full lengths and no reset: the bits of rows that are not ragged."""
@@ -186,7 +186,7 @@ def test_a_whole_sequence_is_like_any_other(family):
         assert torch.equal(*values), name
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(2, slow=2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_nan_that_no_step_sees_stays_where_it_is(family):
     """In h0 of a sequence without a step, in h0 that a reset replaces, and in a reset state that replaces nothing;
@@ -206,7 +206,7 @@ def test_a_nan_that_no_step_sees_stays_where_it_is(family):
             assert torch.equal(before, now), name
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(2, slow=2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_products_past_the_longest_length(family, monkeypatch):
     """As many as without the padding, forward and backward, in both directions."""
@@ -292,7 +292,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(2, slow=2)
 @pytest.mark.parametrize("each", [9, 2], ids=["whole", "in parts"])
 @pytest.mark.parametrize("save_gates", [True, False], ids=["saved", "rebuilt"])
 @pytest.mark.parametrize("case", LAYERS)
@@ -317,7 +317,7 @@ def check_layer(call, grads, ragged, family, save_gates):
         assert_close_to_float64(*values, name)
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(3, slow=2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_layer_of_each_family(family, dtype):
