@@ -163,6 +163,7 @@ class Measured:
 
 
 Row = dict[str, Any]
+NEEDS = ("shared_bytes", "registers")
 FAMILIES: dict[str, type[Any]] = {"resident": Launch, "persistent": PersistentLaunch, "stepwise": StepwiseLaunch}
 
 
@@ -200,7 +201,9 @@ def launch_of(family: str, row: Row, triton: str | None = None, ragged: bool = F
         own = dict(row["readings"][triton_versions.nearest(triton, tuple(row["readings"]))])
         readings = [*row["readings"].values(), own]
         if ragged:
-            own |= {name: value for name, value in _ragged_reading(row, triton).items() if name != "stack"}
+            # An aligned ragged form, which few readings include yet, needs no more than these or other aligned forms.
+            more = {name: value for name, value in _ragged_reading(row, triton).items() if name != "stack"}
+            own |= more | {name: max(own[name] or 0, more[name] or 0) for name in NEEDS if name in more}
             readings += [reading["ragged"] for reading in readings if "ragged" in reading]
         stacks: dict[str, int] = {}
         for reading in readings:
