@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
-from layers import Case, build
+from layers import Case, build, by_oracle
 from tolerance import assert_close_to_float64
 from torch import nn
 
 import tritongru
-from tritongru import reference
 from tritongru.planning.plan import plan_on
 
 pytestmark = pytest.mark.gpu
@@ -26,23 +25,6 @@ def ragged_of(case, device, count=1, index=torch.int64):
     resets = torch.rand(case.T, case.B) < 0.2
     states = torch.randn(case.states, count, case.H).to(case.dtype)
     return {"lengths": lengths.to(device, index), "resets": resets.to(device), "reset_state": states.to(device)}
-
-
-def by_oracle(gru, x, hx, lengths=None, resets=None, reset_state=None):
-    """All layers and directions by the reference, in the weights' dtype."""
-    directions, states = 1 + gru.bidirectional, []
-    each = len(gru._flat_weights) // (gru.num_layers * directions)
-    for k in range(gru.num_layers):
-        sides = []
-        for d in range(directions):
-            at = k * directions + d
-            weights = gru._flat_weights[at * each : (at + 1) * each]
-            state = None if reset_state is None else reset_state[at]
-            y, h_n = reference.ReferenceGRU.apply(x, hx[at], *weights, d == 1, lengths, resets, state)
-            sides.append(y)
-            states.append(h_n)
-        x = torch.cat(sides, dim=2)
-    return x, torch.stack(states)
 
 
 def results(call, gru, x, hx, dtype, ragged):

@@ -6,13 +6,13 @@ import logging
 import pytest
 import torch
 from cpu_loop import HAS_LOOP, forget
-from layers import Case, build
+from layers import Case, build, by_oracle
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import tritongru
-from tritongru import reference, route
+from tritongru import route
 
 pytestmark = pytest.mark.usefixtures("ieee", "fresh_dynamo")
 
@@ -78,23 +78,6 @@ def close(found, expected, **rule):
     for k, (a, b) in enumerate(zip(found, expected, strict=True)):
         said = {"msg": lambda text, k=k: f"result {k}: {text}"}
         torch.testing.assert_close(a, b.to(a.dtype), **(ROUNDED if a.dtype == torch.float32 else {}) | rule, **said)
-
-
-def by_oracle(gru, x, hx, lengths=None, resets=None, reset_state=None):
-    """All layers and directions by the reference."""
-    directions, states = 1 + gru.bidirectional, []
-    each = len(gru._flat_weights) // (gru.num_layers * directions)
-    for k in range(gru.num_layers):
-        sides = []
-        for d in range(directions):
-            at = k * directions + d
-            weights = gru._flat_weights[at * each : (at + 1) * each]
-            state = None if reset_state is None else reset_state[at]
-            y, h_n = reference.ReferenceGRU.apply(x, hx[at], *weights, d == 1, lengths, resets, state)
-            sides.append(y)
-            states.append(h_n)
-        x = torch.cat(sides, dim=2)
-    return x, torch.stack(states)
 
 
 @pytest.mark.every(4, slow=4)

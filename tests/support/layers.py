@@ -11,6 +11,7 @@ from tolerance import assert_close_to_float64
 from torch import Tensor, nn
 
 import tritongru
+from tritongru import reference
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,23 @@ def assert_parity(case: Case, device: torch.device) -> None:
     assert found.keys() == expected.keys()
     for name, value in found.items():
         assert_close_to_float64(value, expected[name], same[name], f"{case} {name}")
+
+
+def by_oracle(gru, x, hx, lengths=None, resets=None, reset_state=None):
+    """All layers and directions by the reference, in the weights' dtype."""
+    directions, states = 1 + gru.bidirectional, []
+    each = len(gru._flat_weights) // (gru.num_layers * directions)
+    for k in range(gru.num_layers):
+        sides = []
+        for d in range(directions):
+            at = k * directions + d
+            weights = gru._flat_weights[at * each : (at + 1) * each]
+            state = None if reset_state is None else reset_state[at]
+            y, h_n = reference.ReferenceGRU.apply(x, hx[at], *weights, d == 1, lengths, resets, state)
+            sides.append(y)
+            states.append(h_n)
+        x = torch.cat(sides, dim=2)
+    return x, torch.stack(states)
 
 
 def onnx_model(model, example, dynamo, dynamic):

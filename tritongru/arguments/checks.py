@@ -14,6 +14,7 @@ from torch import Tensor
 from tritongru.arguments.options import Options, autocast_dtype, steps_of
 from tritongru.arguments.records import LayerCall
 
+INTEGERS = (torch.int32, torch.int64)  # of lengths
 Others = dict[str, tuple[Tensor | None, tuple[int, ...]]]  # tensors and the shapes that they should have, by name
 
 
@@ -283,6 +284,12 @@ def check_tensor(
     check_memory(name, tensor)
 
 
+def check_kind(name: str, tensor: Tensor, *dtypes: torch.dtype) -> None:
+    if tensor.dtype not in dtypes:
+        kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise RuntimeError(f"{name} should be {kinds}, got {tensor.dtype}")
+
+
 def check_memory(name: str | int, tensor: Tensor) -> None:
     """A storage may be smaller than its tensor: FSDP, for example, frees that of unused parameters."""
     if tensor.layout is not torch.strided:
@@ -316,12 +323,10 @@ def _check_ragged(call: LayerCall, device: torch.device) -> None:
     if resets is None and call.reset_state is not None:
         raise RuntimeError("reset_state needs resets, which say where it is used")
     if lengths is not None:
-        if lengths.dtype not in (torch.int32, torch.int64):
-            raise RuntimeError(f"lengths should be int32 or int64, got {lengths.dtype}")
+        check_kind("lengths", lengths, *INTEGERS)
         check_tensor("lengths", lengths, (batch,), None, device)
     if resets is not None:
-        if resets.dtype != torch.bool:
-            raise RuntimeError(f"resets should be bool, got {resets.dtype}")
+        check_kind("resets", resets, torch.bool)
         check_tensor("resets", resets, (call.x.shape[0] // max(1, batch), batch), None, device)
 
 

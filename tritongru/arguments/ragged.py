@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tritongru.arguments.checks import check_memory
+from tritongru.arguments.checks import INTEGERS, check_kind, check_memory
 from tritongru.arguments.options import Options, batch_of, is_traced, steps_of
 from tritongru.arguments.records import Rows
 
@@ -81,8 +81,7 @@ def checked(
 
 
 def _lengths(lengths: Tensor, input: Tensor, T: int, batch: int) -> Tensor:
-    if lengths.dtype not in (torch.int32, torch.int64):
-        raise RuntimeError(f"lengths should be int32 or int64, got {lengths.dtype}")
+    check_kind("lengths", lengths, *INTEGERS)
     if lengths.layout is not torch.strided or lengths.shape != (batch,):
         raise RuntimeError(
             f"lengths should have the shape ({batch},), one length for each sequence, got {tuple(lengths.shape)}"
@@ -125,8 +124,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def _resets(resets: Tensor, input: Tensor, T: int, batch: int, options: Options) -> Tensor:
-    if resets.dtype != torch.bool:
-        raise RuntimeError(f"resets should be bool, got {resets.dtype}")
+    check_kind("resets", resets, torch.bool)
     shape = (batch, T) if options.batch_first else (T, batch)
     if resets.layout is not torch.strided or resets.shape != shape:
         raise RuntimeError(

@@ -57,7 +57,7 @@ def gru_infer(
     for k, weight in enumerate(weights):
         check_dense(k, weight, dtype, shapes[k % each] if k % each or k < each else (3 * H, H))
     if lengths is None and resets is None and reset_state is None:
-        return _loop().infer(x, hx, weights, each, host_sets()[0])  # type: ignore[no-any-return]
+        return compiled_loop().infer(x, hx, weights, each, host_sets()[0])  # type: ignore[no-any-return]
     if lengths is not None:
         check_dense("lengths", lengths, torch.int32 if lengths.dtype is torch.int32 else torch.int64, (B,))
     if resets is not None:
@@ -67,7 +67,7 @@ def gru_infer(
             raise RuntimeError("reset_state needs resets, which say where it is used")
         states = reset_state.shape[1] if reset_state.dim() == 3 and reset_state.shape[1] == 1 else B
         check_dense("reset_state", reset_state, dtype, (num_layers, states, H))
-    return _loop().infer(x, hx, weights, each, host_sets()[0], lengths, resets, reset_state)  # type: ignore[no-any-return]
+    return compiled_loop().infer(x, hx, weights, each, host_sets()[0], lengths, resets, reset_state)  # type: ignore[no-any-return]
 
 
 def gru_cell_infer(
@@ -88,7 +88,7 @@ def gru_cell_infer(
         check_dense("b_hh", b_hh, dtype, (3 * H,))
     if hx is not None:
         check_dense("hx", hx, dtype, (B, H))
-    return _loop().infer_step(x, hx, (w_ih, w_hh, b_ih, b_hh), host_sets()[0])  # type: ignore[no-any-return]
+    return compiled_loop().infer_step(x, hx, (w_ih, w_hh, b_ih, b_hh), host_sets()[0])  # type: ignore[no-any-return]
 
 
 def check_call(x: Tensor, product: int) -> None:
@@ -132,7 +132,7 @@ def _fake_cell_infer(x: Tensor, hx: Tensor | None, w_ih: Tensor, w_hh: Tensor, *
 
 
 @functools.cache
-def _loop() -> Any:
+def compiled_loop() -> Any:
     from tritongru.llvm import launch
 
     return launch

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tritongru.arguments.checks import check_devices
-from tritongru.interop.inference_ops import DTYPES, check_call, check_dense
+from tritongru.interop.inference_ops import DTYPES, check_call, check_dense, compiled_loop
 from tritongru.planning.instruction_sets import host_sets, refusal
 
 torch.library.define(
@@ -79,8 +79,8 @@ def _check(
             "x and w_hh should have 2 dimensions, and each layer 2 or 4 weights, got "
             f"{x.dim()} dimensions and {len(weights)} weights for {num_layers} layers"
         )
-    (B, I), H, dtype = x.shape, weights[1].shape[1], x.dtype
-    if not x.is_cpu:
+    (B, I), H, dtype, on_cpu = x.shape, weights[1].shape[1], x.dtype, x.is_cpu
+    if not on_cpu:  # all at once; which GPU a tensor is on is not looked at below
         check_devices(x=x, hx=hx, reset=reset, **{f"weight {k}": weight for k, weight in enumerate(weights)})
     elif dtype not in DTYPES or refusal():
         check_call(x, B * I * H)
@@ -89,7 +89,7 @@ def _check(
         if tensor is None or (
             tensor.shape == shape
             and tensor.dtype is dtype
-            and tensor.is_cpu
+            and tensor.is_cpu is on_cpu
             and tensor.is_contiguous()
             and tensor.untyped_storage().nbytes() >= size
             and not tensor.storage_offset()
@@ -117,7 +117,7 @@ def _shapes(
 
 def _run(x: Tensor, hx: Tensor | None, reset: Tensor | None, weights: Sequence[Tensor], y: Tensor, hn: Tensor) -> None:
     if x.is_cpu:
-        _loop().infer_steps(x, hx, reset, weights, y, hn, host_sets()[0])
+        compiled_loop().infer_steps(x, hx, reset, weights, y, hn, host_sets()[0])
         return
     layers = hn.shape[0]
     each = len(weights) // layers
@@ -128,13 +128,6 @@ def _run(x: Tensor, hx: Tensor | None, reset: Tensor | None, weights: Sequence[T
         h = None if hx is None else hx[layer]
         run(x, h, reset, w_ih, w_hh, b_ih, b_hh, y if layer == layers - 1 else None, hn[layer])
         x = hn[layer]
-
-
-@functools.cache
-def _loop() -> Any:
-    from tritongru.llvm import launch
-
-    return launch
 
 
 @functools.cache
@@ -234,7 +227,7 @@ def step_again(
     elif _overlap(at, known.sizes):
         return None
     (B, I), H = x.shape, known.y.shape[1]
-    _loop().run_steps(host_sets()[0], dtype, B, I, H, num_layers, at)
+    compiled_loop().run_steps(host_sets()[0], dtype, B, I, H, num_layers, at)
     if given is not None:
         _count_as_changed(*given)
     return out

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tritongru.arguments.checks import check_memory
+from tritongru.arguments.checks import check_kind, check_memory
 from tritongru.arguments.ragged import WHOLE
 from tritongru.interop.inference_ops import takes, wants_results_alone
 from tritongru.interop.step_ops import remember, run_step, run_step_out, step_again
@@ -138,8 +138,7 @@ def _learns(x_t: Tensor, state: Tensor | None, weights: Sequence[Tensor | None])
 
 
 def _check_reset(x_t: Tensor, reset: Tensor) -> None:
-    if reset.dtype != torch.bool:
-        raise RuntimeError(f"reset should be bool, got {reset.dtype}")
+    check_kind("reset", reset, torch.bool)
     if reset.shape != (x_t.shape[0],):
         raise RuntimeError(
             f"reset should have the shape ({x_t.shape[0]},), one value for each sequence, got {tuple(reset.shape)}"
