@@ -95,11 +95,12 @@ DOORS = {
     "llvm.passes.step_pass": (PASSES, set()),
     "llvm.passes.backward_pass": (PASSES | {"llvm.passes.forward_pass"}, set()),
     "llvm.compiling": ({"llvm.cache", "llvm.language", "llvm.passes", "planning.instruction_sets"}, set()),
-    "llvm.segments": ({"llvm.compiling", "llvm.passes.segments"}, set()),
+    "llvm.working_memory": (set(), set()),
+    "llvm.segments": ({"llvm.compiling", "llvm.passes.segments", "llvm.working_memory"}, set()),
     "llvm.launch": (
         {
             *("arguments.records", "llvm.compiling", "llvm.pages", "llvm.passes.call", "llvm.segments"),
-            *("llvm.threads", "planning"),
+            *("llvm.threads", "llvm.working_memory", "planning"),
         },
         set(),
     ),
@@ -116,9 +117,10 @@ DOORS = {
         {"arguments", "interop.exporters", "interop.torch_layer", "layer", "ops", "planning", "route"},
         set(),
     ),
-    "interop.inference_ops": ({"arguments", "planning", "route"}, {"llvm.launch"}),
+    "interop.shortcuts": (set(), set()),
+    "interop.inference_ops": ({"arguments", "interop.shortcuts", "planning", "route"}, {"llvm.launch"}),
     "interop.step_ops": (
-        {"arguments", "interop.inference_ops", "planning"},
+        {"arguments", "interop.inference_ops", "interop.shortcuts", "planning"},
         {"kernels.single_step.launch", "llvm.launch"},
     ),
     "interop.stepping": ({"arguments", "interop.inference_ops", "interop.step_ops", "route"}, {"module"}),
@@ -258,6 +260,22 @@ def test_imports_of_the_package_run_one_way(path):
 def test_triton_is_imported_by_kernels_alone(path):
     at_once, later = imports(path, "triton")
     assert not (at_once | later) or room_of(path).startswith("kernels")
+
+
+FACTORIES = {"arange", "as_tensor", "empty", "full", "ones", "rand", "randn", "scalar_tensor", "tensor", "zeros"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "commands" and path.stem != "reference"),
+    ids=lambda p: str(p.relative_to(PACKAGE)),
+)
+def test_new_memory_is_on_a_device_that_is_named(path):
+    """Else it would be where torch.set_default_device says, and native code would read an address of elsewhere."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in FACTORIES:
+            of_torch = isinstance(node.func.value, ast.Name) and node.func.value.id == "torch"
+            assert not of_torch or "device" in {given.arg for given in node.keywords}, node.lineno
 
 
 def test_imports_make_no_circle():

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from tritongru.arguments.checks import check_devices, check_memory
+from tritongru.interop.shortcuts import are_on_cpu, is_special, is_watched
 from tritongru.planning.cpu_plan import is_slower, least_rows, least_steps, refusal_on_cpu, takes_cell
 from tritongru.planning.instruction_sets import host_sets, refusal
 
@@ -185,8 +186,10 @@ def infer(
     if ragged and batch_first and isinstance(ragged[1], Tensor):
         lengths, resets, reset_state = ragged
         ragged = lengths, resets.t().contiguous(), reset_state  # type: ignore[union-attr]
+    given = x, hx, *weights, *ragged
+    run = gru_infer if _goes_straight(given) else _run_layers
     try:
-        y, h_n = _run_layers(x, hx, weights, num_layers, *ragged)
+        y, h_n = run(x, hx, weights, num_layers, *ragged)
     except (RuntimeError, TypeError):
         return None
     return (y.transpose(0, 1) if batch_first else y), h_n
@@ -199,10 +202,15 @@ def infer_step(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor | None
         return None
     if impl == "auto" and not takes_cell(host_sets()[0], w_hh.shape[1], input.shape[0]):
         return None
+    run = gru_cell_infer if _goes_straight((input, hx, *weights)) else _run_step
     try:
-        return _run_step(input, hx, *weights)  # type: ignore[no-any-return]
+        return run(input, hx, *weights)  # type: ignore[arg-type]
     except RuntimeError:
         return None
+
+
+def _goes_straight(tensors: Sequence[Tensor | None]) -> bool:
+    return not is_watched() and are_on_cpu(tensors) and not is_special(tensors)
 
 
 def takes(impl: str, w_hh: Tensor, dtype: torch.dtype, T: int, B: int) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tritongru.arguments.checks import check_devices
 from tritongru.interop.inference_ops import DTYPES, check_call, check_dense, compiled_loop
+from tritongru.interop.shortcuts import is_special, is_watched
 from tritongru.planning.instruction_sets import host_sets, refusal
 
 torch.library.define(
@@ -163,29 +164,20 @@ _step, _step_out = torch.ops.tritongru.gru_step.default, torch.ops.tritongru.gru
 def run_step(*given: Any) -> tuple[Tensor, Tensor]:
     """``gru_step`` as an operator if something looks at operators, else without that detour, which takes longer than a
     small step."""
-    return _step(*given) if _is_watched() or _is_special(given) else gru_step(*given)
+    return _step(*given) if is_watched() or is_special(_tensors(given)) else gru_step(*given)
 
 
 def run_step_out(*given: Any) -> None:
     """Likewise."""
-    if _is_watched() or _is_special(given):
+    if is_watched() or is_special(_tensors(given)):
         _step_out(*given)
     else:
         gru_step_out(*given)
 
 
-def _is_special(given: Sequence[Any]) -> bool:
-    """Whether a tensor is more than its memory: negated when read, or of a class of its own."""
+def _tensors(given: Sequence[Any]) -> Sequence[Tensor | None]:
     x, hx, reset, weights, _, *out = given
-    return any(
-        t is not None and (t.is_neg() or (type(t) is not Tensor and type(t) is not torch.nn.Parameter))
-        for t in (x, hx, reset, *weights, *out)
-    )
-
-
-def _is_watched() -> bool:
-    """By a mode that sees every operator, such as FakeTensorMode, or by the profiler."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._autograd._profiler_enabled()
+    return x, hx, reset, *weights, *out
 
 
 # A step like one before
@@ -214,7 +206,7 @@ def step_again(
         return None
     given = out
     tensors = (x, hx, *weights) if out is None else (x, hx, *weights, *out)
-    if not known.guards.check(*tensors) or _is_watched():
+    if not known.guards.check(*tensors) or is_watched():
         return None
     at, dtype = [], x.dtype
     for tensor, size in zip(tensors, known.sizes, strict=True):
@@ -250,7 +242,7 @@ def remember(
 ) -> None:
     """To be called after an operator took these tensors, and ``impl`` chose it."""
     tensors = (x, hx, *weights) if out is None else (x, hx, *weights, *out)
-    if _is_watched() or _is_special((x, hx, None, weights, num_layers, *(out or ()))):
+    if is_watched() or is_special(tensors):
         return
     guards = _guards_of(tensors)
     if guards is None:

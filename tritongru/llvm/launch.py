@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import struct
-import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -21,17 +20,16 @@ from tritongru.llvm.compiling import function_of
 from tritongru.llvm.pages import in_large_pages
 from tritongru.llvm.passes.call import CALL, COUNTS, TENSORS
 from tritongru.llvm.segments import Segments, roomy, segments_of
+from tritongru.llvm.working_memory import working_memory
 from tritongru.planning.cpu_plan import KEPT, chunk_of, exact_dtype, groups_of, parts, threads_of
 from tritongru.planning.launches import VectorLaunch
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
 FEW = 2  # rows of a single step up to which the weights are not packed
 UNEVEN = 4  # groups of ragged rows for each thread
-SCRATCH_BYTES = 1 << 23  # at most kept by a thread for its next call
 OF_STEP = TENSORS.index("hn") + 1  # tensors that a step has
 _ADDRESSES = struct.Struct(f"{len(TENSORS) + len(COUNTS)}q")  # with the counts
 _FEW_ADDRESSES = struct.Struct(f"{OF_STEP}q")
-_kept = threading.local()
 
 
 def scalar_of(dtype: torch.dtype) -> str:
@@ -151,7 +149,8 @@ def infer_steps(
     ``reset`` (B,): states that count as zero."""
     (B, I), layers, H = x.shape, hn.shape[0], hn.shape[2]
     if hx is not None and reset is not None:
-        hx = torch.where(reset[:, None], _zeros(x.dtype, 1), hx, out=_states(hx))
+        states = working_memory("states", hx.numel(), hx.dtype)[: hx.numel()].view(hx.shape)
+        hx = torch.where(reset[:, None], _zeros(x.dtype, 1), hx, out=states)
     at = [0 if t is None else t.data_ptr() for t in (x, hx, *weights, y, hn)]
     run_steps(isa, x.dtype, B, I, H, layers, at)
 
@@ -172,15 +171,6 @@ def run_steps(isa: str, dtype: torch.dtype, B: int, I: int, H: int, layers: int,
             _run(found, 1, at_x, *own, at_hx, 0, *targets)
         size = B * H * dtype.itemsize  # of a layer's states
         at_x, I, at_hn, at_hx = at_hn, H, at_hn + size, at_hx and at_hx + size
-
-
-def _states(like: Tensor) -> Tensor:
-    """Memory for the states of a step, which a thread keeps from call to call."""
-    held = getattr(_kept, "states", None)
-    if held is None or held.shape != like.shape or held.dtype != like.dtype:
-        with torch.inference_mode(False):  # what is made in it could not be written to outside of it
-            held = _kept.states = torch.empty(like.shape, dtype=like.dtype)
-    return held
 
 
 def backward(
@@ -250,15 +240,9 @@ def _run_ragged(
 
 def _run(found: _Pass, T: int, *tensors: Tensor | int | None, segments: int = 0) -> None:
     """``tensors``: the first of ``TENSORS``, or addresses; the rest are null, except the last two: ``zeros`` (H, in
-    place of h0) and the scratch memory, which a thread keeps from call to call."""
-    scratch, at_scratch = None, 0
-    if found.scratch:
-        scratch = getattr(_kept, "scratch", None)
-        if scratch is None or scratch.numel() < found.scratch:
-            scratch = torch.empty(found.scratch, dtype=torch.uint8)
-            if found.scratch <= SCRATCH_BYTES:
-                _kept.scratch = scratch
-        at_scratch = scratch.data_ptr()
+    place of h0) and the scratch memory."""
+    scratch = working_memory("scratch", found.scratch, torch.uint8) if found.scratch else None
+    at_scratch = 0 if scratch is None else scratch.data_ptr()
     addresses = [0 if t is None else t if type(t) is int else t.data_ptr() for t in tensors]  # type: ignore[union-attr]
     addresses += (0,) * (len(TENSORS) - len(addresses) - 2)
     found.run(_ADDRESSES.pack(*addresses, found.zeros.data_ptr(), at_scratch, T, segments) + found.numbers)
@@ -294,7 +278,7 @@ def _pass(
 
 @functools.lru_cache(maxsize=64)
 def _zeros(dtype: torch.dtype, H: int) -> Tensor:
-    return torch.zeros(H, dtype=dtype)
+    return torch.zeros(H, dtype=dtype, device="cpu")
 
 
 def _dense(call: LayerCall) -> LayerCall:
