@@ -10,13 +10,13 @@ from tolerance import assert_close_to_float64
 
 from tritongru import reference
 from tritongru.kernels.single_step import launch as single
-from tritongru.planning import triton_versions
 from tritongru.planning.devices import GPUS
+from tritongru.planning.triton_versions import installed, minor_of
 
 NAN = float("nan")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="shapes and dtypes for the interpreter")
-compiles = pytest.mark.skipif(triton_versions.installed() is None, reason="needs Triton, which is not installed")
+compiles = pytest.mark.skipif(installed() is None, reason="needs Triton, which is not installed")
 
 
 @dataclasses.dataclass
@@ -115,7 +115,7 @@ def test_the_state_of_a_reset_row_may_be_nan(dtype):
 @pytest.mark.usefixtures("ieee")
 def test_every_form(B):
     own = layer(B=B, I=5, H=40, reset=True)
-    check(run(own), own, single.form_of(B, torch.float32).name)
+    check(run(own), own, single.form_of(B, torch.float32, own.x.device).name)
 
 
 @interpreted
@@ -152,15 +152,37 @@ def test_steps_are_a_sequence():
     assert_close_to_float64(torch.stack(states[1:]), reference.forward(*exact)[0], same, "four steps")
 
 
-def test_forms_grow_with_the_batch():
-    for forms in single.FORMS.values():
-        limits = [form.largest for form in forms]
-        assert limits[-1] is None
-        assert limits[:-1] == sorted(limits[:-1])
-        assert [form.block_b for form in forms] == sorted(form.block_b for form in forms)
-    for form in single.FORMS[single.kind(torch.float16)][:-1]:
-        assert single.form_of(form.largest, torch.float16) == form
-        assert single.form_of(form.largest + 1, torch.float16) != form
+CHIPS = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942")
+
+
+@pytest.mark.parametrize("has_fences", [True, False])
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("kind", single.FORMS)
+def test_forms_grow_with_the_batch(kind, chip, has_fences, monkeypatch):
+    forms = single.forms_of(kind, chip, has_fences)
+    limits = [form.largest for form in forms]
+    assert limits[-1] is None
+    assert limits[:-1] == sorted(limits[:-1])
+    assert [form.block_b for form in forms] == sorted(form.block_b for form in forms)
+    monkeypatch.setattr(single, "kind", lambda dtype: kind)
+    monkeypatch.setattr(single, "forms_of", lambda *where: forms)
+    where = torch.float16, torch.device("cpu")
+    for form in forms[:-1]:
+        assert single.form_of(form.largest, *where) == form
+        assert single.form_of(form.largest + 1, *where) != form
+
+
+def test_without_fences_no_tile_is_one_of_warp_groups():
+    """On the chips that have such products; they take tiles of 64 rows or more, in one part."""
+    for kind in ("16-bit", "tf32"):
+        for chip in ("sm_90", "sm_100"):
+            forms = single.forms_of(kind, chip, has_fences=False)
+            assert all(form.block_b < 64 or form.k_split > 1 for form in forms)
+            assert any(form.block_b >= 64 and form.k_split == 1 for form in single.forms_of(kind, chip, True))
+        for chip in {*CHIPS} - {"sm_90", "sm_100"}:
+            assert single.forms_of(kind, chip, False) == single.FORMS[kind]
+    assert single.forms_of("ieee", "sm_90", False) == single.FORMS["ieee"]
+    assert (minor_of(installed()) >= (3, 7)) == single.HAS_FENCES
 
 
 COMPILE = """
@@ -172,7 +194,7 @@ from tritongru.kernels.single_step.kernel import single_step_kernel
 machine_code.POINTERS["reset"] = "*i1"
 arch, sizes, kinds = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 for kind in kinds:
-    for form in single.FORMS[kind]:
+    for form in single.forms_of(kind, arch):
         for I, H in sizes:
             backend = machine_code.TARGETS[arch][0]
             flags = dict.fromkeys(("USE_H", "USE_RESET", "USE_BIAS", "USE_Y"), True) | {"UPCAST": False}
@@ -200,7 +222,7 @@ def test_every_form_compiles_without_spilling(arch, kinds, sizes):
     done = python("-c", COMPILE, arch, json.dumps(sizes), json.dumps(kinds))
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == sum(len(single.FORMS[kind]) for kind in kinds) * len(sizes)
+    assert len(lines) == sum(len(single.forms_of(kind, arch)) for kind in kinds) * len(sizes)
     most = min(gpu.shared_bytes for gpu in GPUS.values() if gpu.family == arch)
     for line in lines:
         assert line["stack"] == 0, line

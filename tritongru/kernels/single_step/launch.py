@@ -9,11 +9,13 @@ import torch
 import triton
 from torch import Tensor
 
-from tritongru.kernels.launching import kernel_options, on_device_of
+from tritongru.kernels.launching import device_of, kernel_options, on_device_of
 from tritongru.kernels.single_step.kernel import single_step_kernel
 from tritongru.planning.candidates import kind_of
+from tritongru.planning.devices import device_facts
 from tritongru.planning.launches import dot_precision
 from tritongru.planning.plan import precision_of
+from tritongru.planning.triton_versions import minor_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ FORMS = {
     "ieee": (Form(32, 16, 8, 16, 8, 8, 3), Form(512, 64, 16, 16, 1, 8, 4), Form(None, 128, 16, 16, 1, 8, 3)),
 }
 
+# Instead of the wider ones where Triton leaves out a fence before the products of warp groups, of which a product of
+# several parts is never one (docs/kernels.md, "fence").
+WITHOUT_FENCES = {"16-bit": Form(None, 64, 16, 32, 2, 8, 3), "tf32": Form(None, 64, 16, 16, 2, 8, 3)}
+HAS_FENCES = minor_of(triton.__version__) >= (3, 7)
+
 
 def step(
     x: Tensor,  # (B, I)
@@ -58,7 +65,7 @@ def step(
     """One step of one layer in one direction, without gradients. All tensors are contiguous and of one dtype. Neither
     y nor hn may share memory with h: each program reads all of it."""
     (B, I), H = x.shape, hn.shape[1]
-    form = form_of(B, x.dtype)
+    form = form_of(B, x.dtype, device_of(hn))
     with on_device_of(hn):
         single_step_kernel[grid(B, H, form)](
             *(x, h, None if h is None else reset, w_ih, w_hh, b_ih, b_hh, y, hn),
@@ -77,8 +84,17 @@ def kind(dtype: torch.dtype) -> str:
     return kind_of(str(dtype).removeprefix("torch."), precision_of(dtype))
 
 
-def form_of(batch: int, dtype: torch.dtype) -> Form:
-    return next(form for form in FORMS[kind(dtype)] if form.largest is None or batch <= form.largest)
+def form_of(batch: int, dtype: torch.dtype, device: torch.device) -> Form:
+    forms = forms_of(kind(dtype), device_facts(device).family)
+    return next(form for form in forms if form.largest is None or batch <= form.largest)
+
+
+def forms_of(kind: str, chip: str, has_fences: bool = HAS_FENCES) -> tuple[Form, ...]:
+    """By batch size, for a chip of the compile matrix and this or another Triton."""
+    first, *wider = FORMS[kind]
+    if kind in WITHOUT_FENCES and chip in ("sm_90", "sm_100") and not has_fences:
+        wider = [WITHOUT_FENCES[kind]]
+    return first, *wider
 
 
 def grid(batch: int, hidden: int, form: Form) -> tuple[int, int]:

@@ -33,11 +33,15 @@ def forms(family: str, triton: str | None = None, ragged: bool = False) -> dict[
     return found
 
 
-def single_forms() -> dict[str, dict[str, SingleForm]]:
-    """By kind of arithmetic and name."""
-    from tritongru.kernels.single_step.launch import FORMS  # loads Triton
+def single_forms(has_fences: bool | None = None) -> dict[str, dict[str, SingleForm]]:
+    """By kind of arithmetic and name: all, or those of a Triton that ``has_fences`` or not, on sm_90."""
+    from tritongru.kernels.single_step import launch  # loads Triton
 
-    return {kind: {form.name: form for form in forms_of_kind} for kind, forms_of_kind in FORMS.items()}
+    asked = (True, False) if has_fences is None else (has_fences,)
+    return {
+        kind: {form.name: form for has in asked for form in launch.forms_of(kind, "sm_90", has)}
+        for kind in launch.FORMS
+    }
 
 
 def form_of(launch: AnyLaunch) -> str:
