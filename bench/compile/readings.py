@@ -157,7 +157,7 @@ def sample(chip: str, kernel: str, everything: bool) -> Iterator[tuple[str, Row,
         reading = row["readings"][version]
         names = form_names(chip, reading)
         if chip in reading.get(RAGGED, {"stack": ()})["stack"]:
-            names += RAGGED_FORMS[:1]  # the only one that all of these readings include
+            names += ragged_names(chip, reading[RAGGED]["registers"])
         yield family, row, names if everything else (names[i % len(names)],)
 
 

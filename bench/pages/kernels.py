@@ -15,7 +15,16 @@ from bench.pages.marks import NOTHING, Part, folded, table
 from tritongru.planning.candidates import fits, persistent_options, resident_cost, stepwise_cost
 from tritongru.planning.cost_model import L2_LATENCY_US, STEP_LAUNCH_US, TERMS, Cost
 from tritongru.planning.devices import GPUS
-from tritongru.planning.launches import BLOCK_B, AnyLaunch, Launch, PersistentLaunch, StepwiseLaunch, launch_of, rows_of
+from tritongru.planning.launches import (
+    BLOCK_B,
+    SPARED,
+    AnyLaunch,
+    Launch,
+    PersistentLaunch,
+    StepwiseLaunch,
+    launch_of,
+    rows_of,
+)
 
 DEVICE = GPUS["h100"]  # of the predictions
 STEPWISE_SIZE = 4096  # of the predictions for stepwise launches, which serve every size
@@ -59,8 +68,8 @@ def ragged(row: Row) -> Row:
 
 OF_RAGGED = (
     '"ragged registers" and "ragged stack" (bytes) are those of the form for calls with lengths or resets, which is '
-    "compiled and read on its own; where its stack is not 0, such calls get another configuration. All else is of the "
-    "form without."
+    f"compiled and read on its own; where its stack is larger than {SPARED}, such calls get another configuration. All "
+    "else is of the form without."
 )
 
 

@@ -9,7 +9,7 @@ from bench.compile.readings import RAGGED, RAGGED_FORMS
 from tritongru.planning import triton_versions
 from tritongru.planning.candidates import fits
 from tritongru.planning.devices import GPUS
-from tritongru.planning.launches import launch_of, rows_of, tritons_read
+from tritongru.planning.launches import SPARED, launch_of, rows_of, tritons_read
 
 ARCHS = ["sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950"]
 VERSION = triton_versions.installed()
@@ -75,7 +75,7 @@ def test_a_row_compiles_as_it_was_read(arch, kernel):
             assert found["shared_bytes"] <= reading["shared_bytes"], (name, line)
             assert set(found["faults"]) <= set(reading["faults"]), (name, line)
             if offered:
-                assert found["stack"] == 0, (name, line)
+                assert found["stack"] <= (SPARED if ragged else 0), (name, line)
                 assert found["shared_bytes"] <= most, (name, line)
             if arch.startswith("sm_"):
                 assert found["registers"] * 32 * row["num_warps"] <= 65536, (name, line)

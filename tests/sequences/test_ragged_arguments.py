@@ -127,17 +127,18 @@ WRONG = {
 
 
 @on_a_cpu
+@pytest.mark.parametrize("options", [{"bidirectional": True}, {"num_layers": 2}], ids=str)
 @pytest.mark.parametrize("what", WRONG)
-def test_what_is_wrong_is_a_sentence(what):
+def test_what_is_wrong_is_a_sentence(what, options):
     """Of the function and of the module, whatever the path, with gradients and without."""
     given, error, says = WRONG[what]
     x = torch.randn(T, B, I)
     for impl in IMPLS:
-        gru = tritongru.GRU(I, H, bidirectional=True, impl=impl)
+        gru = tritongru.GRU(I, H, impl=impl, **options)
         weights = list(gru.parameters())
         calls = [
             lambda gru=gru: gru(x, **given),
-            lambda impl=impl, w=weights: tritongru.gru(x, None, w, bidirectional=True, impl=impl, **given),
+            lambda impl=impl, w=weights: tritongru.gru(x, None, w, impl=impl, **options, **given),
         ]
         for call in calls:
             for grad in (True, False):

@@ -210,7 +210,7 @@ def infer_step(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor | None
 
 
 def _goes_straight(tensors: Sequence[Tensor | None]) -> bool:
-    return not is_watched() and are_on_cpu(tensors) and not is_special(tensors)
+    return not is_watched() and not is_special(tensors) and are_on_cpu(tensors)
 
 
 def takes(impl: str, w_hh: Tensor, dtype: torch.dtype, T: int, B: int) -> bool:

@@ -163,7 +163,7 @@ class Measured:
 
 
 Row = dict[str, Any]
-NEEDS = ("shared_bytes", "registers")
+SPARED = 16  # bytes of stack that a ragged form may need: four registers cost less than the next best configuration
 FAMILIES: dict[str, type[Any]] = {"resident": Launch, "persistent": PersistentLaunch, "stepwise": StepwiseLaunch}
 
 
@@ -198,16 +198,16 @@ def launch_of(family: str, row: Row, triton: str | None = None, ragged: bool = F
     if family == "persistent":
         found["bits"] = bits_of(row["kind"])
     if triton is not None:
-        own = dict(row["readings"][triton_versions.nearest(triton, tuple(row["readings"]))])
+        own = row["readings"][triton_versions.nearest(triton, tuple(row["readings"]))]
         readings = [*row["readings"].values(), own]
+        stacks = {chip: stack for reading in readings for chip, stack in reading["stack"].items()}
         if ragged:
-            # An aligned ragged form, which few readings include yet, needs no more than these or other aligned forms.
-            more = {name: value for name, value in _ragged_reading(row, triton).items() if name != "stack"}
-            own |= more | {name: max(own[name] or 0, more[name] or 0) for name in NEEDS if name in more}
-            readings += [reading["ragged"] for reading in readings if "ragged" in reading]
-        stacks: dict[str, int] = {}
-        for reading in readings:
-            stacks |= reading["stack"]
+            stacks |= {
+                chip: stack if stack > SPARED else 0
+                for reading in readings
+                for chip, stack in reading.get("ragged", {"stack": {}})["stack"].items()
+            }
+            own = own | _ragged_reading(row, triton)
         found |= own
         counted = [version for version, reading in row["readings"].items() if "wavefronts" in reading]
         if counted:
