@@ -19,7 +19,7 @@ from tritongru.interop.exporters import fx_leaf
 from tritongru.interop.inference_ops import infer, wants_results_alone
 from tritongru.interop.stepping import step
 from tritongru.interop.torch_path import draws_dropout
-from tritongru.planning.devices import check_size
+from tritongru.planning.devices import check_flag, check_size
 from tritongru.planning.memory import MEMORIES
 from tritongru.warmup import Warmup, warm
 
@@ -287,16 +287,18 @@ class GRU(nn.RNNBase):
             The kernels with the seconds that each took, and the total in seconds.
 
         Raises:
-            TypeError, ValueError: if batch or time is not a whole number of at least 1, or is absurdly large, or if
-                packed is combined with lengths or resets.
+            TypeError, ValueError: if batch or time is not a whole number of at least 1, or is absurdly large, if
+                packed, lengths or resets is not a bool, or if packed is combined with one of the others.
             RuntimeError: if ``impl="triton"`` or ``impl="llvm"`` has no kernel for the layer.
         """
         batch, time = check_size("batch", batch), check_size("time", time)
+        for name, value in (("packed", packed), ("lengths", lengths), ("resets", resets)):
+            check_flag(name, value)
         if packed and (lengths or resets):
             raise ValueError(
                 "a PackedSequence has neither lengths nor resets; warm up for each kind of call on its own"
             )
-        return warm(self, batch, time, packed, lengths or resets, self.impl, self.memory)
+        return warm(self, batch, time, packed, lengths, resets, self.impl, self.memory)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

@@ -130,7 +130,7 @@ def _launch_of(
 ) -> AnyLaunch:
     """With ``impl="triton"``: whether torch would be faster was decided before an operator is called."""
     answer = plan_on(
-        device, hidden, dtype, batch=batch, directions=directions, training=backward, impl="triton", ragged=ragged
+        device, hidden, dtype, batch=batch, directions=directions, training=backward, impl="triton", lengths=ragged
     )
     found = answer.backward if backward else answer.forward
     if found is None:

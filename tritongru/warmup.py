@@ -89,18 +89,21 @@ class _Form(NamedTuple):
         return Rows(batch)
 
 
-def warm(gru: nn.RNNBase, batch: int, time: int, packed: bool, ragged: bool, impl: str, memory: str) -> Warmup:
+def warm(
+    gru: nn.RNNBase, batch: int, time: int, packed: bool, lengths: bool, resets: bool, impl: str, memory: str
+) -> Warmup:
     """As ``GRU.warmup``."""
     start = clock.perf_counter()
     weight = next(gru.parameters())
     device, dtype = weight.device, autocast_dtype(weight) or weight.dtype
     learns = gru.training and any(p.requires_grad for p in gru.parameters())
     D, H = 2 if gru.bidirectional else 1, gru.hidden_size
-    passes = []
+    ragged, passes = lengths or resets, []
     if asks_for_kernels(impl, device):
         of_call = [False, True] if learns else [False]
         routes = {training: route_of(impl, H, dtype, device, D, training) for training in of_call}
-        passes = [training for training, route in routes.items() if route and takes(route, impl, batch, time)]
+        found = [(training, route) for training, route in routes.items() if route is not None]
+        passes = [training for training, route in found if resets or takes(route, impl, batch, time)]
     if not passes:
         return Warmup(clock.perf_counter() - start, ())
     if device.type == "cpu" and impl != "triton":
@@ -108,7 +111,15 @@ def warm(gru: nn.RNNBase, batch: int, time: int, packed: bool, ragged: bool, imp
         return Warmup(clock.perf_counter() - start, loops)
     size = gate_bytes(time * batch, H, D, gru.num_layers, dtype.itemsize)
     saved = saves(memory, size, device_facts(device).memory_bytes)
-    answer = plan_on(device, H, dtype, batch=batch, directions=D, training=True in passes, impl="triton", ragged=ragged)
+    answer = plan_on(
+        *(device, H, dtype),
+        batch=batch,
+        directions=D,
+        training=True in passes,
+        impl="triton",
+        lengths=lengths,
+        resets=resets,
+    )
     form = _Form(packed, ragged)
     with torch.no_grad():
         works = [*_forwards(gru, answer.forward, dtype, batch, form, {training and saved for training in passes})]

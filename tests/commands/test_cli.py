@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from cpu_loop import llvmlite_of, needs_loop
 from processes import ROOT, python
 
@@ -216,18 +217,38 @@ def test_a_cpu_without_a_loop_says_how_to_get_one():
 # Sequences that end early or begin anew, and batches
 
 
-@pytest.mark.parametrize("asked", [["--lengths"], ["--resets"], ["--lengths", "--resets"]], ids=" ".join)
+@pytest.mark.parametrize("asked", [["lengths"], ["resets"], ["lengths", "resets"]], ids=" ".join)
 def test_explain_calls_with_lengths_or_resets(asked):
-    base = ("--hidden", "64", "--batch", "17")
-    form = "  lengths and resets: the kernels' own form for them, which ends with a batch tile's longest sequence\n"
-    row = "  lengths and resets: each segment is a row of its own, and padding costs no work\n"
-    mask = "  lengths are masks around torch's GRU; with resets it runs one time step at a time\n"
-    places = ((("--gpu", "h200"), form), (("--cpu", "avx2"), row), (("--hidden", "2000", "--gpu", "a100"), mask))
-    for place, line in places:
-        assert explain(*base, *place, *asked)["ragged"] is True
-        assert explain(*base, *place)["ragged"] is False
-        assert line in run("explain", *base, *place, *asked).stdout
+    base, names = ("--hidden", "64", "--batch", "17"), " and ".join(asked)
+    form = f"  {names}: kernels compiled for these, which end with the longest sequence of a batch tile\n"
+    row = f"  {names}: each segment is a row of its own, and padding costs no work\n"
+    mask = {
+        "lengths": "  lengths: masks around torch's GRU, which works on the padding as well\n",
+        "resets": "  resets: torch's GRU has none, so it runs one time step at a time\n",
+    }[asked[-1]]
+    large = ("--dtype", "float64", "--gpu", "a100")
+    for place, line in ((("--gpu", "h200"), form), (("--cpu", "avx2"), row), (large, mask)):
+        options = [f"--{name}" for name in asked]
+        answer, plain = explain(*base, *place, *options), explain(*base, *place)
+        for name in ("lengths", "resets"):
+            assert answer[name] is (name in asked)
+            assert plain[name] is False
+        assert line in run("explain", *base, *place, *options).stdout
         assert line not in run("explain", *base, *place).stdout
+
+
+@pytest.mark.parametrize(
+    "place", [("--hidden", "4096", "--batch", "16", "--gpu", "h100"), ("--hidden", "64", "--time", "1", "--cpu")]
+)
+def test_with_resets_torch_is_no_choice(place):
+    """It would run one time step at a time, and a call then takes any kernel that there is."""
+    assert explain(*place)["family"] == explain(*place, "--lengths")["family"] == "torch"
+    answer = explain(*place, "--resets")
+    assert answer["family"] != "torch"
+    assert answer["torch_us_per_step"] is answer["expected_ratio"] is None
+    if "--gpu" in place:
+        why = "with resets torch's GRU runs one time step at a time, and the model has no figures for that"
+        assert f"relative to torch: unknown, because {why}\n" in run("explain", *place, "--resets").stdout
 
 
 @pytest.mark.parametrize("asked", [{"lengths": True}, {"resets": True}], ids=str)
@@ -235,19 +256,34 @@ def test_explain_calls_with_lengths_or_resets(asked):
 def test_explain_of_a_module_as_the_command_line(impl, asked):
     gru = tritongru.GRU(64, 64, impl=impl)
     answer = tritongru.explain(gru, batch=17, time=512, device="h200", **asked)
-    assert answer.ragged
-    assert not tritongru.explain(gru, batch=17, time=512, device="h200").ragged
+    for name in ("lengths", "resets"):
+        assert getattr(answer, name) == (name in asked)
+    plain = tritongru.explain(gru, batch=17, time=512, device="h200")
+    assert not plain.lengths
+    assert not plain.resets
     if impl == "auto":
         options = [f"--{name}" for name in asked]
         done = run("explain", "--hidden", "64", "--batch", "17", "--gpu", "h200", *options)
         assert str(answer) + "\n" == done.stdout
     else:
-        assert "  lengths are masks around torch's GRU; " in str(answer)
+        line = "masks around torch's GRU" if "lengths" in asked else "torch's GRU has none"
+        assert line in str(answer)
+
+
+@pytest.mark.parametrize("name", ["lengths", "resets"])
+@pytest.mark.parametrize("value", [torch.tensor([3, 2]), torch.tensor(True), 3, None, "x"], ids=str)
+def test_lengths_themselves_are_not_what_a_plan_is_for(name, value):
+    gru = tritongru.GRU(3, 4)
+    says = f"{name} should be True or False, whether calls pass {name}, got {type(value).__name__}"
+    for call in (tritongru.explain, tritongru.GRU.warmup):
+        with pytest.raises(TypeError) as refused:
+            call(gru, batch=2, time=3, **{name: value})
+        assert str(refused.value) == says
 
 
 def kernels_of(hidden, batch, gpu, ragged):
     """What a batch runs, by the plan itself: of each pass its family and launch, without how many tiles share it."""
-    answer = plan(hidden, "float16", GPUS[gpu], batch=batch, time=512, ragged=ragged)
+    answer = plan(hidden, "float16", GPUS[gpu], batch=batch, time=512, lengths=ragged)
     launches = [None if found is None else asdict(found.launch) for found in (answer.forward, answer.backward)]
     families = [None if found is None else found.family for found in (answer.forward, answer.backward)]
     return families, [None if launch is None else launch | {"groups": None} for launch in launches]

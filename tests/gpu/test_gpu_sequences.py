@@ -60,7 +60,7 @@ def skip_unless(family, case, device):
         directions=case.states // case.layers,
         training=True,
         impl="triton",
-        ragged=True,
+        lengths=True,
     )
     if plan.forward is None or plan.forward.family != family:
         pytest.skip(f"this GPU runs it otherwise: {plan.reason}")

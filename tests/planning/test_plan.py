@@ -97,7 +97,8 @@ def check_pass(found, hidden, device, batch, directions):
 def test_a_plan_for_ragged_rows_keeps_to_the_readings_of_ragged_forms(hidden, dtype, gpu, batch, directions, precision):
     device, kind = GPUS[gpu], kind_of(dtype, precision)
     sizes = {"batch": batch, "directions": directions, "precision": precision, "impl": "triton"}
-    answer = plan(hidden, dtype, device, **sizes, ragged=True)
+    answer = plan(hidden, dtype, device, **sizes, lengths=True)
+    assert answer.passes == plan(hidden, dtype, device, **sizes, resets=True).passes
     assert answer.family != "torch", answer.reason
     for kernel, found in (("forward", answer.forward), ("backward", answer.backward)):
         check_pass(found, hidden, device, batch, directions)  # with the registers and the stack of the launch

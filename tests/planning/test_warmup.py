@@ -165,6 +165,18 @@ def test_on_a_cpu_ragged_calls_compile_the_search_for_segments(dtype, asked, ran
     assert not launched
 
 
+@needs_loop
+def test_with_resets_a_warm_up_is_never_left_to_torch(ran, monkeypatch):
+    """A call with resets is not, however small."""
+    monkeypatch.setattr("tritongru.warmup.takes", lambda *size: False)
+    ours = tritongru.GRU(2, 3)
+    assert not ours.warmup(16, 1).kernels
+    assert not ours.warmup(16, 1, lengths=True).kernels
+    found = ours.warmup(16, 1, resets=True).kernels
+    assert [kernel.kernel for kernel in found] == ["forward", "backward", "segments"]
+    assert not ran
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the kernels themselves are counted")
 def test_autocast_has_kernels_of_its_own(launched, device):
     ours, _, _ = build(Case(B=4, H=64), device)

@@ -90,7 +90,8 @@ def run(command: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             precision=args.precision or fp32_precision(),
             training=not args.inference,
             memory=args.memory,
-            ragged=args.lengths or args.resets,
+            lengths=args.lengths,
+            resets=args.resets,
             batch=batch,
             **sizes,
         )

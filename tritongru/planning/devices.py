@@ -129,6 +129,12 @@ def check_size(name: str, value: Any) -> int:
     return number
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Of what a plan is for: easily mistaken for the tensor of that name, which a call takes."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} should be True or False, whether calls pass {name}, got {type(value).__name__}")
+
+
 def is_served(device: Device) -> bool:
     """Whether the compile matrix covers the chip: older tensor cores have neither bfloat16 nor asynchronous copies."""
     if device.backend == "hip":

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tritongru.planning.devices import GPUS, Device, check_sizes, cpu_facts, find_gpu
+from tritongru.planning.devices import GPUS, Device, check_flag, check_sizes, cpu_facts, find_gpu
 from tritongru.planning.launches import BLOCK_B, PersistentLaunch
 from tritongru.planning.plan import Pass, Plan, plan_on
 
@@ -41,7 +41,7 @@ def explain(
         The plan; ``print(plan)`` shows it in words.
 
     Raises:
-        TypeError: if the module is not a GRU, or batch or time is not a whole number.
+        TypeError: if the module is not a GRU, batch or time is not a whole number, or lengths or resets is not a bool.
         ValueError: if batch or time is below 1 or more than a GPU could hold, or if the device does not exist.
 
     Examples:
@@ -58,11 +58,13 @@ def explain(
     )
     weight = next(gru.parameters())
     where = _place(weight.device if device is None else device)
-    impl, ragged = getattr(gru, "impl", "auto"), lengths or resets
+    impl = getattr(gru, "impl", "auto")
+    check_flag("lengths", lengths)
+    check_flag("resets", resets)
     if impl == "torch":
         name = where.name if isinstance(where, Device) else str(where)
         dtype = str(weight.dtype).removeprefix("torch.")
-        return Plan("torch", "impl='torch' was requested", name, dtype, ragged=ragged)
+        return Plan("torch", "impl='torch' was requested", name, dtype, lengths=lengths, resets=resets)
     if impl != "triton" and isinstance(where, torch.device) and where.type == "cpu":
         where = cpu_facts()  # the interpreter serves impl="triton" alone
     batch = sizes.pop("batch")
@@ -76,7 +78,8 @@ def explain(
             impl=impl,
             memory=getattr(gru, "memory", "auto"),
             batch=batch,
-            ragged=ragged,
+            lengths=lengths,
+            resets=resets,
             **sizes,
         )
 

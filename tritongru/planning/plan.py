@@ -34,6 +34,7 @@ from tritongru.planning.plan_text import MODEL, NEVER_RUN, RUN, words
 PRECISIONS = ("tf32", "ieee")
 DTYPES = ("float32", "float16", "bfloat16")
 MARGIN = 0.05  # by which a kernel must be expected to be faster than torch
+STEP_BY_STEP = "with resets torch's GRU runs one time step at a time, and the model has no figures for that"
 STEPWISE_MARGIN = 0.5  # the same for one launch per step, where most of the model's constants are assumed
 LARGEST_BATCH = 1 << 16  # up to here `limits` looks for a batch size that torch should run
 
@@ -82,7 +83,8 @@ class Plan:
         loop: the compiled loop on a CPU.
         kernels: "run" if compiled GPU kernels for this chip have ever been executed, else "compiled, never run"; None
             if no GPU kernel runs the layer.
-        ragged: whether the plan is for calls with lengths or resets.
+        lengths: whether the plan is for calls with lengths.
+        resets: likewise with resets.
         batches: the smallest and the largest batch, around the one asked about and up to 4096, that run the same
             compiled GPU kernels, if ``explain`` was asked; given the products of the input, a sequence has the same
             bits in all of them.
@@ -102,7 +104,8 @@ class Plan:
     memory: Memory | None = None
     loop: cpu_plan.Loop | None = None
     kernels: str | None = None
-    ragged: bool = False
+    lengths: bool = False
+    resets: bool = False
     batches: tuple[int, int] | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -163,7 +166,8 @@ def plan(
     inputs: int | None = None,
     layers: int = 1,
     memory: str = "auto",
-    ragged: bool = False,
+    lengths: bool = False,
+    resets: bool = False,
 ) -> Plan:
     """The plan of one layer or, with ``inputs``, of a stack of layers including its memory.
 
@@ -181,13 +185,15 @@ def plan(
         inputs: input features I of the first layer; only memory depends on it.
         layers: stacked layers L, likewise.
         memory: ``"auto"``, ``"save"`` or ``"recompute"``, as in `tritongru.gru`.
-        ragged: whether calls have lengths or resets, for which a kernel has a form of its own.
+        lengths: whether calls have lengths, for which a kernel has a form of its own.
+        resets: whether calls have resets, for which it is the same form; torch's GRU has none, so ``"auto"`` uses it
+            only where nothing else runs.
 
     Returns:
         The plan.
     """
     precise = precision if dtype == "float32" else None
-    answer = Plan("torch", "", device.name, dtype, precise, time, ragged=ragged)
+    answer = Plan("torch", "", device.name, dtype, precise, time, lengths=lengths, resets=resets)
     if device.backend == "cpu":
         sizes = {"T": time or 1, "B": batch, "I": inputs or hidden, "H": hidden}
         several = {"layers": layers, "directions": directions}
@@ -198,15 +204,19 @@ def plan(
     if dtype not in DTYPES:
         return replace(answer, reason=f"the kernels do not support {dtype}; convert to one of {', '.join(DTYPES)}")
     kind = kind_of(dtype, precision)
+    ragged = lengths or resets
     forward = _pass(device, "forward", kind, hidden, batch, directions, ragged)
     backward = _pass(device, "backward", kind, hidden, batch, directions, ragged) if training else None
     if forward is None or (training and backward is None):
         return replace(answer, reason=_too_large("backward" if forward else "forward", kind, hidden, dtype, device))
     bits = 32 if dtype == "float32" else 16
-    theirs = cost_model.torch_us(device, hidden, bits, batch, directions, tensor_cores=kind != "ieee")
+    theirs, unknown = None, STEP_BY_STEP
+    if not resets:
+        theirs = cost_model.torch_us(device, hidden, bits, batch, directions, tensor_cores=kind != "ieee")
+        unknown = cost_model.torch_unknown(device, hidden)
     passes = (forward,) if backward is None else (forward, backward)
-    answer = replace(answer, torch_us_per_step=theirs, torch_unknown=cost_model.torch_unknown(device, hidden))
-    if impl == "auto" and any(found.family != "resident" for found in passes):
+    answer = replace(answer, torch_us_per_step=theirs, torch_unknown=unknown)
+    if impl == "auto" and not resets and any(found.family != "resident" for found in passes):
         refusal = _slower(device, kind, hidden, batch, time, directions, passes, theirs)
         if refusal is not None:
             return replace(answer, reason=refusal, considered=passes)
@@ -251,7 +261,7 @@ def _on_cpu(
     refusal = cpu_plan.refusal_of(device.arch, answer.dtype)
     if refusal:
         return replace(answer, reason=refusal)
-    if impl == "auto" and answer.time is not None:
+    if impl == "auto" and answer.time is not None and not answer.resets:
         shape = sizes["H"], training, sizes["T"], sizes["B"]
         refusal = cpu_plan.refusal_by_size(device.arch, *shape, device.multiprocessors)
         if refusal:
@@ -399,7 +409,8 @@ def plan_on(
     inputs: int | None = None,
     layers: int = 1,
     memory: str = "auto",
-    ragged: bool = False,
+    lengths: bool = False,
+    resets: bool = False,
 ) -> Plan:
     """``plan`` for a torch device (or for facts about one) under torch's current precision setting."""
     return plan(
@@ -415,7 +426,8 @@ def plan_on(
         inputs=inputs,
         layers=layers,
         memory=memory,
-        ragged=ragged,
+        lengths=lengths,
+        resets=resets,
     )
 
 

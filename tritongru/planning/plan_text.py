@@ -51,20 +51,22 @@ def words(plan: Plan) -> str:
 def _sequences(plan: Plan) -> list[str]:
     """What follows for sequences with lengths or resets, and for one in batches of other sizes."""
     lines = []
-    if plan.ragged and plan.family == "torch":
-        lines.append("  lengths are masks around torch's GRU; with resets it runs one time step at a time")
-    elif plan.ragged and plan.loop is not None:
-        lines.append("  lengths and resets: each segment is a row of its own, and padding costs no work")
-    elif plan.ragged:
-        lines.append(
-            "  lengths and resets: the kernels' own form for them, which ends with a batch tile's longest sequence"
-        )
+    names = " and ".join(name for name in ("lengths", "resets") if getattr(plan, name))
+    if names and plan.loop is not None:
+        lines.append(f"  {names}: each segment is a row of its own, and padding costs no work")
+    elif names and plan.family != "torch":
+        lines.append(f"  {names}: kernels compiled for these, which end with the longest sequence of a batch tile")
+    elif plan.resets:
+        lines.append("  resets: torch's GRU has none, so it runs one time step at a time")
+    elif plan.lengths:
+        lines.append("  lengths: masks around torch's GRU, which works on the padding as well")
     if plan.loop is not None:
         lines.append("  a sequence has the same bits in every batch")
     elif plan.batches is not None:
         low, high = plan.batches
         lines.append(
-            f"  batches of {low} to {high} sequences run the same compiled kernels, where a sequence has the same bits"
+            f"  batches of {low} to {high} sequences run the same compiled kernels, where a sequence has the same "
+            "bits, given the products of the input, which are torch's"
         )
     return lines
 
