@@ -29,7 +29,7 @@ from tritongru.arguments.options import IMPLS, Options, autocast_dtype, batch_of
 from tritongru.arguments.ragged import WHOLE, Ragged, checked
 from tritongru.arguments.records import LayerCall, Rows, Weights
 from tritongru.interop import compiler_ops
-from tritongru.interop.exporters import exports_to_onnx, onnx_gru
+from tritongru.interop.exporters import exports_to_onnx, onnx_gru, refuse_resets
 from tritongru.interop.torch_path import run_torch
 from tritongru.planning.cpu_plan import kept_bytes
 from tritongru.planning.memory import MEMORIES, saves
@@ -130,6 +130,8 @@ def run(
     if is_traced():
         if options.impl != "torch":
             log_once("torch.jit.trace, and the ONNX exporter based on it, record torch's own operator")
+        if exports_to_onnx():
+            refuse_resets(ragged)
         return run_torch(input, hx, weights, batch_sizes, options, ragged)
     if torch.compiler.is_compiling() and batch_sizes is None:
         return _run_compiled(input, hx, weights, options, ragged)

@@ -166,7 +166,10 @@ class GRU(nn.RNNBase):
                 raise RuntimeError(f"For unbatched 2-D input, hx should also be 2-D but got {hx.dim()}-D tensor")
             hx = hx.unsqueeze(1)
         batch_dim = 0 if self.batch_first else 1
-        output, h_n = self._run(input.unsqueeze(batch_dim), hx, None, ragged.of_one(batch_dim))
+        if ragged:
+            states = self.num_layers * (2 if self.bidirectional else 1)
+            ragged = ragged.of_one(batch_dim, input.shape[0], states, self.hidden_size)
+        output, h_n = self._run(input.unsqueeze(batch_dim), hx, None, ragged)
         return output.squeeze(batch_dim), h_n.squeeze(1)
 
     def step(

@@ -390,3 +390,34 @@ def test_torch_and_ours_share_a_state_dict_and_nothing_else(device):
     again = tritongru.GRU.from_torch(gru.to_torch())
     assert isinstance(gru.to_torch(), nn.GRU)
     close(again(x, hx, lengths=lengths_of(device)), gru(x, hx, lengths=lengths_of(device)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("with_resets", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@paths
+def test_a_nan_in_a_state_that_no_step_sees_has_no_gradient(impl, way, bidirectional, with_resets, device):
+    """Of a sequence of length 0: h_n is that state, and nothing else knows of it."""
+    gru, x, hx = layer(impl, device, layers=1, bidirectional=bidirectional)
+    lengths, call = lengths_of(device), compiled(gru, way)
+    ragged = {"lengths": lengths, "resets": resets_of(device) & (lengths > 0)} if with_resets else {"lengths": lengths}
+    wanted = results(call, gru, x, hx, **ragged)
+    odd = hx.detach().clone()
+    odd[:, LENGTHS.index(0)] = float("nan")
+    found = results(call, gru, x, odd.requires_grad_(), **ragged)
+    assert found[1][:, LENGTHS.index(0)].isnan().all()
+    for one, other in zip([found[0], *found[2:]], [wanted[0], *wanted[2:]], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+class NoGradient(torch.autograd.Function):
+    forward = staticmethod(lambda ctx, y, h_n: y.sum() + h_n.sum())
+    backward = staticmethod(lambda ctx, grad: (None, None))
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("impl", [LOOP, "torch", "triton", "auto"])
+def test_results_without_gradients_pass_none_on(impl, again, device):
+    gru, x, hx = layer(impl, device)
+    loss = NoGradient.apply(*gru(x, hx, lengths=lengths_of(device)))
+    for found in torch.autograd.grad(loss, [x, hx], create_graph=again, allow_unused=True):
+        assert found is None or not found.any()

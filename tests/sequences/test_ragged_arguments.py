@@ -30,18 +30,27 @@ def one_of(b, value):
 
 NO_RESETS = torch.zeros(T, B, dtype=torch.bool)
 STATE = torch.zeros(2, B, H)
+MAKES = "torch.tensor makes one of it"
 WRONG = {
-    "a list": ({"lengths": [4, 2, 1]}, TypeError, "lengths should be a Tensor, got list"),
-    "a number": ({"lengths": 4}, TypeError, "lengths should be a Tensor, got int"),
-    "resets in a list": ({"resets": [[True]]}, TypeError, "resets should be a Tensor, got list"),
-    "a text": ({"resets": NO_RESETS, "reset_state": "0"}, TypeError, "reset_state should be a Tensor, got str"),
+    "a list": ({"lengths": [4, 2, 1]}, TypeError, "lengths should be a Tensor, got list; torch.tensor makes one of it"),
+    "a number": ({"lengths": 4}, TypeError, "lengths should be a Tensor, got int; torch.tensor makes one of it"),
+    "resets in a list": (
+        {"resets": [[True]]},
+        TypeError,
+        "resets should be a Tensor, got list; torch.tensor makes one of it",
+    ),
+    "a text": (
+        {"resets": NO_RESETS, "reset_state": "0"},
+        TypeError,
+        "reset_state should be a Tensor, got str; torch.tensor makes one of it",
+    ),
     "float": (
         *({"lengths": torch.ones(B)}, RuntimeError),
-        "lengths should be int32 or int64, got torch.float32",
+        "lengths should be int32 or int64, got torch.float32; convert it with .long()",
     ),
     "16 bits": (
         *({"lengths": torch.ones(B, dtype=torch.int16)}, RuntimeError),
-        "lengths should be int32 or int64, got torch.int16",
+        "lengths should be int32 or int64, got torch.int16; convert it with .long()",
     ),
     "too few": (
         *({"lengths": torch.ones(2, dtype=torch.int64)}, RuntimeError),
@@ -77,7 +86,7 @@ WRONG = {
     ),
     "resets of numbers": (
         *({"resets": NO_RESETS.long()}, RuntimeError),
-        "resets should be bool, got torch.int64",
+        "resets should be bool, got torch.int64; convert it with .bool()",
     ),
     "resets turned round": (
         *({"resets": NO_RESETS.t()}, RuntimeError),
@@ -166,24 +175,56 @@ def test_packed_sequences_have_neither(name):
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_wrong_arguments_of_one_sequence(batch_first):
-    """Without a batch the sentence names the shapes of a batch of one."""
-    gru, x = tritongru.GRU(I, H, batch_first=batch_first), torch.randn(T, I)
-    shape = "(1, 4)" if batch_first else "(4, 1)"
+    """Without a batch the sentence names the shapes without one."""
+    gru, x = tritongru.GRU(I, H, 2, batch_first=batch_first), torch.randn(T, I)
+    resets, alone = torch.zeros(T).bool(), "for an unbatched input, got"
     for given, says in (
+        ({"lengths": torch.tensor([1, 2])}, f"lengths should have the shape () {alone} (2,)"),
+        ({"resets": torch.zeros(3).bool()}, f"resets should have the shape (4,) {alone} (3,)"),
+        ({"resets": torch.zeros(2, 2, 1).bool()}, f"resets should have the shape (4,) {alone} (2, 2, 1)"),
         (
-            {"lengths": torch.tensor([1, 2])},
-            "lengths should have the shape (1,), one length for each sequence, got (2,)",
+            {"resets": resets, "reset_state": torch.zeros(1, H)},
+            f"reset_state should have the shape (2, 5) {alone} (1, 5)",
         ),
-        ({"resets": torch.zeros(3).bool()}, f"resets should have the shape {shape}, one value for each step of the"),
-        ({"lengths": torch.tensor(5)}, "lengths should be between 0 and the 4 time steps of the input, got 5 for"),
         (
-            {"resets": torch.zeros(T).bool(), "reset_state": torch.zeros(2, H)},
-            "reset_state should have the shape (1, 1, 5) or (1, 1, 5), got (2, 1, 5)",
+            {"lengths": torch.tensor(5)},
+            "lengths should be between 0 and the 4 time steps of the input, got 5 for sequence 0",
         ),
+        ({"lengths": 3}, "lengths should be a Tensor, got int; torch.tensor makes one of it"),
     ):
-        with pytest.raises((RuntimeError, ValueError)) as refused:
+        with pytest.raises((RuntimeError, ValueError, TypeError)) as refused:
             gru(x, **given)
-        assert str(refused.value).startswith(says)
+        assert str(refused.value) == says
+    state = torch.randn(2, H)
+    one = gru(x, lengths=torch.tensor(3), resets=resets, reset_state=state)
+    batched = {"lengths": torch.tensor([3]), "resets": resets[None] if batch_first else resets[:, None]}
+    close(gru(x, **batched, reset_state=state[:, None]), one)
+
+
+@on_a_cpu
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "batch_first": True}], ids=str)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_an_empty_batch_is_empty(impl, options, grad):
+    """As without lengths and resets, and as in torch; no steps are refused, likewise."""
+    gru = tritongru.GRU(I, H, impl=impl, **options)
+    first = options.get("batch_first", False)
+
+    def given(time, batch):
+        resets = torch.zeros((batch, time) if first else (time, batch)).bool()
+        asked = {"lengths": torch.zeros(batch, dtype=torch.int64), "resets": resets}
+        x = torch.zeros((batch, time, I) if first else (time, batch, I))
+        return x, ({"lengths": asked["lengths"]}, {"resets": resets}, asked)
+
+    with torch.set_grad_enabled(grad):
+        x, some = given(6, 0)
+        plain = gru(x)
+        for asked in some:
+            assert [v.shape for v in gru(x, **asked)] == [v.shape for v in plain]
+        x, some = given(0, 2)
+        for asked in some:
+            with pytest.raises(RuntimeError, match=r"^Expected sequence length to be larger than 0 in RNN$"):
+                gru(x, **asked)
 
 
 @on_a_cpu
@@ -232,11 +273,14 @@ OF_OPERATORS = {
         "lengths and resets should not be given with offsets, which packed rows have instead",
     ),
     "no resets": ({"reset_state": STATE}, "reset_state needs resets, which say where it is used"),
-    "float": ({"lengths": torch.ones(B)}, "lengths should be int32 or int64, got torch.float32"),
+    "float": (
+        {"lengths": torch.ones(B)},
+        "lengths should be int32 or int64, got torch.float32; convert it with .long()",
+    ),
     "shape": ({"lengths": one_of(0, 1)[:2]}, "lengths should have the shape (3,), got (2,)"),
     "meta": ({"lengths": one_of(0, 1).to("meta")}, "lengths should be on the device of x, cpu, got meta"),
     "freed": ({"lengths": freed(one_of(0, 1))}, "lengths needs 24 bytes, but its storage, freed or shrunk, holds 0"),
-    "numbers": ({"resets": NO_RESETS.byte()}, "resets should be bool, got torch.uint8"),
+    "numbers": ({"resets": NO_RESETS.byte()}, "resets should be bool, got torch.uint8; convert it with .bool()"),
     "shape of resets": ({"resets": NO_RESETS.t()}, "resets should have the shape (4, 3), got (3, 4)"),
     "state": (
         {"resets": NO_RESETS, "reset_state": STATE[:, :2]},
@@ -324,6 +368,10 @@ def test_a_trace_serves_other_sizes(ragged):
     for sizes in ((T, B), (T, 5), *([(7, 2)] if ragged == "lengths" else [])):
         some = given(*sizes)
         close(traced(*some), model(*some))
+    if ragged == "all":
+        for time in (T + 2, T - 1):
+            with pytest.raises(RuntimeError, match=f"shape '\\[{T}, 2, 3\\]' is invalid for input of size {time * 6}"):
+                traced(*given(time, 2))
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -354,8 +402,9 @@ def test_onnx_has_lengths(impl, batch_first, dynamo):
         close(run(*some), model(*some))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_onnx_has_no_resets():
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
+def test_onnx_has_no_resets(dynamo):
     pytest.importorskip("onnxscript", reason="the exporter needs onnxscript")
 
     class OfResets(OfLengths):
@@ -363,7 +412,7 @@ def test_onnx_has_no_resets():
             return self.gru(x, resets=resets)
 
     with pytest.raises(Exception, match="ONNX") as refused:
-        onnx_model(OfResets().eval(), (torch.randn(T, B, I), NO_RESETS), True, [("t", "b", ""), ("t", "b")])
+        onnx_model(OfResets().eval(), (torch.randn(T, B, I), NO_RESETS), dynamo, [("t", "b", ""), ("t", "b")])
     text = "ONNX's GRU has no resets; export the model without them, and cut the sequences before"
     errors, error = [], refused.value
     while error is not None:

@@ -203,7 +203,10 @@ def test_dropout_between_layers_is_drawn_although_a_step_without_it_is_known():
 @impls
 def test_two_directions_have_no_step(impl, grad):
     gru, xs, _ = made(impl=impl, bidirectional=True)
-    text = "step needs a GRU of one direction, got bidirectional=True: the other direction begins at the last time step"
+    text = (
+        "step needs a GRU of one direction, got bidirectional=True, whose other direction begins at the last time "
+        "step; call the layer with whole sequences"
+    )
     with torch.set_grad_enabled(grad), pytest.raises(RuntimeError) as found:
         gru.step(xs[0])
     assert str(found.value) == text
@@ -241,25 +244,134 @@ def test_a_wrong_out_gets_a_sentence_and_is_not_written(impl, known):
     if known:
         gru.step(xs[0], state, out=empty(gru, xs[0]))
     shape, like = "should have the shape", "should be torch.float32 on cpu, like x_t, got"
+    pair, apart = "out should be a tuple of two tensors, (y_t, state)", "in out should not share memory with"
+    swap = "give another tensor, and swap the two states after each step"
+    one = xs.new_full((1, 1, 1), NAN)
     wrong = {
-        "one tensor": (y, TypeError, "out should be a tuple of two tensors, y_t and state, got Tensor"),
-        "one of two": ((y,), TypeError, "out should be a tuple of two tensors, y_t and state, got tuple"),
-        "three": ((y, hn, y.clone()), TypeError, "out should be a tuple of two tensors, y_t and state, got tuple"),
-        "none": ((y, None), TypeError, "out should be a tuple of two tensors, y_t and state, got tuple"),
-        "a list": ([y, hn], TypeError, "out should be a tuple of two tensors, y_t and state, got list"),
-        "a number": (3, TypeError, "out should be a tuple of two tensors, y_t and state, got int"),
+        "one tensor": (y, TypeError, f"{pair}, got Tensor"),
+        "one of two": ((y,), TypeError, f"{pair}, got Tensor"),
+        "three": ((y, hn, y.clone()), TypeError, f"{pair}, got Tensor, Tensor, Tensor"),
+        "none": ((y, None), TypeError, f"{pair}, got Tensor, NoneType"),
+        "a list": ([y, hn], TypeError, f"{pair}, got list"),
+        "a number": (3, TypeError, f"{pair}, got int"),
         "rows": ((y[:2], hn), RuntimeError, f"y_t in out {shape} (3, 5), got (2, 5)"),
         "layers": ((y, hn[:1]), RuntimeError, f"state in out {shape} (2, 3, 5), got (1, 3, 5)"),
         "dtype": ((y.double(), hn), RuntimeError, f"y_t in out {like} torch.float64 on cpu"),
         "dtype of the state": ((y, hn.double()), RuntimeError, f"state in out {like} torch.float64 on cpu"),
         "device": ((y, hn.to("meta")), RuntimeError, f"state in out {like} torch.float32 on meta"),
+        "the state itself": ((y, state), ValueError, f"state {apart} state; {swap}"),
+        "of the state": ((state[0], hn), ValueError, f"y_t {apart} state; {swap}"),
+        "of each other": ((hn[0], hn), ValueError, "y_t and state in out should not share memory; give two tensors"),
+        "one value": (
+            *((y, one.expand(2, 3, 5)), RuntimeError),
+            "state in out has elements that share memory; give a tensor that is not expanded",
+        ),
     }
+    before = state.clone()
     for what, (out, error, text) in wrong.items():
         with pytest.raises(error) as found:
             gru.step(xs[0], state, out=out)
         assert str(found.value) == text, what
         assert y.isnan().all(), what
         assert hn.isnan().all(), what
+        assert torch.equal(state, before), what
+
+
+@impls
+def test_tensors_of_inference_are_written_within_it_alone(impl):
+    gru, xs, state = made(impl=impl)
+    with torch.inference_mode():
+        y, hn = empty(gru, xs[0])
+        check(gru.step(xs[0], state, out=(y, hn)), gru, xs[0], state)
+    with torch.no_grad():
+        for out in ((y, hn), (torch.empty(3, H), hn), (y, torch.empty(1, 3, H))):
+            with pytest.raises(RuntimeError, match=r"^Inplace update to inference tensor outside InferenceMode is not"):
+                gru.step(xs[0], state, out=out)
+
+
+@pytest.mark.parametrize("impl", [LOOP, "auto"])
+@pytest.mark.parametrize("with_reset", [False, True])
+@torch.no_grad()
+def test_a_step_of_a_longer_tensor_takes_the_shortest_way(with_reset, impl, monkeypatch):
+    """As in the loop of a rollout, in which x_t begins in the middle of a storage."""
+    gru, xs, state = made(2, impl=impl)
+    resets = torch.tensor([[False, True, False]] * 4)
+    if impl == "auto" and gru.step(xs[0], state) and not stepping.takes("auto", gru.weight_hh_l0, xs.dtype, 1, 3):
+        pytest.skip("torch's GRU is faster here")
+    for t in (3, 1, 2, 0):
+        begin = torch.where(resets[t, :, None], 0.0, state) if with_reset else state
+        wanted = expected(gru, xs[t], begin)
+        with monkeypatch.context() as patched:
+            patched.setattr(stepping, "_batched", None)
+            for into in (False, True):
+                more = {"reset": resets[t] if with_reset else None, "out": empty(gru, xs[t]) if into else None}
+                for one, other in zip(gru.step(xs[t], state, **more), wanted, strict=True):
+                    assert_same(one, other)
+
+
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
+@pytest.mark.parametrize("B", [1, 3])
+@impls
+def test_a_weight_that_is_none_is_named(impl, B, name):
+    gru, xs, state = made(B=B, impl=impl)
+    setattr(gru, name, None)
+    for grad in (False, True):
+        for out in (None, empty(gru, xs[0])):
+            with torch.set_grad_enabled(grad), pytest.raises(TypeError) as found:
+                gru.step(xs[0], state, out=out)
+            assert str(found.value) == f"{name} is None; assign a torch.nn.Parameter to it"
+
+
+@needs_loop
+@torch.no_grad()
+def test_operators_refuse_what_is_none_or_of_another_shape():
+    gru, xs, state = made()
+    weights = [w.detach() for w in gru.parameters()]
+    for k in range(4):
+        given = [*weights[:k], None, *weights[k + 1 :]]
+        with pytest.raises((TypeError, RuntimeError)):
+            step_ops.gru_step(xs[1], state, None, given, 1)
+    found = torch.ops.tritongru.gru_step(xs[1], state, None, weights, 1)
+    check(found, gru, xs[1], state)
+    for x, says in ((xs[1].double(), "torch.float64"), (xs[1].t().contiguous().t(), "x should be contiguous")):
+        with pytest.raises(RuntimeError, match=says):
+            torch.ops.tritongru.gru_step(x, state, None, weights, 1)
+
+
+@pytest.mark.parametrize("with_reset", [False, True])
+@impls
+@torch.no_grad()
+def test_a_compiled_step_writes_into_out(impl, with_reset):
+    gru, xs, state = made(2, impl=impl)
+    reset = torch.tensor([False, True, False]) if with_reset else None
+    begin = state if reset is None else torch.where(reset[:, None], 0.0, state)
+    compiled = torch.compile(
+        lambda x, h, out: gru.step(x, h, reset=reset, out=out), backend="aot_eager", fullgraph=True
+    )
+    for x in xs:
+        out = empty(gru, x)
+        compiled(x, state, out)
+        check(out, gru, x, begin)
+
+
+class Streamed(nn.Module):
+    def __init__(self, gru):
+        super().__init__()
+        self.gru = gru
+
+    def forward(self, x, state, reset):
+        return self.gru.step(x, state, reset=reset)
+
+
+@impls
+def test_fx_records_a_step_as_a_method_of_the_layer(impl):
+    gru, xs, state = made(2, impl=impl)
+    traced = torch.fx.symbolic_trace(Streamed(gru))
+    (node,) = [node for node in traced.graph.nodes if node.op == "call_method"]
+    assert (node.target, set(node.kwargs)) == ("step", {"reset"})
+    reset = torch.tensor([False, True, False])
+    for one, other in zip(traced(xs[0], state, reset), gru.step(xs[0], state, reset=reset), strict=True):
+        assert torch.equal(one, other)
 
 
 def overlaps():

@@ -95,12 +95,12 @@ DOORS = {
     "llvm.passes.step_pass": (PASSES, set()),
     "llvm.passes.backward_pass": (PASSES | {"llvm.passes.forward_pass"}, set()),
     "llvm.compiling": ({"llvm.cache", "llvm.language", "llvm.passes", "planning.instruction_sets"}, set()),
-    "llvm.working_memory": (set(), set()),
+    "llvm.working_memory": ({"llvm.forks"}, set()),
     "llvm.segments": ({"llvm.compiling", "llvm.passes.segments", "llvm.working_memory"}, set()),
     "llvm.launch": (
         {
             *("arguments.records", "llvm.compiling", "llvm.pages", "llvm.passes.call", "llvm.segments"),
-            *("llvm.threads", "llvm.working_memory", "planning"),
+            *("llvm.forks", "llvm.threads", "llvm.working_memory", "planning"),
         },
         set(),
     ),
@@ -123,7 +123,10 @@ DOORS = {
         {"arguments", "interop.inference_ops", "interop.shortcuts", "planning"},
         {"kernels.single_step.launch", "llvm.launch"},
     ),
-    "interop.stepping": ({"arguments", "interop.inference_ops", "interop.step_ops", "route"}, {"module"}),
+    "interop.stepping": (
+        {"arguments", "interop.exporters", "interop.inference_ops", "interop.step_ops", "route"},
+        {"module"},
+    ),
     "interop": (set(), set()),
     "cell": (
         {

@@ -287,7 +287,8 @@ def check_tensor(
 def check_kind(name: str, tensor: Tensor, *dtypes: torch.dtype) -> None:
     if tensor.dtype not in dtypes:
         kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise RuntimeError(f"{name} should be {kinds}, got {tensor.dtype}")
+        short = {torch.bool: "bool", torch.int64: "long"}[dtypes[-1]]
+        raise RuntimeError(f"{name} should be {kinds}, got {tensor.dtype}; convert it with .{short}()")
 
 
 def check_memory(name: str | int, tensor: Tensor) -> None:
@@ -327,7 +328,8 @@ def _check_ragged(call: LayerCall, device: torch.device) -> None:
         check_tensor("lengths", lengths, (batch,), None, device)
     if resets is not None:
         check_kind("resets", resets, torch.bool)
-        check_tensor("resets", resets, (call.x.shape[0] // max(1, batch), batch), None, device)
+        T = call.x.shape[0] // batch if batch else resets.shape[0]
+        check_tensor("resets", resets, (T, batch), None, device)
 
 
 def _check_offsets(offsets: Tensor, rows: int, batch: int, device: torch.device) -> None:

@@ -32,16 +32,21 @@ class Ragged(NamedTuple):
     def to(self, dtype: torch.dtype) -> Ragged:
         return self if self.reset_state is None else self._replace(reset_state=self.reset_state.to(dtype))
 
-    def of_one(self, batch_dim: int) -> Ragged:
-        """From the arguments of an unbatched call: lengths () or (1,), resets (T,), reset_state (L * D, H)."""
-        lengths, resets, state = self
-        if isinstance(lengths, Tensor) and lengths.dim() == 0:
-            lengths = lengths.unsqueeze(0)
-        if isinstance(resets, Tensor) and resets.dim() == 1:
-            resets = resets.unsqueeze(batch_dim)
-        if isinstance(state, Tensor) and state.dim() == 2:
-            state = state.unsqueeze(1)
-        return Ragged(lengths, resets, state)
+    def of_one(self, batch_dim: int, T: int, states: int, hidden: int) -> Ragged:
+        """From the arguments of an unbatched call: lengths () or (1,), resets (T,), reset_state (L * D, H).
+
+        Raises:
+            RuntimeError: if one of them has another shape, as it was given; all else is checked later.
+        """
+        wanted = [((), (1,)), ((T,), (T, 1) if batch_dim else (1, T)), ((states, hidden), (states, 1, hidden))]
+        for (name, value), (shape, batched) in zip(self._asdict().items(), wanted, strict=True):
+            if isinstance(value, Tensor) and value.shape not in (shape, batched):
+                raise RuntimeError(
+                    f"{name} should have the shape {shape} for an unbatched input, got {tuple(value.shape)}"
+                )
+        dims = (0, batch_dim, 1)
+        own = zip(self, wanted, dims, strict=True)
+        return Ragged(*(v.unsqueeze(d) if isinstance(v, Tensor) and v.dim() == len(w[0]) else v for v, w, d in own))
 
     def of_layer(self, layer: int, directions: int) -> Tensor | None:
         """The layer's reset states, (D, B or 1, H)."""
@@ -65,7 +70,7 @@ def checked(
     lengths, resets, reset_state = ragged
     for name, value in ragged._asdict().items():
         if value is not None and not isinstance(value, Tensor):
-            raise TypeError(f"{name} should be a Tensor, got {type(value).__name__}")
+            raise TypeError(f"{name} should be a Tensor, got {type(value).__name__}; torch.tensor makes one of it")
         if value is not None and batch_sizes is not None:
             raise ValueError(f"{name} cannot be given together with {PACKED}")
     T, batch = steps_of(input, None, options), batch_of(input, None, options)

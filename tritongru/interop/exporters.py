@@ -33,8 +33,7 @@ def onnx_gru(
     Raises:
         RuntimeError: for resets, which ONNX does not have.
     """
-    if ragged.resets is not None:
-        raise RuntimeError("ONNX's GRU has no resets; export the model without them, and cut the sequences before")
+    refuse_resets(ragged)
     lengths = None if ragged.lengths is None else ragged.lengths.to(torch.int32)
     T, B = steps_of(input, None, options), batch_of(input, None, options)
     D, H, each = options.directions, weights[1].shape[-1], options.tensors
@@ -64,6 +63,12 @@ def onnx_gru(
     return x.transpose(0, 1) if options.batch_first else x, torch.cat(states)
 
 
+def refuse_resets(ragged: Ragged) -> None:
+    """For both ONNX exporters."""
+    if ragged.resets is not None:
+        raise RuntimeError("ONNX's GRU has no resets; export the model without them, and cut the sequences before")
+
+
 def _gates_of_onnx(weight: Tensor) -> Tensor:
     r, z, n = weight.chunk(3)
     return torch.cat((z, r, n))
@@ -88,7 +93,18 @@ def fx_leaf(gru: nn.Module, input: Any, hx: Any, **others: Any) -> Any:
     Raises:
         TraceError: if the layer itself is traced, or by FX quantization, which supports only torch.nn.GRU.
     """
-    proxy = input if isinstance(input, torch.fx.Proxy) else hx
+    tracer = _tracer(gru, input if isinstance(input, torch.fx.Proxy) else hx)
+    return tracer.create_proxy("call_module", tracer.path_of_module(gru), (input, hx), others)
+
+
+def fx_step(gru: nn.Module, x_t: Any, state: Any, **others: Any) -> Any:
+    """Likewise for ``GRU.step``, as a method of the layer."""
+    tracer = _tracer(gru, x_t if isinstance(x_t, torch.fx.Proxy) else state)
+    layer = tracer.create_proxy("get_attr", tracer.path_of_module(gru), (), {})
+    return tracer.create_proxy("call_method", "step", (layer, x_t, state), others)
+
+
+def _tracer(gru: nn.Module, proxy: torch.fx.Proxy) -> Any:
     tracer: Any = proxy.tracer
     if type(tracer).__name__ == "QuantizationTracer":
         raise torch.fx.proxy.TraceError(
@@ -99,4 +115,4 @@ def fx_leaf(gru: nn.Module, input: Any, hx: Any, **others: Any) -> Any:
             "torch.fx records a tritongru.GRU as one node of the model around it; to trace the layer alone, put it "
             "into torch.nn.Sequential"
         )
-    return tracer.create_proxy("call_module", tracer.path_of_module(gru), (input, hx), others)
+    return tracer

@@ -183,12 +183,11 @@ def infer(
     x = input.transpose(0, 1) if batch_first else input
     if not takes(impl, weights[1], x.dtype, x.shape[0], x.shape[1]):
         return None
-    if ragged and batch_first and isinstance(ragged[1], Tensor):
-        lengths, resets, reset_state = ragged
-        ragged = lengths, resets.t().contiguous(), reset_state  # type: ignore[union-attr]
-    given = x, hx, *weights, *ragged
-    run = gru_infer if _goes_straight(given) else _run_layers
     try:
+        if ragged and batch_first and isinstance(ragged[1], Tensor):
+            lengths, resets, reset_state = ragged
+            ragged = lengths, resets.t().contiguous(), reset_state  # type: ignore[union-attr]
+        run = gru_infer if _goes_straight((x, hx, *weights, *ragged)) else _run_layers
         y, h_n = run(x, hx, weights, num_layers, *ragged)
     except (RuntimeError, TypeError):
         return None
@@ -205,7 +204,7 @@ def infer_step(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor | None
     run = gru_cell_infer if _goes_straight((input, hx, *weights)) else _run_step
     try:
         return run(input, hx, *weights)  # type: ignore[arg-type]
-    except RuntimeError:
+    except (RuntimeError, TypeError, AttributeError):  # of a weight that is None
         return None
 
 

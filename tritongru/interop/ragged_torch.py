@@ -50,7 +50,7 @@ def _longest(lengths: Tensor | None, T: int) -> int:
     """Steps after which no sequence goes on, as far as the host can see; one is run in any case."""
     if lengths is None or torch.compiler.is_compiling() or is_traced() or not lengths.is_cpu or not is_plain(lengths):
         return T
-    return max(1, min(T, int(lengths.max())))
+    return max(1, min(T, int(lengths.max()))) if lengths.numel() else T
 
 
 def _valid(x: Tensor, lengths: Tensor | None, longest: int) -> Tensor | None:
@@ -68,7 +68,8 @@ def _masked(
     ends = lengths.long().clamp(0, x.shape[0])
     t = torch.arange(x.shape[0], device=x.device)[:, None]
     order = torch.where(valid[..., 0], ends - 1 - t, t)[..., None] if d == 1 else None  # its own inverse
-    y = _gru(x if order is None else _in_order(x, order), h0, weights, train)
+    first = torch.where(ends[:, None] > 0, h0, 0.0)  # a state that no step sees may be NaN, and 0 * NaN is NaN
+    y = _gru(x if order is None else _in_order(x, order), first, weights, train)
     states = torch.cat((h0[None], y))
     hn = states.gather(0, ends[None, :, None].expand(1, *h0.shape))[0]
     y = y if order is None else _in_order(y, order)
@@ -90,12 +91,17 @@ def _step_by_step(
     train: bool,
 ) -> tuple[Tensor, Tensor]:
     """One direction of sequences with resets."""
-    T, ys = x.shape[0], []
+    T, ys = int(x.shape[0]), []
+    if T == 0:
+        _gru(x, h, weights, train)  # raises torch's error
+    if is_traced():  # by an operation that fails for another number of steps
+        x = x.view(T, x.shape[1], x.shape[2])
     cuts = resets[..., None] if valid is None else resets[..., None] & valid
     for t in reversed(range(T)) if d == 1 else range(T):
         if t + d < T:  # a pass comes to step t over the cut before step t + d
             h = torch.where(cuts[t + d], state, h)
-        y = _gru(x[t : t + 1], h, weights, train)[0]
+        before = h if valid is None else torch.where(valid[t], h, 0.0)  # as in `_masked`
+        y = _gru(x[t : t + 1], before, weights, train)[0]
         h = y if valid is None else torch.where(valid[t], y, h)
         ys.append(y if valid is None else torch.where(valid[t], y, 0.0))
     return torch.stack(ys[::-1] if d == 1 else ys), h

@@ -54,6 +54,7 @@ def gru_step_out(
     check_devices(x=x, y=y, hn=hn)
     check_dense("y", y, x.dtype, (B, H))
     check_dense("hn", hn, x.dtype, (num_layers, B, H))
+    check_writable(y, hn)
     for which, written, others in (("y", y, (x, hx, hn)), ("hn", hn, (x, hx))):
         first = written.data_ptr()
         last = first + written.nbytes
@@ -64,10 +65,20 @@ def gru_step_out(
     _count_as_changed(y, hn)
 
 
+def check_writable(*tensors: Tensor) -> None:
+    """torch refuses it for its own operators, too."""
+    if not torch.is_inference_mode_enabled() and any(tensor.is_inference() for tensor in tensors):
+        raise RuntimeError(
+            "Inplace update to inference tensor outside InferenceMode is not allowed; give tensors of out that were "
+            "made outside of it"
+        )
+
+
 def _count_as_changed(*tensors: Tensor) -> None:
     """For autograd: a backward pass that needs what they held is refused."""
-    if not any(tensor.is_inference() for tensor in tensors):
-        torch.autograd.graph.increment_version(tensors)
+    for tensor in tensors:
+        if not tensor.is_inference():  # autograd keeps none of those
+            torch.autograd.graph.increment_version(tensor)
 
 
 def _check(
@@ -75,6 +86,8 @@ def _check(
 ) -> tuple[int, int]:
     """B and H."""
     each = len(weights) // num_layers if num_layers > 0 else 0
+    if any(weight is None for weight in weights):
+        raise TypeError("a weight should be a Tensor, got None")
     if x.dim() != 2 or each not in (2, 4) or len(weights) != num_layers * each or weights[1].dim() != 2:
         raise RuntimeError(
             "x and w_hh should have 2 dimensions, and each layer 2 or 4 weights, got "
@@ -92,11 +105,11 @@ def _check(
             and tensor.dtype is dtype
             and tensor.is_cpu is on_cpu
             and tensor.is_contiguous()
-            and tensor.untyped_storage().nbytes() >= size
-            and not tensor.storage_offset()
+            and tensor.untyped_storage().nbytes() >= size + tensor.storage_offset() * dtype.itemsize
         ):
             continue  # valid, and faster to find out than with the checks below
-        check_devices(x=x, **{str(name): tensor})
+        if name != "x":
+            check_devices(x=x, **{str(name): tensor})
         check_dense(name, tensor, dtype, shape)
     if reset is not None:
         check_dense("reset", reset, torch.bool, (B,))

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tritongru.arguments.checks import check_kind, check_memory
 from tritongru.arguments.ragged import WHOLE
+from tritongru.interop.exporters import fx_step
 from tritongru.interop.inference_ops import takes, wants_results_alone
-from tritongru.interop.step_ops import remember, run_step, run_step_out, step_again
+from tritongru.interop.step_ops import check_writable, remember, run_step, run_step_out, step_again
 from tritongru.route import route_of
 
 if TYPE_CHECKING:
@@ -28,10 +29,13 @@ def step(gru: GRU, x_t: Tensor, state: Tensor | None, reset: Tensor | None, out:
         found = _on_cpu(gru, x_t, state, reset, out)
         if found is not None:
             return found
+    if isinstance(x_t, torch.fx.Proxy) or isinstance(state, torch.fx.Proxy):
+        named = {"reset": reset, "out": out}
+        return fx_step(gru, x_t, state, **{name: value for name, value in named.items() if value is not None})
     if gru.bidirectional:
         raise RuntimeError(
-            "step needs a GRU of one direction, got bidirectional=True: the other direction begins at the last time "
-            "step"
+            "step needs a GRU of one direction, got bidirectional=True, whose other direction begins at the last time "
+            "step; call the layer with whole sequences"
         )
     for name, value in (("x_t", x_t), ("state", state), ("reset", reset)):
         if not isinstance(value, Tensor) and (value is not None or name == "x_t"):
@@ -76,7 +80,7 @@ def _on_cpu(
         else:
             run_step_out(x_t, state, reset, weights, layers, *out)
             found = out
-    except (RuntimeError, TypeError, AttributeError, KeyError):  # KeyError: of a computed weight
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError):  # KeyError: of a computed weight
         return None
     if reset is None and state is not None:
         remember(x_t, state, weights, layers, impl, out)
@@ -98,8 +102,10 @@ def _batched(
                 return run_step(*given)
             run_step_out(*given, *out)
             return out
-        except RuntimeError:
-            pass  # the layer itself has an error for it, or lays the tensors out
+        except (RuntimeError, ValueError):
+            pass  # there is an error for it below, or the layer lays the tensors out
+    if out is not None:
+        _check_apart(x_t, state, out)
     if out is not None and torch.is_grad_enabled() and _learns(x_t, state, weights):
         raise RuntimeError(
             "step(): functions with out=... arguments don't support automatic differentiation, but one of the "
@@ -149,7 +155,8 @@ def _check_reset(x_t: Tensor, reset: Tensor) -> None:
 
 def _check_out(gru: GRU, x_t: Tensor, out: Out, batch: tuple[int, ...]) -> None:
     if not isinstance(out, tuple) or len(out) != 2 or not all(isinstance(t, Tensor) for t in out):
-        raise TypeError(f"out should be a tuple of two tensors, y_t and state, got {type(out).__name__}")
+        kinds = ", ".join(type(t).__name__ for t in out) if isinstance(out, tuple) else type(out).__name__
+        raise TypeError(f"out should be a tuple of two tensors, (y_t, state), got {kinds}")
     shapes = (*batch, gru.hidden_size), (gru.num_layers, *batch, gru.hidden_size)
     for name, tensor, shape in zip(("y_t", "state"), out, shapes, strict=True):
         if tensor.shape != shape:
@@ -158,10 +165,28 @@ def _check_out(gru: GRU, x_t: Tensor, out: Out, batch: tuple[int, ...]) -> None:
             raise RuntimeError(
                 f"{name} in out should be {x_t.dtype} on {x_t.device}, like x_t, got {tensor.dtype} on {tensor.device}"
             )
-        if torch._C._has_storage(tensor):
-            check_memory(name, tensor)
-    if _share_memory(*out):
+        if torch.compiler.is_compiling() or not torch._C._has_storage(tensor):
+            continue
+        check_memory(name, tensor)
+        if torch._debug_has_internal_overlap(tensor) == 1:
+            raise RuntimeError(f"{name} in out has elements that share memory; give a tensor that is not expanded")
+    if not torch.compiler.is_compiling():
+        check_writable(*out)
+
+
+def _check_apart(x_t: Tensor, state: Tensor | None, out: Out) -> None:
+    """What is written may be read until the step has ended."""
+    y_t, new = out
+    if _share_memory(y_t, new):
         raise ValueError("y_t and state in out should not share memory; give two tensors")
+    for written, tensor in (("y_t", y_t), ("state", new)):
+        if _share_memory(tensor, x_t):
+            raise ValueError(f"{written} in out should not share memory with x_t; give another tensor")
+        if state is not None and _share_memory(tensor, state):
+            raise ValueError(
+                f"{written} in out should not share memory with state; give another tensor, and swap the two states "
+                "after each step"
+            )
 
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:

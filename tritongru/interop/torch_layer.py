@@ -57,6 +57,8 @@ def backward(
 
 def gradients(grads: OutputGradients, call: LayerCall, needs: Sequence[bool], again: bool) -> tuple[Tensor | None, ...]:
     """As ``backward``, but also for packed rows, and with its own graph if it is differentiated ``again``."""
+    if grads.dy is None and grads.dhn is None:
+        return tuple(torch.zeros_like(t) if need else None for t, need in zip(call.leaves, needs, strict=True))  # type: ignore[arg-type]
     leaves: list[Any] = [t for t, need in zip(call.leaves, needs, strict=True) if need]
     with torch.enable_grad():
         if not again:

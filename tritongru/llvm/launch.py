@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from tritongru.arguments.records import LayerCall, OutputGradients, Outputs, Saved, Weights
-from tritongru.llvm import threads
+from tritongru.llvm import forks, threads
 from tritongru.llvm.compiling import function_of
 from tritongru.llvm.pages import in_large_pages
 from tritongru.llvm.passes.call import CALL, COUNTS, TENSORS
 from tritongru.llvm.segments import Segments, roomy, segments_of
-from tritongru.llvm.working_memory import working_memory
+from tritongru.llvm.working_memory import clear, copy_of, working_memory
 from tritongru.planning.cpu_plan import KEPT, chunk_of, exact_dtype, groups_of, parts, threads_of
 from tritongru.planning.launches import VectorLaunch
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
+ALONE = 1 << 14  # elements; torch's operators use several threads from twice as many on
 FEW = 2  # rows of a single step up to which the weights are not packed
 UNEVEN = 4  # groups of ragged rows for each thread
 OF_STEP = TENSORS.index("hn") + 1  # tensors that a step has
@@ -61,14 +62,14 @@ def forward(call: LayerCall, keeps: bool, launch: VectorLaunch) -> Outputs:
     y, hn = in_large_pages(x.new_empty((N, D, H))), x.new_empty((D, B, H))
     if call.rows.ragged:
         if lengths is not None:
-            y.zero_()
+            clear(y)
         kept = in_large_pages(x.new_empty((N, D, KEPT, H))) if keeps else None
         segments = segments_of(lengths, resets, N // B, B, launch.isa)
         own = (x, *weights, h0, segments.offsets, y, hn, kept, *(None,) * 7)
         _run_ragged("forward", launch, segments, call, *own, *_addresses(segments), _for_all(reset_state, B))
         return Outputs(y, hn, x.new_empty(0) if kept is None else kept)
     if offsets is not None:  # a row that occurs in no step keeps its initial state
-        hn = x.new_zeros((D, B, H)) if h0 is None else h0.clone()
+        hn = clear(x.new_empty((D, B, H))) if h0 is None else copy_of(h0)
     kept = in_large_pages(x.new_empty((N, D, KEPT, H))) if keeps else None
     T = N // B if offsets is None else offsets.shape[0] - 1
     kernel = _kernel_of(T, B) if D == 1 and not keeps and offsets is None else "forward"
@@ -109,7 +110,7 @@ def infer(
     for layer in range(layers):
         y = in_large_pages(x.new_empty((T, B, H)))
         if lengths is not None:
-            y.zero_()
+            clear(y)
         found = _pass(kernel, isa, dtype, *sizes, I, number_of_threads, False, ragged)
         w_ih, w_hh, *biases = weights[layer * each : (layer + 1) * each]
         b_ih, b_hh = biases or (None, None)
@@ -149,8 +150,7 @@ def infer_steps(
     ``reset`` (B,): states that count as zero."""
     (B, I), layers, H = x.shape, hn.shape[0], hn.shape[2]
     if hx is not None and reset is not None:
-        states = working_memory("states", hx.numel(), hx.dtype)[: hx.numel()].view(hx.shape)
-        hx = torch.where(reset[:, None], _zeros(x.dtype, 1), hx, out=states)
+        hx = _without(reset, hx)
     at = [0 if t is None else t.data_ptr() for t in (x, hx, *weights, y, hn)]
     run_steps(isa, x.dtype, B, I, H, layers, at)
 
@@ -173,6 +173,15 @@ def run_steps(isa: str, dtype: torch.dtype, B: int, I: int, H: int, layers: int,
         at_x, I, at_hn, at_hx = at_hn, H, at_hn + size, at_hx and at_hx + size
 
 
+def _without(reset: Tensor, hx: Tensor) -> Tensor:
+    """The states of the rows that do not begin anew, and zeros."""
+    states = working_memory("states", hx.numel(), hx.dtype)[: hx.numel()].view(hx.shape)
+    pieces = hx.numel() // ALONE + 1 if forks.is_child() else 1
+    for own, old, new in zip(reset.chunk(pieces), hx.chunk(pieces, 1), states.chunk(pieces, 1), strict=True):
+        torch.where(own[:, None], _zeros(hx.dtype, 1), old, out=new)
+    return states
+
+
 def backward(
     grads: OutputGradients, call: LayerCall, saved: Saved, needs: list[bool], launch: VectorLaunch
 ) -> tuple[Tensor, ...]:
@@ -190,15 +199,15 @@ def backward(
     y = saved.y.contiguous() if kept is None else None
     dy = None if grads.dy is None else grads.dy.contiguous()
     dhn = grads.dhn  # its copy receives the gradient of h0
-    dh = x.new_zeros((D, B, H)) if dhn is None else dhn.clone(memory_format=torch.contiguous_format)
+    dh = clear(x.new_empty((D, B, H))) if dhn is None else copy_of(dhn)
     dx = None
     if needs[0]:
         dx = in_large_pages(torch.empty_like(x))
         if D == 2 or lengths is not None:  # two directions add to it, and padding has no gradient
-            dx.zero_()
+            clear(dx)
     shapes = (weights.w_ih.shape, weights.w_hh.shape, (D * 3 * H,), (D, 3 * H))
-    dws = [x.new_zeros(shape) if need else None for shape, need in zip(shapes, needs[1:5], strict=True)]
-    d_reset = x.new_zeros((D, B, H)) if needs[6] and reset_state is not None else None
+    dws = [clear(x.new_empty(shape)) if need else None for shape, need in zip(shapes, needs[1:5], strict=True)]
+    d_reset = clear(x.new_empty((D, B, H))) if needs[6] and reset_state is not None else None
     if call.rows.ragged:
         segments = segments_of(lengths, resets, N // B, B, launch.isa)
         own = (x, *weights, h0, segments.offsets, y, None, kept, dy, dh, dx, *dws)
