@@ -33,7 +33,7 @@ from tritongru.interop.exporters import exports_to_onnx, onnx_gru, refuse_resets
 from tritongru.interop.torch_path import run_torch
 from tritongru.planning.cpu_plan import kept_bytes
 from tritongru.planning.memory import MEMORIES, saves
-from tritongru.route import NO_RESETS, asks_for_kernels, log_once, route_of, takes
+from tritongru.route import asks_for_kernels, log_no_resets, log_once, route_of, takes
 
 
 def gru(
@@ -206,7 +206,7 @@ def _run_torch(
 ) -> tuple[Tensor, Tensor]:
     check_for_torch(input, hx, weights, batch_sizes, options)
     if ragged.resets is not None:
-        log_once(NO_RESETS)
+        log_no_resets()
     return run_torch(input, hx, weights, batch_sizes, options, ragged)
 
 

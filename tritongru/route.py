@@ -16,7 +16,7 @@ from tritongru.planning.instruction_sets import INSTALL, host_sets, refusal
 from tritongru.planning.plan import limits_on, plan_on, precision_of
 
 logger = logging.getLogger("tritongru")
-NO_RESETS = "it has no resets, so it runs one time step at a time"
+NO_RESETS = "torch's own GRU has no resets, so it runs one time step at a time"
 
 
 class Route(NamedTuple):
@@ -160,7 +160,12 @@ def _installed(package: str) -> tuple[int, ...]:
 
 def log_once(reason: str, warn: bool = False) -> None:
     """Logs a reason for using torch's GRU, once per process."""
-    _log(reason, logging.WARNING if warn else logging.INFO)
+    _log(f"falling back to torch's own GRU: {reason}", logging.WARNING if warn else logging.INFO)
+
+
+def log_no_resets() -> None:
+    """Likewise, also where torch's GRU was asked for."""
+    _log(NO_RESETS, logging.INFO)
 
 
 # What torch.compiler.assume_constant_result sets: the compiler runs these functions while it traces. The decorator
@@ -168,8 +173,9 @@ def log_once(reason: str, warn: bool = False) -> None:
 _route._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _missing_on_cpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 log_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
+log_no_resets._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
-def _log(reason: str, level: int) -> None:
-    logger.log(level, "falling back to torch's own GRU: %s", reason)
+def _log(text: str, level: int) -> None:
+    logger.log(level, "%s", text)

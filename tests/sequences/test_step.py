@@ -322,6 +322,20 @@ def test_a_weight_that_is_none_is_named(impl, B, name):
             assert str(found.value) == f"{name} is None; assign a torch.nn.Parameter to it"
 
 
+@pytest.mark.parametrize("into", [False, True])
+@impls
+@torch.no_grad()
+def test_a_storage_that_ends_within_a_view_is_refused(impl, into):
+    """It has as many bytes as x_t, but x_t begins in its middle."""
+    gru, xs, state = made(impl=impl)
+    x = xs[1]
+    xs.untyped_storage().resize_(x.nbytes)
+    out = empty(gru, state[0, :, :I]) if into else None
+    with pytest.raises(RuntimeError, match="storage"):
+        gru.step(x, state, out=out)
+    assert not into or out[0].isnan().all()
+
+
 @needs_loop
 @torch.no_grad()
 def test_operators_refuse_what_is_none_or_of_another_shape():

@@ -24,7 +24,7 @@ from tritongru.interop.exporters import refuse_program
 from tritongru.ops import dtype_of_kept, launch_of, refuse_second_derivative, shape_of_kept
 from tritongru.planning.cpu_plan import kept_bytes
 from tritongru.planning.memory import MEMORIES, saves
-from tritongru.route import NO_RESETS, Route, log_once, route_of, takes
+from tritongru.route import Route, log_no_resets, route_of, takes
 
 GATES, RESERVE = "gates", "reserve"
 
@@ -64,7 +64,7 @@ def gru_routed_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     route = _route(call, impl, learns)
     if route is None:
         if call.rows.resets is not None:
-            log_once(NO_RESETS)
+            log_no_resets()
         y, hn, reserve = torch_layer.forward(call, learns, autocast)
         return y, hn, _window(reserve, (RESERVE, *y.shape))
     size = kept_bytes(route.family, N, H, D, layers, x.dtype)
