@@ -374,6 +374,8 @@ def test_rows_overrule_the_model(monkeypatch):
         assert answer.family == family
         if family == "torch":
             assert answer.reason == "torch's GRU was measured at 8.00 us per step on H200, the kernel at 9.00 us"
+            with_resets = plan(768, "float16", H200, batch=16, training=False, resets=True)
+            assert with_resets.family == "persistent", "what was measured is torch's whole loop"
         else:
             assert answer.forward.launch.name == other.name
     plan.cache_clear()
