@@ -295,8 +295,9 @@ class GRU(nn.RNNBase):
             RuntimeError: if ``impl="triton"`` or ``impl="llvm"`` has no kernel for the layer.
         """
         batch, time = check_size("batch", batch), check_size("time", time)
-        for name, value in (("packed", packed), ("lengths", lengths), ("resets", resets)):
-            check_flag(name, value)
+        packed, lengths, resets = (
+            check_flag(name, value) for name, value in (("packed", packed), ("lengths", lengths), ("resets", resets))
+        )
         if packed and (lengths or resets):
             raise ValueError(
                 "a PackedSequence has neither lengths nor resets; warm up for each kind of call on its own"

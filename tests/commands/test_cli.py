@@ -281,6 +281,14 @@ def test_lengths_themselves_are_not_what_a_plan_is_for(name, value):
         assert str(refused.value) == says
 
 
+def test_a_flag_may_be_numpys():
+    numpy = pytest.importorskip("numpy")
+    gru = tritongru.GRU(3, 4)
+    answer = tritongru.explain(gru, batch=2, time=3, device="h200", lengths=numpy.True_, resets=numpy.False_)
+    assert json.loads(json.dumps(answer.as_dict()))["lengths"] is True
+    gru.warmup(2, 3, lengths=numpy.True_, packed=numpy.False_)
+
+
 def kernels_of(hidden, batch, gpu, ragged):
     """What a batch runs, by the plan itself: of each pass its family and launch, without how many tiles share it."""
     answer = plan(hidden, "float16", GPUS[gpu], batch=batch, time=512, lengths=ragged)

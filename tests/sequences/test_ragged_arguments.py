@@ -62,7 +62,7 @@ WRONG = {
     ),
     "sparse": (
         *({"lengths": torch.ones(B, dtype=torch.int64).to_sparse()}, RuntimeError),
-        "lengths should have the shape (3,), one length for each sequence, got (3,)",
+        "lengths should be dense, got torch.sparse_coo; convert it with .to_dense()",
     ),
     "meta": (
         *({"lengths": torch.ones(B, dtype=torch.int64, device="meta")}, RuntimeError),
@@ -98,7 +98,7 @@ WRONG = {
     ),
     "sparse resets": (
         *({"resets": NO_RESETS.to_sparse()}, RuntimeError),
-        "resets should have the shape (4, 3), one value for each step of the input, got (4, 3)",
+        "resets should be dense, got torch.sparse_coo; convert it with .to_dense()",
     ),
     "meta resets": (
         *({"resets": NO_RESETS.to("meta")}, RuntimeError),
@@ -127,6 +127,10 @@ WRONG = {
     "a meta reset state": (
         *({"resets": NO_RESETS, "reset_state": STATE.to("meta")}, RuntimeError),
         "reset_state should be on the device of the input, cpu, got meta",
+    ),
+    "a sparse reset state": (
+        *({"resets": NO_RESETS, "reset_state": STATE.to_sparse()}, RuntimeError),
+        "reset_state should be dense, got torch.sparse_coo; convert it with .to_dense()",
     ),
     "a reset state in float64": (
         *({"resets": NO_RESETS, "reset_state": STATE.double()}, RuntimeError),
@@ -199,6 +203,19 @@ def test_wrong_arguments_of_one_sequence(batch_first):
     one = gru(x, lengths=torch.tensor(3), resets=resets, reset_state=state)
     batched = {"lengths": torch.tensor([3]), "resets": resets[None] if batch_first else resets[:, None]}
     close(gru(x, **batched, reset_state=state[:, None]), one)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_tensors_of_inference_serve_a_training_step(impl):
+    """Autograd keeps none of these, so it gets a copy."""
+    gru, x = tritongru.GRU(I, H, impl=impl), torch.randn(T, B, I)
+    with torch.inference_mode():
+        lengths, resets = one_of(1, 2), torch.rand(T, B) < 0.5
+    same = {"lengths": lengths.clone(), "resets": resets.clone()}
+    for given in ({"lengths": lengths}, {"resets": resets}, {"lengths": lengths, "resets": resets}):
+        found, wanted = (gru(x, **kind)[0].sum() for kind in (given, {name: same[name] for name in given}))
+        for one, other in zip(*(torch.autograd.grad(v, gru.parameters()) for v in (found, wanted)), strict=True):
+            assert torch.equal(one, other)
 
 
 @on_a_cpu

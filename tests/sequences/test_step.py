@@ -322,6 +322,45 @@ def test_a_weight_that_is_none_is_named(impl, B, name):
             assert str(found.value) == f"{name} is None; assign a torch.nn.Parameter to it"
 
 
+@impls
+@torch.no_grad()
+def test_strided_tensors_may_lie_between_each_other(impl):
+    """Outputs side by side in one tensor, each the next input; states that take turns in another."""
+    torch.manual_seed(0)
+    gru, h = tritongru.GRU(5, 5, 2, impl=impl), torch.randn(2, 3, 5)
+    ys, states = torch.randn(3, 4, 5), torch.stack((h, torch.full_like(h, NAN)), 2)
+    for t in range(3):
+        x, wanted = ys[:, t].clone(), expected(gru, ys[:, t], states[:, :, t % 2])
+        gru.step(ys[:, t], states[:, :, t % 2], out=(ys[:, t + 1], states[:, :, 1 - t % 2]))
+        assert torch.equal(ys[:, t], x)
+        for one, other in zip((ys[:, t + 1], states[:, :, 1 - t % 2]), wanted, strict=True):
+            assert_same(one, other)
+
+
+@impls
+@torch.no_grad()
+def test_nested_tensors_are_refused(impl):
+    """Also where a step like it is known."""
+    gru, xs, state = made(2, 2, impl=impl)
+    nested, out = torch.nested.nested_tensor([*xs[0]]), empty(gru, xs[0])
+    odd = torch.nested.nested_tensor([*state])
+    gru.step(xs[0], state)
+    gru.step(xs[0], state, out=out)
+    for given in ((nested, state, None), (xs[0], odd, None), (xs[0], state, (nested, odd))):
+        assert failure(gru.step, *given[:2], out=given[2]) is not None
+
+
+@impls
+def test_an_out_that_needs_a_gradient_is_refused(impl):
+    gru, xs, state = made(impl=impl)
+    gru.requires_grad_(False)
+    y, hn = empty(gru, xs[0])
+    for out in ((y, hn.clone().requires_grad_()), (y, hn * torch.ones(1, requires_grad=True))):
+        with pytest.raises(RuntimeError, match=r"out=\.\.\. arguments don't support automatic differentiation"):
+            gru.step(xs[0], state, out=out)
+    assert y.isnan().all()
+
+
 @pytest.mark.parametrize("into", [False, True])
 @impls
 @torch.no_grad()

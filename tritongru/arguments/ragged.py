@@ -82,12 +82,20 @@ def checked(
         if resets is None:
             raise ValueError("reset_state needs resets, which say where it is used")
         _check_reset_state(reset_state, input, hx, batch, options, hidden)
-    return Ragged(lengths, resets, reset_state)
+    return Ragged(_kept(lengths), _kept(resets), reset_state)
+
+
+def _kept(tensor: Tensor | None) -> Tensor | None:
+    """One that a backward pass may keep."""
+    if tensor is None or torch.compiler.is_compiling() or not tensor.is_inference():
+        return tensor
+    return tensor if torch.is_inference_mode_enabled() else tensor.clone()
 
 
 def _lengths(lengths: Tensor, input: Tensor, T: int, batch: int) -> Tensor:
     check_kind("lengths", lengths, *INTEGERS)
-    if lengths.layout is not torch.strided or lengths.shape != (batch,):
+    _check_layout("lengths", lengths)
+    if lengths.shape != (batch,):
         raise RuntimeError(
             f"lengths should have the shape ({batch},), one length for each sequence, got {tuple(lengths.shape)}"
         )
@@ -103,6 +111,11 @@ def _lengths(lengths: Tensor, input: Tensor, T: int, batch: int) -> Tensor:
     if input.is_cuda and not torch.compiler.is_compiling():
         return lengths.pin_memory().to(input.device, non_blocking=True)
     return lengths.to(input.device)
+
+
+def _check_layout(name: str, tensor: Tensor) -> None:
+    if tensor.layout is not torch.strided:
+        raise RuntimeError(f"{name} should be dense, got {tensor.layout}; convert it with .to_dense()")
 
 
 def check_lengths(lengths: Tensor, T: int) -> None:
@@ -125,13 +138,19 @@ def check_lengths(lengths: Tensor, T: int) -> None:
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor has values that can be read: not a fake one, nor one of a transform."""
-    return type(tensor) is Tensor and torch._C._has_storage(tensor) and not tensor.is_meta
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and torch._C._has_storage(tensor)
+        and not tensor.is_meta
+        and not torch._is_functional_tensor(tensor)
+    )
 
 
 def _resets(resets: Tensor, input: Tensor, T: int, batch: int, options: Options) -> Tensor:
     check_kind("resets", resets, torch.bool)
     shape = (batch, T) if options.batch_first else (T, batch)
-    if resets.layout is not torch.strided or resets.shape != shape:
+    _check_layout("resets", resets)
+    if resets.shape != shape:
         raise RuntimeError(
             f"resets should have the shape {shape}, one value for each step of the input, got {tuple(resets.shape)}"
         )
@@ -144,6 +163,7 @@ def _check_reset_state(
     state: Tensor, input: Tensor, hx: Tensor | None, batch: int, options: Options, hidden: int
 ) -> None:
     states = options.num_layers * options.directions
+    _check_layout("reset_state", state)
     if state.shape not in ((states, batch, hidden), (states, 1, hidden)):
         raise RuntimeError(
             f"reset_state should have the shape ({states}, {batch}, {hidden}) or ({states}, 1, {hidden}), got "

@@ -97,11 +97,13 @@ def fx_leaf(gru: nn.Module, input: Any, hx: Any, **others: Any) -> Any:
     return tracer.create_proxy("call_module", tracer.path_of_module(gru), (input, hx), others)
 
 
-def fx_step(gru: nn.Module, x_t: Any, state: Any, **others: Any) -> Any:
+def fx_step(gru: nn.Module, x_t: Any, state: Any, **others: Any) -> tuple[Tensor, Tensor]:
     """Likewise for ``GRU.step``, as a method of the layer."""
-    tracer = _tracer(gru, x_t if isinstance(x_t, torch.fx.Proxy) else state)
+    given = (x_t, state, *others.values())
+    tracer = _tracer(gru, next(value for value in given if isinstance(value, torch.fx.Proxy)))
     layer = tracer.create_proxy("get_attr", tracer.path_of_module(gru), (), {})
-    return tracer.create_proxy("call_method", "step", (layer, x_t, state), others)
+    found: tuple[Tensor, Tensor] = tracer.create_proxy("call_method", "step", (layer, x_t, state), others)
+    return found
 
 
 def _tracer(gru: nn.Module, proxy: torch.fx.Proxy) -> Any:

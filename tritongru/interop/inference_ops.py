@@ -156,7 +156,8 @@ def wants_results_alone(input: Tensor, hx: Tensor | None, impl: str) -> bool:
         not torch.compiler.is_compiling()
         and not torch.is_grad_enabled()
         and type(input) is Tensor
-        and (hx is None or type(hx) is Tensor)
+        and (hx is None or (type(hx) is Tensor and not hx.is_nested))
+        and not input.is_nested
         and (impl == "auto" or impl == "llvm")
         and input.is_cpu
         and input.dtype in DTYPES

@@ -215,8 +215,8 @@ def step_again(
     """A step on a CPU like one that was remembered, or None. To check each of ten tensors in Python takes longer than
     the step of a small layer; torch's compiler has a function for it."""
     known = _known.get((id(weights[0]), num_layers, impl, out is None))
-    if known is None:
-        return None
+    if known is None or (out is not None and any(tensor.is_nested for tensor in out)):
+        return None  # the guards take strides, and a nested tensor has none
     given = out
     tensors = (x, hx, *weights) if out is None else (x, hx, *weights, *out)
     if not known.guards.check(*tensors) or is_watched():

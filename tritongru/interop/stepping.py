@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tritongru.arguments.checks import check_kind, check_memory
-from tritongru.arguments.ragged import WHOLE
+from tritongru.arguments.ragged import WHOLE, is_plain
 from tritongru.interop.exporters import fx_step
 from tritongru.interop.inference_ops import takes, wants_results_alone
 from tritongru.interop.step_ops import check_writable, remember, run_step, run_step_out, step_again
@@ -29,7 +29,7 @@ def step(gru: GRU, x_t: Tensor, state: Tensor | None, reset: Tensor | None, out:
         found = _on_cpu(gru, x_t, state, reset, out)
         if found is not None:
             return found
-    if isinstance(x_t, torch.fx.Proxy) or isinstance(state, torch.fx.Proxy):
+    if any(isinstance(value, torch.fx.Proxy) for value in (x_t, state, reset)):
         named = {"reset": reset, "out": out}
         return fx_step(gru, x_t, state, **{name: value for name, value in named.items() if value is not None})
     if gru.bidirectional:
@@ -106,7 +106,7 @@ def _batched(
             pass  # there is an error for it below, or the layer lays the tensors out
     if out is not None:
         _check_apart(x_t, state, out)
-    if out is not None and torch.is_grad_enabled() and _learns(x_t, state, weights):
+    if out is not None and torch.is_grad_enabled() and _learns(x_t, state, (*weights, *out)):
         raise RuntimeError(
             "step(): functions with out=... arguments don't support automatic differentiation, but one of the "
             "arguments requires grad."
@@ -175,23 +175,26 @@ def _check_out(gru: GRU, x_t: Tensor, out: Out, batch: tuple[int, ...]) -> None:
 
 
 def _check_apart(x_t: Tensor, state: Tensor | None, out: Out) -> None:
-    """What is written may be read until the step has ended."""
+    """What is written may be read until the step has ended. Strided tensors are written after it, so these may lie
+    between each other."""
     y_t, new = out
     if _share_memory(y_t, new):
         raise ValueError("y_t and state in out should not share memory; give two tensors")
     for written, tensor in (("y_t", y_t), ("state", new)):
-        if _share_memory(tensor, x_t):
+        if _share_memory(tensor, x_t, dense=True):
             raise ValueError(f"{written} in out should not share memory with x_t; give another tensor")
-        if state is not None and _share_memory(tensor, state):
+        if state is not None and _share_memory(tensor, state, dense=True):
             raise ValueError(
                 f"{written} in out should not share memory with state; give another tensor, and swap the two states "
                 "after each step"
             )
 
 
-def _share_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether the ranges of two tensors, with what lies between their elements, meet."""
-    if torch.compiler.is_compiling() or not (torch._C._has_storage(a) and torch._C._has_storage(b)):
+def _share_memory(a: Tensor, b: Tensor, dense: bool = False) -> bool:
+    """Whether the ranges of two tensors, with what lies between their elements, meet; only if both are ``dense``."""
+    if torch.compiler.is_compiling() or not (is_plain(a) and is_plain(b)):
+        return False
+    if dense and not (a.is_contiguous() and b.is_contiguous()):
         return False
     ranges = []
     for t in (a, b):

@@ -129,10 +129,11 @@ def check_size(name: str, value: Any) -> int:
     return number
 
 
-def check_flag(name: str, value: Any) -> None:
+def check_flag(name: str, value: Any) -> bool:
     """Of what a plan is for: easily mistaken for the tensor of that name, which a call takes."""
-    if not isinstance(value, bool):
+    if type(value).__name__ not in ("bool", "bool_"):  # Python's and NumPy's
         raise TypeError(f"{name} should be True or False, whether calls pass {name}, got {type(value).__name__}")
+    return bool(value)
 
 
 def is_served(device: Device) -> bool:

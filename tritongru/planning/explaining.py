@@ -59,8 +59,7 @@ def explain(
     weight = next(gru.parameters())
     where = _place(weight.device if device is None else device)
     impl = getattr(gru, "impl", "auto")
-    check_flag("lengths", lengths)
-    check_flag("resets", resets)
+    lengths, resets = check_flag("lengths", lengths), check_flag("resets", resets)
     if impl == "torch":
         name = where.name if isinstance(where, Device) else str(where)
         dtype = str(weight.dtype).removeprefix("torch.")
