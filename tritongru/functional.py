@@ -149,7 +149,7 @@ def run(
     batch, T = batch_of(input, batch_sizes, options), steps_of(input, batch_sizes, options)
     hidden, directions = weights[1].shape[-1], options.directions
     learns = _learns(input, hx, weights, ragged)
-    route = route_of(options.impl, hidden, dtype, input.device, directions, learns)
+    route = route_of(options.impl, hidden, dtype, input.device, directions, learns, bool(ragged))
     if route is None or not (ragged.resets is not None or takes(route, options.impl, batch, T)):
         return _run_torch(*given, ragged)
     count = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
@@ -182,7 +182,7 @@ def _run_compiled(
     portable = options.impl == "auto" and device.type == "cpu" and (cast is not None or torch.compiler.is_exporting())
     if not portable and asks_for_kernels(options.impl, device):
         hidden, dtype = weights[1].shape[-1], cast or input.dtype
-        if route_of(options.impl, hidden, dtype, device, options.directions, learns) is not None:
+        if route_of(options.impl, hidden, dtype, device, options.directions, learns, bool(ragged)) is not None:
             impl = options.impl
     if impl == "torch" and torch.compiler.is_exporting():  # a program that needs only torch
         return run_torch(input, hx, weights, None, options, ragged)

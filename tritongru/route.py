@@ -49,15 +49,22 @@ def asks_for_kernels(impl: str, device: torch.device) -> bool:
 
 
 def route_of(
-    impl: str, hidden: int, dtype: torch.dtype, device: torch.device, directions: int, training: bool
+    impl: str,
+    hidden: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    directions: int,
+    training: bool,
+    ragged: bool = False,
 ) -> Route | None:
-    """The route to the kernels, or None if torch's GRU runs whatever the batch and the number of steps.
+    """The route to the kernels, or None if torch's GRU runs whatever the batch and the number of steps. ``ragged``:
+    with lengths or resets, for which a few sizes have no kernel.
 
     Raises:
         RuntimeError: if ``impl="triton"`` or ``impl="llvm"`` cannot run the layer.
     """
     family = "llvm" if impl == "llvm" or (impl == "auto" and device.type == "cpu") else "triton"
-    route = _route(family, hidden, dtype, device, directions, training)
+    route = _route(family, hidden, dtype, device, directions, training, ragged)
     if not route.refusal:
         return route
     if impl != "auto":
@@ -86,12 +93,12 @@ def takes(route: Route, impl: str, batch: int, T: int) -> bool:
 
 
 def _route(
-    family: str, hidden: int, dtype: torch.dtype, device: torch.device, directions: int, training: bool
+    family: str, hidden: int, dtype: torch.dtype, device: torch.device, directions: int, training: bool, ragged: bool
 ) -> Route:
     if family == "llvm":
         return _route_on_cpu(hidden, dtype, device, training)
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-    return _route_under(hidden, dtype, device, directions, training, precision_of(dtype), interpreted)
+    return _route_under(hidden, dtype, device, directions, training, ragged, precision_of(dtype), interpreted)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -109,6 +116,7 @@ def _route_under(
     device: torch.device,
     directions: int,
     training: bool,
+    ragged: bool,
     precision: str,  # as `precision_of` reads it
     interpreted: bool,
 ) -> Route:
@@ -116,7 +124,7 @@ def _route_under(
     if refusal:
         return Route(refusal)
     facts = device_facts(device)
-    answer = plan_on(facts, hidden, dtype, directions=directions, training=training, impl="triton")
+    answer = plan_on(facts, hidden, dtype, directions=directions, training=training, impl="triton", lengths=ragged)
     if answer.family == "torch":
         return Route(answer.reason)
     limits = limits_on(facts, hidden, dtype, directions=directions, training=training)

@@ -101,7 +101,7 @@ def warm(
     ragged, passes = lengths or resets, []
     if asks_for_kernels(impl, device):
         of_call = [False, True] if learns else [False]
-        routes = {training: route_of(impl, H, dtype, device, D, training) for training in of_call}
+        routes = {training: route_of(impl, H, dtype, device, D, training, ragged) for training in of_call}
         found = [(training, route) for training, route in routes.items() if route is not None]
         passes = [training for training, route in found if resets or takes(route, impl, batch, time)]
     if not passes:

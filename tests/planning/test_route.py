@@ -8,6 +8,8 @@ from cpu_loop import forget, llvmlite_of, needs_loop, table_of
 
 import tritongru
 from tritongru import route
+from tritongru.planning.devices import GPUS
+from tritongru.planning.triton_versions import installed
 
 pytestmark = pytest.mark.quick
 
@@ -174,3 +176,19 @@ def test_large_batches_and_short_sequences_are_told_once_each(told):
         "falling back to torch's own GRU: with fewer than 8 time steps, launches around the loop cost more than the "
         "loop saves",
     ]
+
+
+@pytest.mark.skipif(installed() is None, reason="needs Triton, which is not installed")
+def test_a_size_without_a_ragged_kernel_is_torchs_for_ragged_calls(monkeypatch, told):
+    """A few on AMD, whose ragged forms spill; the log and a forced path say why."""
+    monkeypatch.setattr(route, "device_facts", lambda device: GPUS["mi300x"])
+    where = 160, torch.bfloat16, torch.device("cuda"), 1, True
+    why = "hidden size 160 in bfloat16 has no forward kernel for lengths and resets on MI300X, where the largest is"
+    assert route.route_of("auto", *where) is not None
+    assert told() == []
+    assert route.route_of("auto", *where, ragged=True) is None
+    ((level, text),) = told()
+    assert (level, text[: len(torchs(why)[1])]) == torchs(why)
+    with pytest.raises(RuntimeError) as refused:
+        route.route_of("triton", *where, ragged=True)
+    assert str(refused.value).startswith(f"impl='triton' cannot run this layer: {why}")

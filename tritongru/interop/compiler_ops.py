@@ -149,7 +149,7 @@ def _route(call: LayerCall, impl: str, learns: bool) -> Route | None:
     if impl == "torch":
         return None
     x, (N, D, B, H) = call.x, call.sizes
-    route = route_of(impl, H, x.dtype, x.device, D, learns)
+    route = route_of(impl, H, x.dtype, x.device, D, learns, call.rows.ragged)
     return route if route is not None and (call.rows.resets is not None or takes(route, impl, B, N // B)) else None
 
 

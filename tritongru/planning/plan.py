@@ -208,7 +208,8 @@ def plan(
     forward = _pass(device, "forward", kind, hidden, batch, directions, ragged)
     backward = _pass(device, "backward", kind, hidden, batch, directions, ragged) if training else None
     if forward is None or (training and backward is None):
-        return replace(answer, reason=_too_large("backward" if forward else "forward", kind, hidden, dtype, device))
+        kernel = "backward" if forward else "forward"
+        return replace(answer, reason=_too_large(kernel, kind, hidden, dtype, device, ragged))
     bits = 32 if dtype == "float32" else 16
     theirs, unknown = None, STEP_BY_STEP
     if not resets:
@@ -349,17 +350,18 @@ def shortest(ours: float, theirs: float, passes: int = 1) -> int:
     return 1 if ours >= theirs else math.ceil(passes * cost_model.LAUNCH_US / (theirs - ours))
 
 
-def _too_large(kernel: str, kind: str, hidden: int, dtype: str, device: Device) -> str:
+def _too_large(kernel: str, kind: str, hidden: int, dtype: str, device: Device, ragged: bool) -> str:
     sizes = (
         size
-        for (backend, name, other, size), rows in launches().items()
+        for (backend, name, other, size), rows in (launches(ragged=True) if ragged else launches()).items()
         if (backend, name, other) == (device.backend, kernel, kind)
         and any(candidates.fits(row, device) for row in rows)
     )
     arithmetic = f"{dtype} ({kind})" if dtype == "float32" else dtype
     hint = "" if kernel == "forward" else "; without gradients (torch.no_grad, eval) the forward kernels run it"
+    what = f"{kernel} kernel for lengths and resets" if ragged else f"{kernel} kernel"
     return (
-        f"hidden size {hidden} in {arithmetic} has no {kernel} kernel on {device.name}, where the largest is "
+        f"hidden size {hidden} in {arithmetic} has no {what} on {device.name}, where the largest is "
         f"{max(sizes, default=0)}{hint}"
     )
 
