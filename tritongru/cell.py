@@ -85,7 +85,7 @@ class GRUCell(nn.GRUCell):
         x, state = (input, hx) if wide else (input.unsqueeze(0), None if hx is None else hx.unsqueeze(0))
         try:
             y, _ = run_step(x, None if state is None else state.unsqueeze(0), None, weights, 1)
-        except (RuntimeError, TypeError):
+        except RuntimeError:
             return None
         return y if wide else y.squeeze(0)
 

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
-from bench.compile import persistent, resident, stepwise
+from bench.compile import machine_code, persistent, resident, stepwise
 from bench.compile.machine_code import Facts
 from bench.compile.tables import HOME, write
 from tritongru.planning import triton_versions
@@ -30,7 +30,7 @@ FORMS: dict[str, Callable[..., Facts]] = {
 }
 EVERY = {"resident": (2, 5), "persistent": (8, 14), "stepwise": (1, 4)}  # tests compile every n-th row: HOME, others
 RAGGED = "ragged"  # what their readings are called
-RAGGED_FORMS = ("ragged", "ragged-aligned", "ragged-masked")
+RAGGED_FORMS = tuple(name for name, form in machine_code.FORMS.items() if form.ragged)
 Item = tuple[str, Row, str, tuple[str, ...]]  # family, row, chip, names of forms
 
 

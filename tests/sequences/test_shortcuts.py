@@ -3,10 +3,9 @@
 import pytest
 import torch
 from cpu_loop import needs_loop
+from modes import Functions, Operators
 from processes import python
 from tolerance import assert_same, failure
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritongru
 from tritongru.interop import inference_ops
@@ -36,26 +35,6 @@ def made(kind):
         return module(x, h, lengths=torch.tensor([4, 0, 2]) if kind == "lengths" else None)[0]
 
     return module, run
-
-
-class Operators(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.seen.append(function)
-        return function(*args, **(kwargs or {}))
-
-
-class Functions(TorchFunctionMode):
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.seen.append(function)
-        return function(*args, **(kwargs or {}))
 
 
 @kinds

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from cpu_loop import needs_loop
+from modes import Operators
 from processes import python
 from tolerance import assert_close_to_float64, assert_same, failure
 from torch import nn
 from torch.nn.utils import parametrizations
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import tritongru
@@ -561,28 +561,18 @@ def test_opcheck(bias, with_reset, hx):
     torch.library.opcheck(torch.ops.tritongru.gru_step_out, (*given, *empty(gru, xs[0])))
 
 
-class Seen(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.operators = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.operators.append(function)
-        return function(*args, **(kwargs or {}))
-
-
 @needs_loop
 @torch.no_grad()
 def test_what_looks_at_operators_sees_one():
     gru, xs, state = made(2)
     for _ in range(2):
-        with Seen() as seen:
+        with Operators() as found_by:
             found = gru.step(xs[0], state)
-        assert OPERATORS[0] in seen.operators
+        assert OPERATORS[0] in found_by.seen
         check(found, gru, xs[0], state)
-        with Seen() as seen:
+        with Operators() as found_by:
             gru.step(xs[0], state, out=empty(gru, xs[0]))
-        assert OPERATORS[1] in seen.operators
+        assert OPERATORS[1] in found_by.seen
         gru.step(xs[0], state)
         gru.step(xs[0], state, out=empty(gru, xs[0]))  # both are known now
     with FlopCounterMode(display=False) as counter:

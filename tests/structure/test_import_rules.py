@@ -95,12 +95,13 @@ DOORS = {
     "llvm.passes.step_pass": (PASSES, set()),
     "llvm.passes.backward_pass": (PASSES | {"llvm.passes.forward_pass"}, set()),
     "llvm.compiling": ({"llvm.cache", "llvm.language", "llvm.passes", "planning.instruction_sets"}, set()),
-    "llvm.working_memory": ({"llvm.forks"}, set()),
+    "llvm.filling": ({"llvm.forks"}, set()),
+    "llvm.working_memory": (set(), set()),
     "llvm.segments": ({"llvm.compiling", "llvm.passes.segments", "llvm.working_memory"}, set()),
     "llvm.launch": (
         {
             *("arguments.records", "llvm.compiling", "llvm.pages", "llvm.passes.call", "llvm.segments"),
-            *("llvm.forks", "llvm.threads", "llvm.working_memory", "planning"),
+            *("llvm.filling", "llvm.threads", "llvm.working_memory", "planning"),
         },
         set(),
     ),

@@ -39,14 +39,18 @@ class Ragged(NamedTuple):
             RuntimeError: if one of them has another shape, as it was given; all else is checked later.
         """
         wanted = [((), (1,)), ((T,), (T, 1) if batch_dim else (1, T)), ((states, hidden), (states, 1, hidden))]
-        for (name, value), (shape, batched) in zip(self._asdict().items(), wanted, strict=True):
-            if isinstance(value, Tensor) and value.shape not in (shape, batched):
+        found = self
+        for name, (shape, batched), dim in zip(self._fields, wanted, (0, batch_dim, 1), strict=True):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor):
+                continue
+            if value.shape not in (shape, batched):
                 raise RuntimeError(
                     f"{name} should have the shape {shape} for an unbatched input, got {tuple(value.shape)}"
                 )
-        dims = (0, batch_dim, 1)
-        own = zip(self, wanted, dims, strict=True)
-        return Ragged(*(v.unsqueeze(d) if isinstance(v, Tensor) and v.dim() == len(w[0]) else v for v, w, d in own))
+            if value.dim() == len(shape):
+                found = found._replace(**{name: value.unsqueeze(dim)})
+        return found
 
     def of_layer(self, layer: int, directions: int) -> Tensor | None:
         """The layer's reset states, (D, B or 1, H)."""
@@ -82,10 +86,10 @@ def checked(
         if resets is None:
             raise ValueError("reset_state needs resets, which say where it is used")
         _check_reset_state(reset_state, input, hx, batch, options, hidden)
-    return Ragged(_kept(lengths), _kept(resets), reset_state)
+    return Ragged(_for_autograd(lengths), _for_autograd(resets), reset_state)
 
 
-def _kept(tensor: Tensor | None) -> Tensor | None:
+def _for_autograd(tensor: Tensor | None) -> Tensor | None:
     """One that a backward pass may keep."""
     if tensor is None or torch.compiler.is_compiling() or not tensor.is_inference():
         return tensor

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from tritongru.arguments.checks import check_devices, check_memory
-from tritongru.interop.shortcuts import are_on_cpu, is_special, is_watched
+from tritongru.interop.shortcuts import goes_straight
 from tritongru.planning.cpu_plan import is_slower, least_rows, least_steps, refusal_on_cpu, takes_cell
 from tritongru.planning.instruction_sets import host_sets, refusal
 
@@ -210,7 +210,7 @@ def infer_step(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor | None
 
 
 def _goes_straight(tensors: Sequence[Tensor | None]) -> bool:
-    return not is_watched() and not is_special(tensors) and are_on_cpu(tensors)
+    return goes_straight(tensors) and all(t is None or t.is_cpu for t in tensors)
 
 
 def takes(impl: str, w_hh: Tensor, dtype: torch.dtype, T: int, B: int) -> bool:

@@ -22,15 +22,11 @@ def is_watched() -> bool:
     )
 
 
-def is_special(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether a tensor is more or less than its memory: negated when read, zeros without memory, sparse, or of a class
-    of its own."""
-    return any(t is not None and not _is_plain(t) for t in tensors)
+def goes_straight(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a call with these tensors may go past the dispatcher."""
+    return not is_watched() and all(t is None or _is_its_memory(t) for t in tensors)
 
 
-def _is_plain(t: Tensor) -> bool:
+def _is_its_memory(t: Tensor) -> bool:
+    """And nothing more or less: not negated when read, zeros without memory, sparse, or of a class of its own."""
     return type(t) in PLAIN and t.layout is torch.strided and not t.is_neg() and not t._is_zerotensor()
-
-
-def are_on_cpu(tensors: Iterable[Tensor | None]) -> bool:
-    return all(t is None or t.is_cpu for t in tensors)

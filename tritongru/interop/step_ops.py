@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tritongru.arguments.checks import check_devices
 from tritongru.interop.inference_ops import DTYPES, check_call, check_dense, compiled_loop
-from tritongru.interop.shortcuts import is_special, is_watched
+from tritongru.interop.shortcuts import goes_straight, is_watched
 from tritongru.planning.instruction_sets import host_sets, refusal
 
 torch.library.define(
@@ -177,15 +177,15 @@ _step, _step_out = torch.ops.tritongru.gru_step.default, torch.ops.tritongru.gru
 def run_step(*given: Any) -> tuple[Tensor, Tensor]:
     """``gru_step`` as an operator if something looks at operators, else without that detour, which takes longer than a
     small step."""
-    return _step(*given) if is_watched() or is_special(_tensors(given)) else gru_step(*given)
+    return gru_step(*given) if goes_straight(_tensors(given)) else _step(*given)
 
 
 def run_step_out(*given: Any) -> None:
     """Likewise."""
-    if is_watched() or is_special(_tensors(given)):
-        _step_out(*given)
-    else:
+    if goes_straight(_tensors(given)):
         gru_step_out(*given)
+    else:
+        _step_out(*given)
 
 
 def _tensors(given: Sequence[Any]) -> Sequence[Tensor | None]:
@@ -255,7 +255,7 @@ def remember(
 ) -> None:
     """To be called after an operator took these tensors, and ``impl`` chose it."""
     tensors = (x, hx, *weights) if out is None else (x, hx, *weights, *out)
-    if is_watched() or is_special(tensors):
+    if not goes_straight(tensors):
         return
     guards = _guards_of(tensors)
     if guards is None:

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from tritongru.arguments.records import LayerCall, OutputGradients, Outputs, Saved, Weights
-from tritongru.llvm import forks, threads
+from tritongru.llvm import threads
 from tritongru.llvm.compiling import function_of
+from tritongru.llvm.filling import clear, copy_of, select
 from tritongru.llvm.pages import in_large_pages
 from tritongru.llvm.passes.call import CALL, COUNTS, TENSORS
 from tritongru.llvm.segments import Segments, roomy, segments_of
-from tritongru.llvm.working_memory import clear, copy_of, working_memory
+from tritongru.llvm.working_memory import working_memory
 from tritongru.planning.cpu_plan import KEPT, chunk_of, exact_dtype, groups_of, parts, threads_of
 from tritongru.planning.launches import VectorLaunch
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
-ALONE = 1 << 14  # elements; torch's operators use several threads from twice as many on
 FEW = 2  # rows of a single step up to which the weights are not packed
 UNEVEN = 4  # groups of ragged rows for each thread
 OF_STEP = TENSORS.index("hn") + 1  # tensors that a step has
@@ -176,10 +176,7 @@ def run_steps(isa: str, dtype: torch.dtype, B: int, I: int, H: int, layers: int,
 def _without(reset: Tensor, hx: Tensor) -> Tensor:
     """The states of the rows that do not begin anew, and zeros."""
     states = working_memory("states", hx.numel(), hx.dtype)[: hx.numel()].view(hx.shape)
-    pieces = hx.numel() // ALONE + 1 if forks.is_child() else 1
-    for own, old, new in zip(reset.chunk(pieces), hx.chunk(pieces, 1), states.chunk(pieces, 1), strict=True):
-        torch.where(own[:, None], _zeros(hx.dtype, 1), old, out=new)
-    return states
+    return select(reset, _zeros(hx.dtype, 1), hx, states)
 
 
 def backward(

@@ -1,16 +1,11 @@
-"""Memory that a call works in, which a thread keeps for its next call; zeros and copies. In a forked child torch's
-operators would wait for threads that are not there as soon as a tensor is large.
-"""
+"""Memory that a call works in, which a thread keeps for its next call."""
 
 from __future__ import annotations
 
-import ctypes
 import threading
 
 import torch
 from torch import Tensor
-
-from tritongru.llvm import forks
 
 MOST_KEPT = 1 << 23  # bytes
 _kept = threading.local()
@@ -26,20 +21,3 @@ def working_memory(name: str, size: int, dtype: torch.dtype) -> Tensor:
         if size * dtype.itemsize <= MOST_KEPT:
             setattr(_kept, name, held)
     return held
-
-
-def clear(tensor: Tensor) -> Tensor:
-    """Zeros in a contiguous tensor."""
-    if not forks.is_child():
-        return tensor.zero_()
-    ctypes.memset(tensor.data_ptr(), 0, tensor.nbytes)
-    return tensor
-
-
-def copy_of(tensor: Tensor) -> Tensor:
-    """A contiguous one."""
-    if not forks.is_child() or not tensor.is_contiguous() or tensor.is_neg():
-        return tensor.clone(memory_format=torch.contiguous_format)
-    copy = torch.empty_like(tensor)
-    ctypes.memmove(copy.data_ptr(), tensor.data_ptr(), tensor.nbytes)
-    return copy

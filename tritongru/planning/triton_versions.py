@@ -52,6 +52,11 @@ def nearest(version: str | None, known: Sequence[str]) -> str:
     return next((one for one in reversed(ordered) if minor_of(one) <= minor_of(version)), ordered[0])
 
 
+def has_fences(version: str | None) -> bool:
+    """Whether this Triton orders copies before the products of warp groups that read them (docs/kernels.md)."""
+    return minor_of(version or "") >= (3, 7)
+
+
 def has_readings(version: str | None, known: Sequence[str]) -> bool:
     return version is None or minor_of(version) in map(minor_of, known)
 

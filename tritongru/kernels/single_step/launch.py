@@ -15,7 +15,7 @@ from tritongru.planning.candidates import kind_of
 from tritongru.planning.devices import device_facts
 from tritongru.planning.launches import dot_precision
 from tritongru.planning.plan import precision_of
-from tritongru.planning.triton_versions import minor_of
+from tritongru.planning.triton_versions import has_fences
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ FORMS = {
 # Instead of the wider ones where Triton leaves out a fence before the products of warp groups, of which a product of
 # several parts is never one (docs/kernels.md, "fence").
 WITHOUT_FENCES = {"16-bit": Form(None, 64, 16, 32, 2, 8, 3), "tf32": Form(None, 64, 16, 16, 2, 8, 3)}
-HAS_FENCES = minor_of(triton.__version__) >= (3, 7)
+HAS_FENCES = has_fences(triton.__version__)
 
 
 def step(

@@ -11,7 +11,7 @@ from ptxmachine.runs.cases import SINGLE, Case, Key, forms, single_forms
 from tritongru.planning import candidates
 from tritongru.planning.devices import GPUS, Device
 from tritongru.planning.launches import AnyLaunch, PersistentLaunch, StepwiseLaunch, tritons_read
-from tritongru.planning.triton_versions import installed, minor_of
+from tritongru.planning.triton_versions import has_fences, installed
 
 KINDS = ("16-bit", "tf32", "ieee")
 KERNELS = ("forward", "backward")
@@ -213,11 +213,10 @@ LISTS: dict[str, Callable[[], Iterator[Case]]] = {
 
 def offered(name: str, device: Device, triton: str | None = None) -> list[Case]:
     """The cases of a list whose forms the plan may give to the device, with the installed Triton or another."""
-    has_fences = minor_of(triton or installed() or "") >= (3, 7)
-    return [case for case in LISTS[name]() if _is_offered(case, device, triton, has_fences)]
+    return [case for case in LISTS[name]() if _is_offered(case, device, triton)]
 
 
-def _is_offered(case: Case, device: Device, triton: str | None, has_fences: bool) -> bool:
+def _is_offered(case: Case, device: Device, triton: str | None) -> bool:
     if case.family != SINGLE:
         return candidates.fits(case.launch(triton), device)
-    return device.family != "sm_90" or case.form in single_forms(has_fences)[case.kind]
+    return device.family != "sm_90" or case.form in single_forms(has_fences(triton or installed()))[case.kind]
