@@ -14,7 +14,7 @@ from bench.pages.evidence import MODES as NAMES
 from bench.pages.marks import NOTHING, folded, table
 from bench.rivals.on_cpu import ONNX
 from bench.sequences.cells import LENGTHS, RESET_SHARE, RESETS, STEP
-from bench.sequences.examine import ALIKE, CELL, OURS_PACKED, OUT, PACKED, SPLIT, TORCHRL, WHOLE
+from bench.sequences.examine import ALIKE, CELL, GRAPH, OURS_PACKED, OUT, PACKED, SPLIT, TORCHRL, WHOLE
 
 # By suite: the ways that are shown beside ours, and how a reader knows them.
 SHOWN = {
@@ -30,7 +30,14 @@ SHOWN = {
         THEIRS: "nn.GRU, no resets",
         **{name: f"TorchRL, {backend}" for backend, name in TORCHRL.items()},
     },
-    STEP: {OUT: "ours, with out=", THEIRS: "nn.GRU, T = 1", CELL: "nn.GRUCell", ONNX: "onnxruntime"},
+    STEP: {
+        OUT: "ours, with out=",
+        THEIRS: "nn.GRU, T = 1",
+        CELL: "nn.GRUCell",
+        ONNX: "onnxruntime",
+        f"{OURS}{GRAPH}": "ours, in a CUDA graph",
+        f"{THEIRS}{GRAPH}": "nn.GRU, in a CUDA graph",
+    },
 }
 TITLES = {
     LENGTHS: "Lengths, uniformly distributed from 1 to T",
@@ -50,6 +57,7 @@ class View(NamedTuple):
 
     title: str
     found: dict[str, dict[str, Row]]
+    on_gpu: bool
 
     def cases(self, suite: str) -> list[str]:
         own = [name for name in self.found if name.startswith(f"{suite}-")]
@@ -78,8 +86,9 @@ def views(rows: Sequence[Row]) -> list[View]:
         if by:
             last = own[-1]
             count = f", {threads} thread{'s' if threads > 1 else ''}" if threads else ""
-            made = f"torch {last['torch']}, llvmlite {last['llvmlite']}; commit {last['commit']}; {last['date']}"
-            found.append(View(f"{device}{count}; {made}", by))
+            compiler = f"Triton {last['triton']}" if last["gpu"] else f"llvmlite {last['llvmlite']}"
+            made = f"torch {last['torch']}, {compiler}; commit {last['commit']}; {last['date']}"
+            found.append(View(f"{device}{count}; {made}", by, bool(last["gpu"])))
     return found
 
 
@@ -126,11 +135,17 @@ def _ratio(found: list[float] | None) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """For each feature the geometric mean and the range over all sizes, of the machine measured last."""
-    found = views(rows)
+    """For each feature the geometric mean and the range over all sizes, of a GPU and of a CPU with all its threads."""
+    found = {view.on_gpu: view for view in views(rows)}
     if not found:
         return NOTHING
-    view = found[-1]
+    parts = [_summary(found[on_gpu]) for on_gpu in (True, False) if on_gpu in found]
+    return "\n\n".join(
+        (*parts, "Their time divided by ours: geometric mean and range over all measured sizes, forward and training.")
+    )
+
+
+def _summary(view: View) -> str:
     lines = []
     for what, own, without, other, instead in COMPARED:
         ratios = [
@@ -138,10 +153,7 @@ def summary(rows: Sequence[Row]) -> str:
             for suite, name in (own, other)
         ]
         lines.append((what, f"{without}: {_spread(ratios[0])}", f"{instead}: {_spread(ratios[1])}"))
-    return (
-        f"{table(('', 'another call of ours', 'without tritongru'), lines)}\n\nTheir time divided by ours: geometric "
-        f"mean and range over all measured sizes, forward and training; {view.title}."
-    )
+    return f"{view.title}:\n\n{table(('', 'another call of ours', 'without tritongru'), lines)}"
 
 
 def _spread(ratios: Sequence[float]) -> str:

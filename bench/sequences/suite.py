@@ -34,6 +34,7 @@ def suite(
         say(f"No case of {', '.join(suites)} has a name that contains {only!r}.")
         return RED
     budget, where = Budget(seconds), facts_here(on_gpu, commit)
+    threads = threads[-1:] if on_gpu else threads  # the host's threads do not matter there
     device = where["gpu"] if on_gpu else where["cpu"]
     file = RowFile(out / FOLDER / file_name("sequences", device, where["date"]))
     known = {(one["case"], one["impl"]) for one in rows_in(out) if all(one[key] == where[key] for key in SAME)}

@@ -222,6 +222,16 @@ def test_threads_are_as_asked_and_the_rest_is_open(command):
     assert command("--suite", STEP, "--only", STEPS[1])[2] == [(STEPS[1], (1,))]
 
 
+def test_a_gpu_is_measured_once_whatever_the_threads(command, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    where = dict.fromkeys(rows.WHERE_KEYS) | {"gpu": "GPU Y", "torch": "2", "date": "2026-01-01", "seed": 7}
+    monkeypatch.setattr(suite, "facts_here", lambda on_gpu, commit: where | {"commit": commit})
+    name = cells.cells(STEP, True)[0].name
+    code, _, asked, found = command("--suite", STEP, "--only", name)
+    assert (code, asked) == (0, [(name, (2,))])
+    assert {(row["case"], row["impl"]) for row in found} == {(name, impl) for impl in (OURS, THEIRS, ONNX)}
+
+
 def test_red_and_unanswered_cases_are_named_and_asked_again(command):
     child = FakeChild(red=STEPS[:1], fails=STEPS[1:2])
     code, lines, asked, found = command("--suite", STEP, child=child)
@@ -317,4 +327,7 @@ def test_the_summary_is_the_geometric_mean_of_all_sizes():
         row["case"] += "-other"
     text = pages.summary(one + two)
     assert f"{math.sqrt(1.5 * 6):.2f}x (1.50x to 6.00x)" in text
-    assert "1 thread" in text
+    assert "CPU X, 1 thread; torch 2, llvmlite None" in text
+    gpu = rows_for(LENGTHS, {ALIKE: 2.5}, 0, gpu="GPU Y", triton="3")
+    both = pages.summary(gpu + one + two)
+    assert both.index("GPU Y; torch 2, Triton 3") < both.index("2.50x (2.50x to 2.50x)") < both.index("CPU X")
