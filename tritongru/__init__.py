@@ -1,6 +1,9 @@
 """A drop-in replacement for `torch.nn.GRU` with the whole time loop in one kernel, on GPUs and CPUs."""
 
 from tritongru.cell import GRUCell
+from tritongru.conversion.converting import convert
+from tritongru.conversion.patching import patch
+from tritongru.conversion.report import Report
 from tritongru.functional import gru
 from tritongru.interop.registries import register
 from tritongru.llvm import forks as _forks  # noqa: F401  # from now on forks are noticed
@@ -10,6 +13,6 @@ from tritongru.planning.plan import Plan
 from tritongru.synchronization import synchronize
 
 __version__ = "0.1.0"
-__all__ = ["GRU", "GRUCell", "Plan", "TorchTypeGRU", "explain", "gru", "synchronize"]
+__all__ = ["GRU", "GRUCell", "Plan", "Report", "TorchTypeGRU", "convert", "explain", "gru", "patch", "synchronize"]
 
 register(GRU, GRUCell, TorchTypeGRU)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tritongru.arguments.checks import check_choice
 from tritongru.arguments.options import IMPLS
-from tritongru.interop.adoption import CELL_WEIGHTS, adopt, check_class, check_parameters
+from tritongru.interop.adoption import CELL_WEIGHTS, adopt, check_class, check_parameters, torchs_own
 from tritongru.interop.exporters import fx_leaf
 from tritongru.interop.inference_ops import DTYPES, infer_step, wants_results_alone
 from tritongru.interop.step_ops import run_step
@@ -146,7 +146,7 @@ class GRUCell(nn.GRUCell):
         """
         check_parameters(self)
         check_class(self, GRUCell)
-        new = nn.GRUCell(self.input_size, self.hidden_size, self.bias, "meta")
+        new = torchs_own(nn.GRUCell, self.input_size, self.hidden_size, self.bias, "meta")
         adopt(new, self, copy)
         return new
 

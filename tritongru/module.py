@@ -14,7 +14,7 @@ from tritongru.arguments.checks import check_choice, check_dtype, check_features
 from tritongru.arguments.options import IMPLS, Options, is_traced
 from tritongru.arguments.ragged import WHOLE, Ragged
 from tritongru.functional import run
-from tritongru.interop.adoption import adopt, arguments_of, check_class, check_parameters
+from tritongru.interop.adoption import adopt, arguments_of, check_class, check_parameters, torchs_own
 from tritongru.interop.exporters import fx_leaf
 from tritongru.interop.inference_ops import infer, wants_results_alone
 from tritongru.interop.stepping import step
@@ -361,7 +361,7 @@ class GRU(nn.RNNBase):
         """
         check_parameters(self)
         check_class(self, GRU, TorchTypeGRU)
-        new = nn.GRU(*arguments_of(self), device="meta")
+        new = torchs_own(nn.GRU, *arguments_of(self), device="meta")
         adopt(new, self, copy)
         return new
 

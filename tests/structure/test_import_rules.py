@@ -168,9 +168,20 @@ DOORS = {
         },
         set(),
     ),
+    "conversion.report": (set(), set()),
+    "conversion.finding": ({"cell", "conversion.report", "module"}, set()),
+    "conversion.converting": ({"conversion.finding", "conversion.report", "planning"}, set()),
+    "conversion.patching": (
+        {*("cell", "conversion.converting", "conversion.finding", "conversion.report", "module", "planning")},
+        set(),
+    ),
+    "conversion": (set(), set()),
     "synchronization": (set(), set()),
     "__init__": (
-        {"cell", "functional", "interop.registries", "llvm.forks", "module", "planning", "synchronization"},
+        {
+            *("cell", "conversion", "functional", "interop.registries", "llvm.forks", "module", "planning"),
+            "synchronization",
+        },
         set(),
     ),
     "commands.forecast": (set(), set()),
@@ -182,6 +193,7 @@ DOORS = {
     ),
     "commands.env": ({"planning"}, set()),
     "commands.explain": ({"commands.demo", "planning"}, set()),
+    "commands.inspect": ({"commands.demo", "commands.explain", "conversion", "planning"}, set()),
     "commands": (set(), set()),
     "__main__": ({"", "commands"}, set()),
 }

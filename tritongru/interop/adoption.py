@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextvars
 import copy as copying
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.modules.module import _WrappedHook
@@ -11,6 +12,14 @@ from torch.nn.modules.module import _WrappedHook
 # Names of a cell's weights; and what a new module does not take over, because it makes or chooses its own.
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 OWN = {"_flat_weights", "_flat_weights_names", "_flat_weight_refs", "_all_weights", "impl", "memory"}
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def torchs_own(kind: type[Module], *arguments: Any, **named: Any) -> Module:
+    """A new object of torch's class, also within `tritongru.patch`, whose block is unknown in an empty context."""
+    return contextvars.Context().run(kind, *arguments, **named)
 
 
 def arguments_of(gru: nn.RNNBase) -> tuple[Any, ...]:
