@@ -1,0 +1,172 @@
+"""`tritongru.patch`: layers that are built within a block, in this thread alone, and torch as it was afterwards."""
+
+import asyncio
+import copy
+import threading
+
+import pytest
+import torch
+from processes import PATIENCE
+from torch import nn
+from torch.nn import GRU as imported_before
+from torch.nn.utils import skip_init
+
+import tritongru
+
+pytestmark = pytest.mark.quick
+
+OWN = nn.GRU.__init__, nn.GRUCell.__init__
+
+
+@pytest.fixture(autouse=True)
+def _torch_is_as_it_was():
+    yield
+    assert (nn.GRU.__init__, nn.GRUCell.__init__) == OWN
+    assert type(nn.GRU(2, 3)) is nn.GRU
+
+
+class Library(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.other, self.cell = nn.GRU(3, 4, batch_first=True), imported_before(4, 4), nn.GRUCell(4, 2)
+        self.head = nn.LSTM(2, 2)
+
+
+class Mine(nn.GRU):
+    pass
+
+
+def test_what_a_library_builds_is_ours():
+    torch.manual_seed(0)
+    theirs = Library()
+    torch.manual_seed(0)
+    with tritongru.patch() as report:
+        ours = Library()
+        assert type(Mine(2, 3)) is Mine
+    assert [type(m) for m in ours.children()] == [tritongru.GRU, tritongru.GRU, tritongru.GRUCell, nn.LSTM]
+    assert [(one.name, one.before) for one in report.swapped] == [
+        ("#1", "torch.nn.GRU(3, 4, batch_first=True)"),
+        ("#2", "torch.nn.GRU(4, 4)"),
+        ("#3", "torch.nn.GRUCell(4, 2)"),
+    ]
+    assert report.model is None
+    assert "tritongru.GRUCell" in str(report)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+    x = torch.randn(2, 5, 3)
+    torch.testing.assert_close(ours.rnn(x), theirs.rnn(x))
+    assert {*ours.rnn.__dict__} == {*theirs.rnn.__dict__}
+    assert [type(m) for m in (copy.deepcopy(ours).rnn, nn.GRU(2, 3))] == [tritongru.GRU, nn.GRU]
+
+
+def test_torchs_type_on_request():
+    with tritongru.patch(as_torch_type=True):
+        gru, cell = nn.GRU(2, 3), nn.GRUCell(2, 3)
+        assert isinstance(gru, nn.GRU)
+    assert (type(gru), type(cell)) == (tritongru.TorchTypeGRU, tritongru.GRUCell)
+
+
+def test_blocks_within_blocks():
+    with tritongru.patch() as outer:
+        with tritongru.patch(as_torch_type=True) as inner:
+            assert type(nn.GRU(2, 3)) is tritongru.TorchTypeGRU
+        assert type(nn.GRU(2, 3)) is tritongru.GRU
+    assert (len(outer.swapped), len(inner.swapped)) == (1, 1)
+
+
+def test_errors_end_the_block():
+    with pytest.raises(ZeroDivisionError), tritongru.patch():
+        raise ZeroDivisionError
+    assert type(nn.GRU(2, 3)) is nn.GRU
+    with tritongru.patch() as report, pytest.raises((TypeError, ValueError)):
+        nn.GRU(2, "three")
+    assert report.swapped == []
+    with pytest.raises(TypeError, match="as_torch_type"), tritongru.patch(as_torch_type="no"):
+        pass
+
+
+def test_other_threads_build_torchs_layers():
+    """One thread's block opens and ends while the other's is open, in both orders."""
+    built, steps = {}, [threading.Event() for _ in range(4)]
+
+    def wait(step):
+        assert steps[step].wait(PATIENCE)
+
+    def first():
+        with tritongru.patch():
+            steps[0].set()
+            wait(1)
+            built["first"] = type(nn.GRU(2, 3))
+        steps[2].set()
+        wait(3)
+        built["first, after its block"] = type(nn.GRU(2, 3))
+
+    def second():
+        wait(0)
+        built["second, before its block"] = type(nn.GRU(2, 3))
+        with tritongru.patch():
+            steps[1].set()
+            wait(2)
+            built["second"] = type(nn.GRU(2, 3))
+            steps[3].set()
+            thread = threading.Thread(target=lambda: built.update(started=type(nn.GRU(2, 3))))
+            thread.start()
+            thread.join(PATIENCE)
+
+    threads = [threading.Thread(target=work) for work in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert built == {
+        "second, before its block": nn.GRU,
+        "first": tritongru.GRU,
+        "second": tritongru.GRU,
+        "started": nn.GRU,
+        "first, after its block": nn.GRU,
+    }
+
+
+def test_tasks_of_one_thread_are_told_apart():
+    async def with_patch(entered, leave):
+        with tritongru.patch():
+            entered.set()
+            await leave.wait()
+            return type(nn.GRU(2, 3))
+
+    async def without(entered, leave):
+        await entered.wait()
+        found = type(nn.GRU(2, 3))
+        leave.set()
+        return found
+
+    async def both():
+        entered, leave = asyncio.Event(), asyncio.Event()
+        return await asyncio.gather(without(entered, leave), with_patch(entered, leave))
+
+    assert asyncio.run(both()) == [nn.GRU, tritongru.GRU]
+
+
+def test_what_asks_for_torchs_own_gets_it():
+    ours = nn.Sequential(tritongru.GRU(2, 3), tritongru.GRUCell(2, 3))
+    with tritongru.patch() as report:
+        assert [type(m.to_torch()) for m in ours] == [nn.GRU, nn.GRUCell]
+        assert type(tritongru.TorchTypeGRU(2, 3)) is tritongru.TorchTypeGRU
+        assert report.swapped == []
+        assert type(skip_init(nn.GRUCell, 2, 3)) is tritongru.GRUCell
+
+
+def test_a_tool_that_wraps_the_constructor_within_the_block_keeps_its_wrapper(monkeypatch):
+    seen = []
+    with tritongru.patch():
+        inner = nn.GRU.__init__
+
+        def init(self, *given):
+            inner(self, *given)
+            seen.append(type(self))
+
+        nn.GRU.__init__ = init
+        nn.GRU(2, 3)
+    assert nn.GRU.__init__ is init
+    assert type(nn.GRU(2, 3)) is nn.GRU
+    assert seen == [tritongru.GRU, nn.GRU]
+    nn.GRU.__init__ = OWN[0]
