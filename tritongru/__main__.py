@@ -1,4 +1,4 @@
-"""The command line: ``python -m tritongru demo | explain | env``."""
+"""The command line: ``python -m tritongru demo | explain | inspect | env``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from tritongru import __version__
-from tritongru.commands import demo, env, explain
+from tritongru.commands import demo, env, explain, inspect
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
         description="A drop-in replacement for torch.nn.GRU with the whole time loop in one kernel, on GPUs and CPUs.",
     )
     top.add_argument("--version", action="version", version=f"tritongru {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="{demo,explain,env}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="{demo,explain,inspect,env}")
 
     command = commands.add_parser(
         "demo",
@@ -36,6 +36,14 @@ def parser() -> argparse.ArgumentParser:
         "and why. The device need not be present.",
     )
     explain.add_arguments(command)
+
+    command = commands.add_parser(
+        "inspect",
+        help="show what tritongru.convert would change in a model",
+        description="Show which layers of a model tritongru.convert would change and which not, on which path each "
+        "would run, and what gain the measurements or the cost model expect. Nothing is converted.",
+    )
+    inspect.add_arguments(command)
 
     command = commands.add_parser(
         "env",
