@@ -44,11 +44,11 @@ TITLES = {
     RESETS: f"Resets, at {100 * RESET_SHARE:.0f} % of the steps",
     STEP: "Single steps, forward",
 }
-# Of the summary: ours without it, and what users of torch do instead.
+# Of the summary: what users of torch do instead.
 COMPARED = (
-    ("`lengths`", (LENGTHS, ALIKE), "all padded steps", (LENGTHS, PACKED), "`nn.GRU`, packed and unpacked"),
-    ("`resets`", (RESETS, WHOLE), "no resets", (RESETS, SPLIT), "`nn.GRU`, split, padded and packed"),
-    ("`step`", (STEP, OUT), "with `out=`", (STEP, THEIRS), "`nn.GRU` with T = 1"),
+    ("`lengths`", LENGTHS, PACKED, "`nn.GRU`, packed and unpacked"),
+    ("`resets`", RESETS, SPLIT, "`nn.GRU`, split, padded and packed"),
+    ("`step`", STEP, THEIRS, "`nn.GRU` with T = 1"),
 )
 
 
@@ -135,25 +135,21 @@ def _ratio(found: list[float] | None) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """For each feature the geometric mean and the range over all sizes, of a GPU and of a CPU with all its threads."""
+    """For each feature the geometric mean and the range over all sizes, on a GPU and on a CPU with all its threads."""
     found = {view.on_gpu: view for view in views(rows)}
     if not found:
         return NOTHING
-    parts = [_summary(found[on_gpu]) for on_gpu in (True, False) if on_gpu in found]
-    return "\n\n".join(
-        (*parts, "Their time divided by ours: geometric mean and range over all measured sizes, forward and training.")
-    )
-
-
-def _summary(view: View) -> str:
+    shown = [found[on_gpu] for on_gpu in (True, False) if on_gpu in found]
     lines = []
-    for what, own, without, other, instead in COMPARED:
-        ratios = [
-            [ratio[0] for case in view.cases(suite) if (ratio := over(view.found[case], name))]
-            for suite, name in (own, other)
-        ]
-        lines.append((what, f"{without}: {_spread(ratios[0])}", f"{instead}: {_spread(ratios[1])}"))
-    return f"{view.title}:\n\n{table(('', 'another call of ours', 'without tritongru'), lines)}"
+    for what, suite, name, instead in COMPARED:
+        ratios = [[r[0] for case in view.cases(suite) if (r := over(view.found[case], name))] for view in shown]
+        lines.append((what, instead, *map(_spread, ratios)))
+    titles = [view.title.partition(";")[0] for view in shown]
+    made = ". ".join(view.title for view in shown)
+    return (
+        f"{table(('', 'without tritongru', *titles), lines)}\n\nTheir time divided by ours: geometric mean and range "
+        f"over all measured sizes, forward and training. {made}."
+    )
 
 
 def _spread(ratios: Sequence[float]) -> str:

@@ -322,12 +322,14 @@ def test_a_later_row_replaces_an_earlier_one():
 
 
 def test_the_summary_is_the_geometric_mean_of_all_sizes():
-    one, two = rows_for(LENGTHS, {ALIKE: 1.5}), rows_for(LENGTHS, {ALIKE: 6.0})
+    one, two = rows_for(LENGTHS, {PACKED: 1.5}), rows_for(LENGTHS, {PACKED: 6.0})
     for row in two:
         row["case"] += "-other"
     text = pages.summary(one + two)
-    assert f"{math.sqrt(1.5 * 6):.2f}x (1.50x to 6.00x)" in text
+    assert f"| {math.sqrt(1.5 * 6):.2f}x (1.50x to 6.00x) |" in text
     assert "CPU X, 1 thread; torch 2, llvmlite None" in text
-    gpu = rows_for(LENGTHS, {ALIKE: 2.5}, 0, gpu="GPU Y", triton="3")
+    gpu = rows_for(LENGTHS, {PACKED: 2.5}, 0, gpu="GPU Y", triton="3")
     both = pages.summary(gpu + one + two)
-    assert both.index("GPU Y; torch 2, Triton 3") < both.index("2.50x (2.50x to 2.50x)") < both.index("CPU X")
+    assert "|  | without tritongru | GPU Y | CPU X, 1 thread |" in both
+    assert "| 2.50x (2.50x to 2.50x) | 3.00x (1.50x to 6.00x) |" in both
+    assert "GPU Y; torch 2, Triton 3" in both

@@ -153,7 +153,7 @@ def _why_no_target(kind: type, back: bool) -> str:
     if kind.__name__.startswith("FSDP"):
         return "fully_shard was applied to it; convert the model before"
     base = next(base for base in (*OURS, *TORCHS) if issubclass(kind, base))
-    return f"a subclass of {class_name(base)}, whose own methods would be lost"
+    return f"a subclass of {class_name(base)}, whose own methods would be lost; give its parameters to a plain one"
 
 
 def _outside(modules: list[Found]) -> Iterator[Left]:
