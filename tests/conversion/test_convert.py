@@ -183,6 +183,13 @@ def test_names_choose(model):
     assert tritongru.convert(nn.GRU(2, 3), names=[""]).swapped[0].name == ""
 
 
+def test_a_layer_within_a_tied_parent_has_the_names_of_both():
+    part = nn.Sequential(nn.GRU(4, 3))
+    model = nn.ModuleDict({"one": part, "two": part})
+    report = tritongru.convert(model, names=["two.0"])
+    assert [(one.name, one.also) for one in report.swapped] == [("one.0", ("two.0",))]
+
+
 def test_a_second_time_changes_nothing_and_says_so(model):
     tritongru.convert(model)
     report = tritongru.convert(model)
@@ -308,6 +315,7 @@ def test_grus_outside_the_tree_are_told():
     model.aliases = [model[0]]
     model.hidden = [nn.GRU(3, 3)]
     model.table = {"a": nn.GRUCell(3, 3)}
+    model.again = model.hidden
     object.__setattr__(model[0], "teacher", nn.GRU(3, 3))
     report = tritongru.convert(model)
     assert type(model.aliases[0]) is tritongru.GRU, "the same object"

@@ -94,20 +94,18 @@ def _is_quantized(module: nn.Module) -> bool:
 
 
 def _modules_of(model: nn.Module) -> list[Found]:
-    """Every module below the model once, in the order of ``named_modules``."""
+    """Every module below the model once, with all its names, in the order of ``named_modules``."""
     names: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
 
-    def visit(name: str, module: nn.Module) -> None:
-        names.setdefault(id(module), []).append(name)
-        if id(module) in modules:
-            return
+    def visit(name: str, module: nn.Module, above: frozenset[int]) -> None:
         modules[id(module)] = module
+        names.setdefault(id(module), []).append(name)
         for key, child in module._modules.items():
-            if child is not None:
-                visit(f"{name}.{key}" if name else key, child)
+            if child is not None and id(child) not in above:
+                visit(f"{name}.{key}" if name else key, child, above | {id(child)})
 
-    visit("", model)
+    visit("", model, frozenset({id(model)}))
     return [Found(tuple(names[key]), module) for key, module in modules.items()]
 
 
