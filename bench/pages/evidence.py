@@ -21,8 +21,9 @@ from bench.measure.workloads import CPU_WORKLOADS, PRECISIONS, WORKLOADS
 
 
 def everything(folder: Path) -> list[Row]:
-    """All rows but the tune's, of which no page speaks."""
-    return [row for row in rows_in(folder) if row["impl"] != TUNED]
+    """All rows but those of `tune`, of which no page speaks; its rows of nn.GRU are of the sweeps' cases, too."""
+    tuned = "bench tune"
+    return [row for row in rows_in(folder) if row["impl"] != TUNED and tuned not in (row["command"] or "")]
 
 
 def read(folder: Path) -> list[Row]:

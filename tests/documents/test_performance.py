@@ -45,6 +45,15 @@ def rows_of(case, ours, theirs, family="persistent", where=WHERE, **others):
     return made
 
 
+def test_no_page_speaks_of_the_rows_of_tune(tmp_path):
+    """Its rows of nn.GRU are of cases that pages show."""
+    tuned = WHERE | {"command": "python3 -m bench tune --budget 9"}
+    file = rows.RowFile(tmp_path / "tune-gpu-x-2026-01-01.jsonl")
+    for row in (*rows_of(next(iter(sweep("time"))), 2.0, 6.0, where=tuned), *rows_of(SLOW, 2.0, 6.0)):
+        file.append(row)
+    assert {row["case"] for row in evidence.everything(tmp_path)} == {SLOW.name}
+
+
 @pytest.fixture(scope="module")
 def whole():
     """Rows of everything, ours three times faster but in one case."""
