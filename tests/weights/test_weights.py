@@ -478,6 +478,26 @@ def test_flax(kind):
         weights.from_flax(params, gate_fn=jax.nn.hard_sigmoid)
 
 
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_flax_in_both_directions(kind):
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    module = pytest.importorskip(f"flax.{kind}", reason="Flax is not installed")
+    x, normal = torch.randn(B, T, I), jax.nn.initializers.normal(1.0)
+    if kind == "linen":
+        model = module.Bidirectional(*(module.RNN(module.GRUCell(features=H, bias_init=normal)) for _ in range(2)))
+        variables = model.init(jax.random.key(0), x.numpy())
+        sides = [variables["params"][f"{side}_rnn"]["cell"] for side in ("forward", "backward")]
+        expected = model.apply(variables, x.numpy())
+    else:
+        rngs = module.Rngs(0)
+        cells = [module.GRUCell(I, H, bias_init=normal, rngs=rngs) for _ in range(2)]
+        sides = [module.state(cell, module.Param) for cell in cells]
+        expected = module.Bidirectional(*(module.RNN(cell, rngs=rngs) for cell in cells))(x.numpy(), rngs=rngs)
+    gru = tritongru.GRU(I, H, batch_first=True, bidirectional=True)
+    gru.load_state_dict(weights.from_flax(sides[0]) | weights.from_flax(sides[1], reverse=True))
+    close(gru(x)[0], expected, **SINGLE)
+
+
 # Refusals
 
 

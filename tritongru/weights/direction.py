@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tritongru.arguments.checks import check_flags, check_memory
 
 NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-RESET_LAST = "has no equivalent in torch's GRU, which multiplies the state by its weights before the reset gate"
+RESET_LAST = "which multiplies the state by its weights before the reset gate acts"  # torch's GRU
 
 
 class Direction(NamedTuple):
@@ -91,8 +91,8 @@ def tensor_of(name: str, value: Any) -> Tensor:
             value = _read(value)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
-                f"{name} should be a tensor or an array of numbers, got {type(value).__name__}; convert it to a NumPy "
-                "array first"
+                f"{name} should be a tensor or an array that torch can read, got {type(value).__name__}; convert it to "
+                "a NumPy array of float32 or float64"
             ) from error
     found: Tensor = value.detach()
     if not found.is_floating_point():

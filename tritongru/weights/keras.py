@@ -65,7 +65,10 @@ def from_keras(
         <All keys matched successfully>
     """
     if not reset_after:
-        raise ValueError(f"reset_after={reset_after!r} {RESET_LAST}; train the Keras layer with reset_after=True")
+        raise ValueError(
+            f"reset_after={reset_after!r} has no equivalent in torch's GRU, {RESET_LAST}; train the Keras layer with "
+            "reset_after=True"
+        )
     check_activation("activation", activation, "tanh")
     check_activation("recurrent_activation", recurrent_activation, "sigmoid")
     if isinstance(weights, str) or not isinstance(weights, Sequence):
@@ -81,7 +84,8 @@ def from_keras(
         if bias.dim() == 1:
             raise ValueError(
                 f"bias should have the shape (2, 3 * H), got {tuple(bias.shape)}, that of a Keras layer with "
-                f"reset_after=False, which {RESET_LAST}; train the Keras layer with reset_after=True"
+                f"reset_after=False, which has no equivalent in torch's GRU, {RESET_LAST}; train the Keras layer with "
+                "reset_after=True"
             )
         check_shape("bias", bias, (2, None), "a row for the input and one for the state", REMEDY)
         named |= {"bias[0]": bias[0], "bias[1]": bias[1]}

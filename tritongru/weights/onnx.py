@@ -38,7 +38,7 @@ def from_onnx(
 
     ONNX computes the same equations if ``linear_before_reset`` is not 0, with z for torch's z; it keeps the gates in
     the order z r h: <https://onnx.ai/onnx/operators/onnx__GRU.html>. Pass the node's attributes, because their defaults
-    are ONNX's, and that of ``linear_before_reset`` has no equivalent::
+    are ONNX's, and that of ``linear_before_reset`` has no equivalent:
 
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
@@ -64,14 +64,15 @@ def from_onnx(
     """
     if not linear_before_reset:
         raise ValueError(
-            f"linear_before_reset={linear_before_reset!r}, ONNX's default, {RESET_LAST}; pass the node's attributes, "
-            "or train the layer with the reset gate after the product and export it again"
+            f"linear_before_reset={linear_before_reset!r}, ONNX's default, has no equivalent in torch's GRU, "
+            f"{RESET_LAST}; pass the node's attributes, or train the layer with the reset gate after the product and "
+            "export it again"
         )
     D = _directions(_text(direction))
     found = {name: tensor_of(name, value) for name, value in (("W", W), ("R", R), ("B", B)) if value is not None}
     for name in ("W", "R"):
         if name not in found:
-            raise TypeError(f"{name} should be a tensor or an array of numbers, got None; {REMEDY}")
+            raise TypeError(f"{name} should be a tensor or an array, got None; {REMEDY}")
     H = max(1, found["R"].shape[-1] if found["R"].dim() else 1)
     spelled = f"(D, 3 * H, H) with D = {D} for direction={_text(direction)!r}"
     check_shape("R", found["R"], (D, 3 * H, H), spelled, REMEDY)
