@@ -2,6 +2,7 @@
 packages themselves where they are installed, and what it refuses."""
 
 import ast
+import io
 import re
 
 import numpy as np
@@ -389,6 +390,21 @@ def test_onnxruntime(bidirectional, bias):
     assert attributes["direction"] == direction.encode()
     arrays = [onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
     same(weights.from_onnx(*arrays, **attributes), dict(gru.state_dict()))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_model_that_torch_exported():
+    onnx = pytest.importorskip("onnx")
+    gru, file = nn.GRU(I, H, 2, bidirectional=True).eval(), io.BytesIO()
+    torch.onnx.export(gru, (torch.randn(T, B, I),), file, dynamo=False)
+    graph = onnx.load_from_string(file.getvalue()).graph
+    initializers = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    entries = {}
+    for layer, node in enumerate(node for node in graph.node if node.op_type == "GRU"):
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        arrays = [initializers[name] for name in node.input[1:4]]
+        entries |= weights.from_onnx(*arrays, layer=layer, **attributes)
+    same(entries, dict(gru.state_dict()))
 
 
 @pytest.fixture
