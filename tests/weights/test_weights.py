@@ -392,7 +392,7 @@ def test_onnxruntime(bidirectional, bias):
     same(weights.from_onnx(*arrays, **attributes), dict(gru.state_dict()))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning")
 def test_a_model_that_torch_exported():
     onnx = pytest.importorskip("onnx")
     gru, file = nn.GRU(I, H, 2, bidirectional=True).eval(), io.BytesIO()
