@@ -14,6 +14,7 @@ import tritongru
 EXAMPLES = ROOT / "docs" / "examples"
 SMALL = {
     "classifier": ["--steps", "2", "--batch", "4", "--hidden", "4"],
+    "moving": ["--batch", "4", "--length", "5", "--steps", "2"],
     "rollout": ["--updates", "2", "--batch", "3", "--steps", "6", "--hidden", "4"],
     "streaming": ["--steps", "5", "--batch", "2", "--hidden", "4"],
     "truncated": ["--steps", "120", "--batch", "2", "--segment", "50", "--hidden", "4"],
@@ -31,12 +32,31 @@ def test_each_program_is_run_here():
     assert sorted(SMALL) == sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
+NEEDS = {"moving": "torch_rechub"}  # packages of the extra test
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_it_runs_as_a_program(name, monkeypatch, capsys):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name], reason=f"{NEEDS[name]} is not installed")
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *SMALL[name]])
     with torch.random.fork_rng():
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert capsys.readouterr().out.strip()
+
+
+def test_a_model_learns_the_same_before_and_after(monkeypatch, capsys):
+    pytest.importorskip("torch_rechub", reason="torch_rechub is not installed")
+    monkeypatch.setattr(sys, "argv", ["moving.py", "--batch", "16", "--length", "20", "--steps", "5"])
+    module = example("moving")
+    with torch.random.fork_rng():
+        module.main()
+    before, *table, after = capsys.readouterr().out.splitlines()
+    assert before.startswith("torch.nn.GRU:  loss ")
+    assert after.startswith("tritongru.GRU: loss ")
+    assert before.split()[2] == after.split()[2]
+    assert table[-1].startswith("gru ")
+    assert table[-1].endswith(" tritongru.GRU")
 
 
 def test_a_stream_gives_what_one_call_gives():
