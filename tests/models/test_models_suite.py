@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 from toy_model import TOY
 
+import tritongru
 from bench.__main__ import MODELS as SUITE
 from bench.__main__ import main
 from bench.measure import rows
@@ -45,6 +47,22 @@ def test_training_and_inference_are_timed_before_and_after():
         ratio, low, high = one.over
         assert low <= ratio <= high
         assert one.reason is None
+
+
+def test_the_time_before_is_divided_by_the_time_after(monkeypatch):
+    timed = []
+    own = examine.entrants
+
+    def spied(model, pair, mode):
+        timed.append([type(layer) for module in (pair.theirs, pair.ours) for layer in (module.rnn, module.cell)])
+        return own(model, pair, mode)
+
+    monkeypatch.setattr(examine, "entrants", spied)
+    monkeypatch.setattr(examine, "rounds", lambda clock, entrants, *limits: {OURS: [1.0, 1.1], THEIRS: [3.0, 3.3]})
+    for one in answer(TOY):
+        assert one.over[0] == pytest.approx(3)
+        assert (one.times[OURS].least_ms, one.times[THEIRS].least_ms) == (1.0, 3.0)
+    assert timed == [[nn.GRU, nn.GRUCell, tritongru.GRU, tritongru.GRUCell]] * 2
 
 
 def test_what_is_timed_is_a_whole_step_of_each_model():
