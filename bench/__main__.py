@@ -15,6 +15,7 @@ from bench.arguments import RESULTS, Parser, add_measuring, add_only, add_rows, 
 SUITES = ("workloads", "scaling", "precisions", "grids")  # as in bench/suites.py
 LOOP = "cpu"  # the suite of the CPU loop, which runs only on request
 SEQUENCES = ("lengths", "resets", "step")  # as in bench/sequences/cells.py; likewise
+MODELS = "models"  # whole models of other packages; likewise
 TABLES = ("table", "cpu_table")  # options of `tune` that write no rows
 
 Add = Callable[..., argparse.ArgumentParser]
@@ -47,11 +48,13 @@ def add_run(add: Add) -> None:
         "a case is red (fails its correctness check) or is cut off by its time limit. `--suite cpu` runs only on "
         "request and on its own: it compares impl='llvm' with nn.GRU, nn.LSTM and, for real workloads, torch.compile "
         "and onnxruntime on this machine's CPU; --budget 2400 is enough to finish in one go. So do `lengths`, `resets` "
-        "and `step`: sequences of unequal lengths, with resets, and single steps, on a CPU or a GPU.",
+        "and `step`: sequences of unequal lengths, with resets, and single steps, on a CPU or a GPU. So does `models`: "
+        "training steps and inference of models from other packages (extra `ecosystem`), before and after "
+        "`tritongru.convert`, on this machine's CPU.",
     )
     add_measuring(command)
     command.add_argument(
-        "--suite", action="append", choices=(*SUITES, LOOP, *SEQUENCES), help="only this suite; may be repeated"
+        "--suite", action="append", choices=(*SUITES, LOOP, *SEQUENCES, MODELS), help="only this suite; may be repeated"
     )
     command.add_argument("--study", action="store_true", help="also run `study` afterwards, however long it takes")
     command.add_argument(
@@ -63,8 +66,8 @@ def add_run(add: Add) -> None:
         "--threads",
         choices=("1", "all", "both"),
         default="both",
-        help="suites cpu, lengths, resets and step, without a GPU: one thread, timed by its CPU time; all threads, by "
-        "the wall clock; or both in turn (default both)",
+        help="suites cpu and models, and lengths, resets and step without a GPU: one thread, timed by its CPU time; "
+        "all threads, by the wall clock; or both in turn (default both)",
     )
     command.add_argument(
         "--isa",
@@ -83,6 +86,15 @@ def add_run(add: Add) -> None:
             command.error("--publish makes the documents from the rows in bench/results; leave out --out")
         if given.publish and not can_draw():
             return 2
+        if MODELS in suites:
+            if len(set(suites)) > 1:
+                command.error("the suite models runs on its own; leave out the other suites")
+            if given.study or given.publish or given.isa:
+                command.error("--study, --publish and --isa are not for the suite models")
+            from bench.commands.loop import threads_of
+            from bench.models.suite import suite as models
+
+            return models(given.budget, given.out, given.only, given.commit, threads_of(given.threads))
         if {*suites} & {*SEQUENCES}:
             if not {*suites} <= {*SEQUENCES}:
                 command.error(f"the suites {', '.join(SEQUENCES)} run without others; leave these out")

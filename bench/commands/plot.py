@@ -15,6 +15,7 @@ from bench.pages import (
     evidence,
     figures,
     kernels,
+    models,
     performance,
     performance_figures,
     readme,
@@ -79,6 +80,7 @@ PAGES = (
         performance.PARTS,
         performance_figures.FIGURES,
     ),
+    Page("docs/performance.md", "models", RESULTS / "models", models.rows_in, models.PARTS, {}),
     Page("docs/data/gpu.md", "gpu", RESULTS, evidence.read, gpu_page.PARTS | listed.PARTS, {}),
     Page("docs/data/cpu.md", "older", RESULTS, evidence.read, older.PARTS, {}),
     Page(

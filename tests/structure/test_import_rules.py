@@ -218,6 +218,7 @@ BENCH = [
         "suites",
         "session",
         "sequences",
+        "models",
         "pages",
     ),
     *("commands", "test_speed", "__main__"),
