@@ -24,20 +24,25 @@ SAME = (*MACHINE_KEYS, "commit")
 
 
 def suite(seconds: float, out: Path, only: str, commit: str | None, threads: Sequence[int]) -> int:
-    """Measures what has no rows yet for this machine and commit; 1 if a converted model is red."""
+    """Measures what has no rows yet for this machine, commit and package version; 1 if a converted model is red."""
     chosen = [model for model in MODELS if only in model.name]
     if not chosen:
         say(f"No model has a name that contains {only!r}.")
         return RED
     budget, where = Budget(seconds), facts_here(commit)
     file = RowFile(out / FOLDER / file_name("models", where["cpu"], where["date"]))
-    known = {one["case"] for one in rows_in(out) if one["impl"] == OURS and all(one[key] == where[key] for key in SAME)}
+    same = [one for one in rows_in(out) if one["impl"] == OURS and all(one[key] == where[key] for key in SAME)]
+    known = {(one["case"], one["how"]) for one in same}
     absent = {model.name: why for model in chosen if (why := _absent(model))}
     todo = [
         (model, open_)
         for model in chosen
         if model.name not in absent
-        and (open_ := tuple(n for n in threads if {case_name(model, mode, n) for mode in MODES} - known))
+        and (
+            open_ := tuple(
+                n for n in threads if not {(case_name(model, mode, n), how(model)) for mode in MODES} <= known
+            )
+        )
     ]
     say(f"{where['cpu']}; torch {where['torch']}. To measure: {len(todo)} of {len(chosen)} models.")
     child, red, left = Child(answer), [], []
@@ -86,6 +91,11 @@ def rows_in(out: Path) -> list[Row]:
     return [one for path in sorted((out / FOLDER).glob("*.jsonl")) for one in read(path)]
 
 
+def how(model: Model) -> str:
+    """The package and its version."""
+    return f"{model.package} {model.version}"
+
+
 def case_name(model: Model, mode: str, threads: int) -> str:
     return f"models-{model.name}-{mode}-{counted(threads, '-')}"
 
@@ -95,9 +105,7 @@ def rows_of(model: Model, found: Found, where: Row) -> list[Row]:
     rows = []
     for impl in found.times or (OURS,):
         times = found.times.get(impl)
-        made = shapeless(
-            case_name(model, found.mode, found.threads), impl, where, how=f"{model.package} {model.version}"
-        )
+        made = shapeless(case_name(model, found.mode, found.threads), impl, where, how=how(model))
         made |= {"dtype": "fp32", "mode": found.mode, "reason": found.reason, **made_with(found.threads, found.load)}
         if impl == OURS:
             made["parity"] = number(found.parity)

@@ -144,7 +144,7 @@ def command(tmp_path, monkeypatch, capsys):
     return call
 
 
-def test_rows_have_their_keys_and_a_command_resumes(command, tmp_path):
+def test_rows_have_their_keys_and_a_command_resumes(command, tmp_path, monkeypatch):
     code, lines, asked, found = command("--threads", "1")
     assert (code, asked) == (0, [("toy", (1,))])
     assert all(tuple(row) == rows.KEYS for row in found)
@@ -163,6 +163,8 @@ def test_rows_have_their_keys_and_a_command_resumes(command, tmp_path):
     assert (code, asked, found) == (0, [], [])
     assert lines[0] == "CPU X (llvm); torch 2. To measure: 0 of 2 models."
     assert command(commit="def5678")[2] == [("toy", (1, 2))]
+    monkeypatch.setattr("bench.models.model.version_of", {"torch": "another"}.get)
+    assert command()[2] == [("toy", (1, 2))], "a package of another version is measured again"
 
 
 def test_red_and_unanswered_models_are_named_and_the_latter_asked_again(command):
