@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tritongru.arguments.checks import check_choice
 from tritongru.arguments.options import IMPLS
-from tritongru.interop.adoption import CELL_WEIGHTS, adopt, check_class, check_parameters, torchs_own
+from tritongru.interop.adoption import CELL_WEIGHTS, TORCH_CELL, adopt, check_class, check_parameters, torchs_own
 from tritongru.interop.exporters import fx_leaf
 from tritongru.interop.inference_ops import DTYPES, infer_step, wants_results_alone
 from tritongru.interop.step_ops import run_step
@@ -124,10 +124,10 @@ class GRUCell(nn.GRUCell):
             TypeError: if ``cell`` is not a `torch.nn.GRUCell`, or is a subclass, whose own methods would be lost.
             ValueError: if a weight is computed, or the object has its own forward.
         """
-        if not isinstance(cell, nn.GRUCell):
+        if not isinstance(cell, TORCH_CELL):
             raise TypeError(f"expected a torch.nn.GRUCell, got {type(cell).__name__}")
         check_parameters(cell)
-        check_class(cell, nn.GRUCell)
+        check_class(cell, TORCH_CELL)
         new = cls(cell.input_size, cell.hidden_size, cell.bias, "meta", impl=impl)
         adopt(new, cell, copy)
         return new
@@ -146,7 +146,7 @@ class GRUCell(nn.GRUCell):
         """
         check_parameters(self)
         check_class(self, GRUCell)
-        new = torchs_own(nn.GRUCell, self.input_size, self.hidden_size, self.bias, "meta")
+        new = torchs_own(TORCH_CELL, self.input_size, self.hidden_size, self.bias, "meta")
         adopt(new, self, copy)
         return new
 

@@ -14,7 +14,7 @@ from tritongru.arguments.checks import check_choice, check_dtype, check_features
 from tritongru.arguments.options import IMPLS, Options, is_traced
 from tritongru.arguments.ragged import WHOLE, Ragged
 from tritongru.functional import run
-from tritongru.interop.adoption import adopt, arguments_of, check_class, check_parameters, torchs_own
+from tritongru.interop.adoption import TORCH_GRU, adopt, arguments_of, check_class, check_parameters, torchs_own
 from tritongru.interop.exporters import fx_leaf
 from tritongru.interop.inference_ops import infer, wants_results_alone
 from tritongru.interop.stepping import step
@@ -339,10 +339,11 @@ class GRU(nn.RNNBase):
             TypeError: if ``gru`` is not a `torch.nn.GRU`, or is a subclass, whose own methods would be lost.
             ValueError: if a weight is computed, or the object has its own forward.
         """
-        if not isinstance(gru, nn.GRU):
-            raise TypeError(f"expected a torch.nn.GRU, got {type(gru).__name__}")
+        if not isinstance(gru, TORCH_GRU):
+            ours = "; it is ours already" if isinstance(gru, GRU) else ""
+            raise TypeError(f"expected a torch.nn.GRU, got {type(gru).__name__}{ours}")
         check_parameters(gru)
-        check_class(gru, nn.GRU)
+        check_class(gru, TORCH_GRU)
         new = (TorchTypeGRU if as_torch_type else cls)(*arguments_of(gru), impl=impl, memory=memory, device="meta")
         adopt(new, gru, copy)
         return new
@@ -361,7 +362,7 @@ class GRU(nn.RNNBase):
         """
         check_parameters(self)
         check_class(self, GRU, TorchTypeGRU)
-        new = torchs_own(nn.GRU, *arguments_of(self), device="meta")
+        new = torchs_own(TORCH_GRU, *arguments_of(self), device="meta")
         adopt(new, self, copy)
         return new
 

@@ -139,8 +139,8 @@ def test_where_torch_runs_the_ratio_is_of_the_kernels_that_would_have():
 @pytest.mark.parametrize(
     "arguments, why",
     [
-        (("--hidden", "128", "--gpu", "h200"), "up to hidden size 192 cuDNN uses a different algorithm, for which"),
-        (("--hidden", "64", "--gpu", "mi300x"), "the model has no figures for torch's GRU on MI300X"),
+        (("--hidden", "128", "--gpu", "h200"), "up to hidden size 192 cuDNN has another algorithm, for which"),
+        (("--hidden", "64", "--gpu", "mi300x"), "the cost model has no figures for torch's GRU on MI300X"),
         (
             ("--hidden", "64", "--gpu", "h200", "--dtype", "float64"),
             "the model covers GPU kernels only, and none was considered",
@@ -247,7 +247,7 @@ def test_with_resets_torch_is_no_choice(place):
     assert answer["family"] != "torch"
     assert answer["torch_us_per_step"] is answer["expected_ratio"] is None
     if "--gpu" in place:
-        why = "with resets torch's GRU runs one time step at a time, and the model has no figures for that"
+        why = "with resets torch's GRU runs one time step at a time, and the cost model has no figures for that"
         assert f"relative to torch: unknown, because {why}\n" in run("explain", *place, "--resets").stdout
 
 

@@ -190,6 +190,25 @@ def test_a_layer_within_a_tied_parent_has_the_names_of_both():
     assert [(one.name, one.also) for one in report.swapped] == [("one.0", ("two.0",))]
 
 
+def test_names_of_layers_below_shared_parents_are_not_without_end():
+    model = nn.Sequential(nn.GRU(4, 3))
+    for _ in range(60):
+        model = nn.ModuleDict({"a": model, "b": model})
+    (swap,) = tritongru.convert(model).swapped
+    assert swap.name == ".".join(["a"] * 60 + ["0"])
+    assert len(swap.also) == 8
+    assert swap.also[-1] == "..."
+    assert len(set(swap.also)) == 8
+    name = ".".join(["b"] * 60 + ["0"])
+    assert tritongru.convert(model, names=[name], back=True).swapped[0].name == swap.name
+
+
+def test_names_are_in_torchs_order(model):
+    model.parts[1] = model.cell
+    report = tritongru.convert(model)
+    assert [one.name for one in report.swapped] == [n for n, m in model.named_modules() if hasattr(m, "hidden_size")]
+
+
 def test_a_second_time_changes_nothing_and_says_so(model):
     tritongru.convert(model)
     report = tritongru.convert(model)
@@ -199,7 +218,8 @@ def test_a_second_time_changes_nothing_and_says_so(model):
         ("cell", "is a tritongru.GRUCell already"),
     ]
     tritongru.convert(model, back=True)
-    assert [one.reason for one in tritongru.convert(model, back=True).left][:1] == ["is a torch.nn.GRU already"]
+    report = tritongru.convert(model, back=True)
+    assert (report.swapped, report.left, report.notes) == ([], [], ["the model has no GRU of tritongru"])
 
 
 def test_torchs_type_on_request(model, x):
@@ -254,8 +274,11 @@ def wrapped_forward():
 
 
 REFUSED = {
-    "subclass": (lambda: Mine(4, 3), "a subclass of torch.nn.GRU, whose own methods would be lost"),
-    "subclass of ours": (lambda: Ours(4, 3), "a subclass of tritongru.GRU, whose own methods would be lost"),
+    "subclass": (
+        lambda: Mine(4, 3),
+        "a subclass of torch.nn.GRU, whose own methods would be lost; derive it from tritongru.GRU",
+    ),
+    "subclass of ours": (lambda: Ours(4, 3), "is a subclass of tritongru.GRU already"),
     "forward": (wrapped_forward, "a forward was set on the object"),
     "scripted": (compiled_by_jit, "compiled by torch.jit; convert the model before scripting or tracing it"),
     "traced": (
@@ -316,12 +339,17 @@ def test_grus_outside_the_tree_are_told():
     model.hidden = [nn.GRU(3, 3)]
     model.table = {"a": nn.GRUCell(3, 3)}
     model.again = model.hidden
+    model.deep = [{"b": (Asks(), 3)}]
+    object.__setattr__(model, "ema", Asks())
+    model.numbers = [*range(30_000), nn.GRU(2, 3)]  # as far as it is looked through
     object.__setattr__(model[0], "teacher", nn.GRU(3, 3))
     report = tritongru.convert(model)
     assert type(model.aliases[0]) is tritongru.GRU, "the same object"
     assert [(one.name, one.kind) for one in report.left] == [
         ("hidden", "torch.nn.GRU"),
         ("table", "torch.nn.GRUCell"),
+        ("deep.gru", "torch.nn.GRU"),
+        ("ema.gru", "torch.nn.GRU"),
         ("0.teacher", "torch.nn.GRU"),
     ]
     assert all(one.reason.startswith("held by a plain attribute or container") for one in report.left)
@@ -331,8 +359,11 @@ def test_grus_outside_the_tree_are_told():
 def test_a_model_without_a_gru():
     report = tritongru.convert(nn.Sequential(nn.LSTM(2, 3), nn.LSTM(3, 3), nn.Linear(3, 1)))
     assert (report.swapped, report.left) == ([], [])
-    assert str(report) == "note: the model has no GRU; tritongru does not replace what it has: 2 torch.nn.LSTM"
-    assert str(tritongru.convert(nn.Linear(2, 3))) == "note: the model has no GRU"
+    assert str(report) == "note: the model has no torch.nn.GRU; tritongru does not replace what it has: 2 torch.nn.LSTM"
+    assert str(tritongru.convert(nn.Linear(2, 3))) == "note: the model has no torch.nn.GRU"
+    theirs = type("GRU", (nn.Module,), {"__module__": "library"})()
+    assert str(tritongru.convert(theirs)).endswith("what it has: 1 library.GRU")
+    assert str(tritongru.convert(nn.GRU(2, 3), names=[])) == "note: names is empty, nothing was converted"
 
 
 class Asks(nn.Module):
@@ -344,10 +375,76 @@ class Asks(nn.Module):
         return self.gru(x) if isinstance(self.gru, nn.GRU) else None
 
 
+class Odd:
+    """Refuses to be asked about."""
+
+    @property
+    def __class__(self):
+        raise RuntimeError("unbound")
+
+    def __getattr__(self, name):
+        raise RuntimeError("unbound")
+
+
+class OddDict(dict):
+    def values(self):
+        raise RuntimeError("not now")
+
+
+def test_other_attributes_do_not_matter():
+    kind = type("Kind", (nn.Sequential,), {"__module__": __name__, "odd": Odd(), "named": staticmethod(len)})
+    model = kind(nn.GRU(3, 4))
+    model.__dict__.update(proxy=Odd(), table=OddDict(a=nn.GRU(2, 3)))
+    report = tritongru.convert(model)
+    assert [one.name for one in report.swapped] == ["0"]
+    assert [one.name for one in report.left] == ["table"]
+
+
+def test_a_module_without_its_constructor_has_no_layers():
+    model = nn.Module.__new__(Model)
+    assert tritongru.convert(model).notes == ["the model has no torch.nn.GRU"]
+
+
+def test_torchs_classes_are_known_under_any_name(monkeypatch):
+    theirs, ours = nn.Sequential(nn.GRU(2, 3)), tritongru.GRU(2, 3)
+    original = nn.GRU
+    monkeypatch.setattr(nn, "GRU", tritongru.GRU)
+    assert len(tritongru.convert(theirs).swapped) == 1
+    assert tritongru.convert(ours, back=True).swapped[0].after == "torch.nn.GRU"
+    assert type(ours) is original
+    assert type(tritongru.GRU(2, 3).to_torch()) is original
+    with tritongru.patch():
+        assert nn.GRU(2, 3, impl="torch").impl == "torch"
+
+
+class AsksBelow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.GRU(3, 4))
+
+    def export(self):
+        return [m for m in self.modules() if isinstance(m, nn.GRU)]
+
+
+class AsksForType(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(3, 4)
+
+    @torch.no_grad()
+    def forward(self, x):
+        return self.gru(x)[0] if type(self.gru) is nn.GRU else None
+
+
 def test_a_parent_that_asks_for_torchs_class_is_named():
     (note,) = tritongru.convert(nn.Sequential(Asks(), Asks())).notes
     assert note.startswith("Asks.forward may ask isinstance(..., nn.GRU), which is False now; as_torch_type=True")
     assert tritongru.convert(Asks(), as_torch_type=True).notes == []
+    model = AsksBelow()
+    assert tritongru.convert(model).notes == [note.replace("Asks.forward", "AsksBelow.export")]
+    assert tritongru.convert(model).notes == [], "nothing was converted"
+    (note,) = tritongru.convert(AsksForType()).notes
+    assert note.startswith("AsksForType.forward may ask type(...) is nn.GRU, which is False now; if so, convert")
     assert tritongru.convert(nn.Sequential(nn.GRU(3, 4))).notes == []
 
 
@@ -364,8 +461,8 @@ def test_a_parent_that_asks_for_torchs_class_is_named():
         ),
         ((nn.GRU(2, 3), [3]), TypeError, "names should be None or a list of names of modules, got [3]"),
         ((nn.GRU(2, 3), 3), TypeError, "names should be None or a list of names of modules, got 3"),
-        ((nn.GRU(2, 3), None, 1), TypeError, "as_torch_type"),
-        ((nn.GRU(2, 3), None, False, "yes"), TypeError, "back"),
+        ((nn.GRU(2, 3), None, 1), TypeError, "as_torch_type should be of type bool, got: int"),
+        ((nn.GRU(2, 3), None, False, "yes"), TypeError, "back should be of type bool, got: str"),
         ((nn.GRU(2, 3), None, True, True), ValueError, "as_torch_type=True is for converting to ours"),
     ],
 )
@@ -378,6 +475,18 @@ def test_wrong_arguments_change_nothing(given, error, text):
     assert type(model) is before
 
 
+def test_on_the_way_back_what_is_torchs_is_no_matter():
+    model = nn.ModuleDict({"own": Mine(4, 3), "ours": Ours(4, 3), "plain": nn.GRU(2, 3), "gru": tritongru.GRU(2, 3)})
+    model.hidden = [nn.GRU(2, 3), tritongru.GRUCell(2, 3)]
+    report = tritongru.convert(model, back=True)
+    assert [one.name for one in report.swapped] == ["gru"]
+    assert [(one.name, one.kind) for one in report.left] == [
+        ("ours", f"{Ours.__module__}.Ours"),
+        ("hidden", "tritongru.GRUCell"),
+    ]
+    assert "derive it from torch.nn.GRU" in report.left[0].reason
+
+
 def test_one_unknown_name_leaves_the_known_alone(model):
     with pytest.raises(ValueError, match=r"no GRU named 'gru'; the names of its GRUs: by_name\.one\.0, cell, parts\.0"):
         tritongru.convert(model, names=["rnn", "gru"])
@@ -387,7 +496,8 @@ def test_one_unknown_name_leaves_the_known_alone(model):
 def test_the_report_is_a_table():
     model = nn.ModuleDict({"encoder": nn.GRU(8, 16, num_layers=2), "own": Mine(2, 3)})
     kind = f"{Mine.__module__}.Mine"
-    reason = "a subclass of torch.nn.GRU, whose own methods would be lost; give its parameters to a plain one"
+    reason = "a subclass of torch.nn.GRU, whose own methods would be lost; derive it from tritongru.GRU and "
+    reason += "load its state_dict"
     assert str(tritongru.convert(model)).splitlines() == [
         "converted  was                                is now",
         "---------  ---------------------------------  ------",
@@ -398,7 +508,7 @@ def test_the_report_is_a_table():
     ]
     report = tritongru.convert(model)
     assert repr(report) == str(report)
-    assert str(tritongru.Report()) == "no GRU was found, nothing was changed"
+    assert str(tritongru.Report()) == "nothing was changed: no torch.nn.GRU or GRUCell was built"
 
 
 COMPUTED = {

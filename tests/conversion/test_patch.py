@@ -1,6 +1,8 @@
 """`tritongru.patch`: layers that are built within a block, in this thread alone, and torch as it was afterwards."""
 
 import asyncio
+import contextlib
+import contextvars
 import copy
 import threading
 
@@ -49,6 +51,10 @@ def test_what_a_library_builds_is_ours():
         ("#2", "torch.nn.GRU(4, 4)"),
         ("#3", "torch.nn.GRUCell(4, 2)"),
     ]
+    assert [(one.name, one.kind) for one in report.left] == [("#4", f"{Mine.__module__}.Mine")]
+    assert report.left[0].reason.startswith(
+        "a subclass of torch.nn.GRU, whose own methods would be lost; derive it from"
+    )
     assert report.model is None
     assert "tritongru.GRUCell" in str(report)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
@@ -69,7 +75,8 @@ def test_blocks_within_blocks():
     with tritongru.patch() as outer:
         with tritongru.patch(as_torch_type=True) as inner:
             assert type(nn.GRU(2, 3)) is tritongru.TorchTypeGRU
-        assert type(nn.GRU(2, 3)) is tritongru.GRU
+        gru = nn.GRU(2, 3)
+    assert type(gru) is tritongru.GRU
     assert (len(outer.swapped), len(inner.swapped)) == (1, 1)
 
 
@@ -95,20 +102,20 @@ def test_other_threads_build_torchs_layers():
         with tritongru.patch():
             steps[0].set()
             wait(1)
-            built["first"] = type(nn.GRU(2, 3))
+            built["first"] = nn.GRU(2, 3)
         steps[2].set()
         wait(3)
-        built["first, after its block"] = type(nn.GRU(2, 3))
+        built["first, after its block"] = nn.GRU(2, 3)
 
     def second():
         wait(0)
-        built["second, before its block"] = type(nn.GRU(2, 3))
+        built["second, before its block"] = nn.GRU(2, 3)
         with tritongru.patch():
             steps[1].set()
             wait(2)
-            built["second"] = type(nn.GRU(2, 3))
+            built["second"] = nn.GRU(2, 3)
             steps[3].set()
-            thread = threading.Thread(target=lambda: built.update(started=type(nn.GRU(2, 3))))
+            thread = threading.Thread(target=lambda: built.update(started=nn.GRU(2, 3)))
             thread.start()
             thread.join(PATIENCE)
 
@@ -117,7 +124,7 @@ def test_other_threads_build_torchs_layers():
         thread.start()
     for thread in threads:
         thread.join(PATIENCE)
-    assert built == {
+    assert {name: type(gru) for name, gru in built.items()} == {
         "second, before its block": nn.GRU,
         "first": tritongru.GRU,
         "second": tritongru.GRU,
@@ -131,7 +138,8 @@ def test_tasks_of_one_thread_are_told_apart():
         with tritongru.patch():
             entered.set()
             await leave.wait()
-            return type(nn.GRU(2, 3))
+            gru = nn.GRU(2, 3)
+        return type(gru)
 
     async def without(entered, leave):
         await entered.wait()
@@ -153,6 +161,7 @@ def test_what_asks_for_torchs_own_gets_it():
         assert type(tritongru.TorchTypeGRU(2, 3)) is tritongru.TorchTypeGRU
         assert report.swapped == []
         assert type(skip_init(nn.GRUCell, 2, 3)) is tritongru.GRUCell
+        assert len(report.swapped) == 1
 
 
 def test_a_tool_that_wraps_the_constructor_within_the_block_keeps_its_wrapper(monkeypatch):
@@ -166,7 +175,112 @@ def test_a_tool_that_wraps_the_constructor_within_the_block_keeps_its_wrapper(mo
 
         nn.GRU.__init__ = init
         nn.GRU(2, 3)
-    assert nn.GRU.__init__ is init
-    assert type(nn.GRU(2, 3)) is nn.GRU
-    assert seen == [tritongru.GRU, nn.GRU]
-    nn.GRU.__init__ = OWN[0]
+    try:
+        assert nn.GRU.__init__ is init
+        assert type(nn.GRU(2, 3)) is nn.GRU
+        assert seen == [tritongru.TorchTypeGRU, nn.GRU]
+    finally:
+        nn.GRU.__init__ = OWN[0]
+
+
+class Initialized(nn.Module):
+    """As most libraries do it."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.GRU(3, 4)
+        self.apply(self.start)
+
+    def start(self, module):
+        if isinstance(module, nn.GRU):
+            nn.init.zeros_(module.bias_hh_l0)
+
+
+def test_a_librarys_initializer_finds_its_layers():
+    with tritongru.patch():
+        model = Initialized()
+    assert not model.rnn.bias_hh_l0.any()
+    assert type(model.rnn) is tritongru.GRU
+
+
+def test_what_was_converted_or_forgotten_within_the_block_is_left_alone():
+    with tritongru.patch() as report:
+        back = nn.GRU(2, 3)
+        tritongru.convert(back, back=True)
+        nn.GRU(2, 3)  # nobody keeps it
+    assert type(back) is nn.GRU
+    assert len(report.swapped) == 2
+
+
+def block():
+    with tritongru.patch() as report:
+        yield report
+
+
+def test_a_generator_that_another_context_ends_leaves_torch_as_it_was():
+    generator = block()
+    contextvars.copy_context().run(next, generator)
+    assert next(generator, None) is None
+    assert nn.GRU.__init__ is OWN[0]
+
+
+def test_a_block_that_another_thread_ends_is_over_here():
+    manager = tritongru.patch()
+    report = manager.__enter__()
+    thread = threading.Thread(target=manager.__exit__, args=(None, None, None))
+    thread.start()
+    thread.join(PATIENCE)
+    assert nn.GRU.__init__ is OWN[0]
+    with in_another_thread():
+        assert type(nn.GRU(2, 3)) is nn.GRU
+    assert report.swapped == []
+
+
+def test_generators_that_end_in_turn_leave_no_block_behind():
+    first, second = block(), block()
+    reports = [next(first), next(second)]
+    next(first, None)
+    assert type(nn.GRU(2, 3)) is tritongru.TorchTypeGRU, "the second is open"
+    next(second, None)
+    with in_another_thread():
+        assert type(nn.GRU(2, 3)) is nn.GRU
+    assert [len(report.swapped) for report in reports] == [0, 1]
+
+
+@contextlib.contextmanager
+def in_another_thread():
+    """Another thread's block is open."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def stay():
+        with tritongru.patch():
+            entered.set()
+            assert leave.wait(PATIENCE)
+
+    thread = threading.Thread(target=stay)
+    thread.start()
+    assert entered.wait(PATIENCE)
+    try:
+        yield
+    finally:
+        leave.set()
+        thread.join(PATIENCE)
+
+
+def test_a_task_that_outlives_its_block_builds_torchs():
+    async def late(ended):
+        await ended.wait()
+        with in_another_thread():
+            return type(nn.GRU(2, 3))
+
+    async def run():
+        ended = asyncio.Event()
+        with tritongru.patch() as report:
+            task = asyncio.create_task(late(ended))
+            await asyncio.sleep(0)
+        ended.set()
+        return await task, report
+
+    kind, report = asyncio.run(run())
+    assert kind is nn.GRU
+    assert report.swapped == []

@@ -501,7 +501,10 @@ def test_explain_refuses_a_device_that_is_not_there(monkeypatch):
 def test_explain_refuses_what_is_no_gru():
     """The plan of an LSTM's sizes would be a GRU's."""
     for module in (torch.nn.LSTM(2, 3), torch.nn.Linear(2, 3), tritongru.GRUCell(2, 3)):
-        with pytest.raises(TypeError, match=f"gru should be a tritongru.GRU, got {type(module).__name__}$"):
+        with pytest.raises(
+            TypeError,
+            match=f"gru should be a tritongru.GRU or a torch.nn.GRU, got {type(module).__name__}; the command",
+        ):
             tritongru.explain(module)
     assert tritongru.explain(torch.nn.GRU(64, 768), batch=16, device=H200).family == "persistent"
 
@@ -513,7 +516,7 @@ def test_one_known_pass_of_two_leaves_the_whole_unknown():
     assert half.expected_ratio_forward == answer.expected_ratio_forward
     assert "x forward, unknown forward and backward together (a model" in str(half)
     neither = dataclasses.replace(half, forward=half.backward)
-    assert "relative to torch: unknown, because the model has no figures for this kernel on H200" in str(neither)
+    assert "relative to torch: unknown, because the cost model has no figures for this kernel on H200" in str(neither)
 
 
 @given(hiddens, st.sampled_from([*DTYPES, "float64"]), devices, st.integers(1, 10**4), st.booleans())

@@ -169,10 +169,18 @@ DOORS = {
         set(),
     ),
     "conversion.report": (set(), set()),
-    "conversion.finding": ({"cell", "conversion.report", "module"}, set()),
-    "conversion.converting": ({"conversion.finding", "conversion.report", "planning"}, set()),
+    "conversion.tree": (set(), set()),
+    "conversion.asking": ({"conversion.tree"}, set()),
+    "conversion.finding": (
+        {*("cell", "conversion.asking", "conversion.report", "conversion.tree", "interop.adoption", "module")},
+        set(),
+    ),
+    "conversion.converting": ({"arguments", "conversion.finding", "conversion.report"}, set()),
     "conversion.patching": (
-        {*("cell", "conversion.converting", "conversion.finding", "conversion.report", "module", "planning")},
+        {
+            *("arguments", "cell", "conversion.converting", "conversion.finding", "conversion.report", "module"),
+            "interop.adoption",
+        },
         set(),
     ),
     "conversion": (set(), set()),
@@ -181,7 +189,7 @@ DOORS = {
     "weights.columns": ({"weights.direction"}, set()),
     "weights.flax": ({"weights.columns", "weights.direction"}, set()),
     "weights.haste": ({"weights.columns", "weights.direction"}, set()),
-    "weights.keras": ({"weights.columns", "weights.direction"}, set()),
+    "weights.keras": ({"arguments", "weights.columns", "weights.direction"}, set()),
     "weights.onnx": ({"weights.direction"}, set()),
     "weights": ({"weights.flax", "weights.haste", "weights.keras", "weights.onnx"}, set()),
     "__init__": (
@@ -200,7 +208,13 @@ DOORS = {
     ),
     "commands.env": ({"planning"}, set()),
     "commands.explain": ({"commands.demo", "planning"}, set()),
-    "commands.inspect": ({"commands.demo", "commands.explain", "conversion", "planning"}, set()),
+    "commands.inspect": (
+        {
+            *("commands.demo", "commands.explain", "conversion", "interop.inference_ops", "interop.stepping"),
+            "planning",
+        },
+        set(),
+    ),
     "commands": (set(), set()),
     "__main__": ({"", "commands"}, set()),
 }

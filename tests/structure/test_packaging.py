@@ -194,7 +194,7 @@ def test_an_installed_wheel_works(wheel, tmp_path):
     shown = inside(
         "-c", f"{three_lines()}\nimport tritongru\nprint(tritongru.__file__, output.isfinite().all().item())"
     )
-    assert shown == f"{own / 'tritongru' / '__init__.py'} True"
+    assert shown.splitlines()[-1] == f"{own / 'tritongru' / '__init__.py'} True"
     assert f"tritongru: {VERSION}" in inside("-m", "tritongru", "env")
     assert "resident" in inside("-m", "tritongru", "explain", "--hidden", "64", "--gpu", "h200")  # reads the tables
 

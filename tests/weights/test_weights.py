@@ -10,6 +10,7 @@ import pytest
 import torch
 from processes import ROOT
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import tritongru
 from tritongru import weights
@@ -556,6 +557,21 @@ def shrunk():
     return gru
 
 
+def test_weights_of_a_parametrization_are_those_of_now():
+    gru = parametrizations.weight_norm(nn.GRU(I, H), "weight_hh_l0")
+    with torch.no_grad():
+        gru.parametrizations.weight_hh_l0.original0.mul_(2)
+    other = tritongru.GRU(I, H)
+    other.load_state_dict(weights.from_keras(weights.to_keras(gru)))
+    torch.testing.assert_close(other.weight_hh_l0.detach(), gru.weight_hh_l0.detach(), rtol=0, atol=0)
+
+
+def pruned():
+    gru = nn.GRU(I, H)
+    prune.l1_unstructured(gru, "weight_hh_l0", 0.5)
+    return gru
+
+
 ONE, TWO = nn.GRU(I, H), tritongru.GRU(I, H, 2, bidirectional=True)
 REFUSALS = [
     # no equivalent
@@ -653,8 +669,14 @@ REFUSALS = [
         r"bias_ih_l0 .*\(15,\), .*got \(4,\); restore",
     ),
     # layers and directions
-    (lambda: weights.to_keras(TWO, layer=2), ValueError, "layer should be 0 to 1, one of the GRU's own, got 2"),
+    (lambda: weights.to_keras(TWO, layer=2), ValueError, "layer should be below 2, the GRU has 2 layers, got 2"),
     (lambda: weights.to_onnx(ONE, layer=-1), ValueError, "layer should be at least 0, the first layer, got -1"),
+    (
+        lambda: weights.to_keras(pruned()),
+        ValueError,
+        "weight_hh_l0 is computed by a hook and may be out of date; remove",
+    ),
+    (lambda: keras_call(reset_after="False"), TypeError, "reset_after should be of type bool, got: str"),
     (lambda: weights.to_haste(ONE, layer=True), TypeError, "layer should be of type int, got: bool"),
     (lambda: weights.to_flax(ONE, reverse=True), ValueError, "reverse .* GRU of one direction, got True; build"),
     (lambda: weights.to_keras(ONE, reverse=1), TypeError, "reverse should be of type bool, got: int"),

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from tritongru.conversion.finding import decide
+from tritongru.arguments.checks import check_flags
+from tritongru.conversion.finding import TORCHS, decide
 from tritongru.conversion.report import Report
-from tritongru.planning.devices import check_flag
 
 OPTIONS = ("impl", "memory")  # of ours, which torch's classes do not have
 
@@ -25,7 +25,8 @@ def convert(
 
     The layers remain the same objects and keep everything they have: parameters, buffers, hooks, dtype, device and
     training mode. Optimizers and wrappers (DDP, FSDP, torch.compile) may have been made before. Only layers whose class
-    is exactly torch's are converted; others are listed with the reason. torch.nn itself does not change.
+    is exactly torch's are converted; others are listed with the reason. torch.nn itself does not change. No call of the
+    model may be running while it is converted back.
 
     Args:
         model: any module; it may itself be a GRU.
@@ -51,7 +52,7 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model should be a torch.nn.Module, got {type(model).__name__}")
-    as_torch_type, back = check_flag("as_torch_type", as_torch_type), check_flag("back", back)
+    check_flags(as_torch_type=as_torch_type, back=back)
     if as_torch_type and back:
         raise ValueError("as_torch_type=True is for converting to ours; leave it out with back=True")
     found = decide(model, _checked(names), as_torch_type, back)
@@ -62,7 +63,7 @@ def convert(
 
 def change(module: nn.Module, target: type) -> None:
     module.__class__ = target
-    if target in (nn.GRU, nn.GRUCell):
+    if target in TORCHS:
         for name in OPTIONS:
             module.__dict__.pop(name, None)
 

@@ -35,11 +35,13 @@ class Left:
         name: as in `Swap`.
         kind: its class.
         reason: why, and what to do about it.
+        also: as in `Swap`.
     """
 
     name: str
     kind: str
     reason: str
+    also: tuple[str, ...] = ()
 
 
 @dataclass(repr=False)
@@ -61,19 +63,23 @@ class Report:
     def __str__(self) -> str:
         parts = []
         if self.swapped:
-            rows = [(", ".join(shown(n) for n in (one.name, *one.also)), one.before, one.after) for one in self.swapped]
+            rows = [(spelled(one.name, one.also), one.before, one.after) for one in self.swapped]
             parts.append(table(("converted", "was", "is now"), rows))
         if self.left:
-            rows = [(shown(one.name), one.kind, one.reason) for one in self.left]
+            rows = [(spelled(one.name, one.also), one.kind, one.reason) for one in self.left]
             parts.append(table(("left as it was", "class", "why"), rows))
         parts += [f"note: {text}" for text in self.notes]
-        return "\n".join(parts) or "no GRU was found, nothing was changed"
+        return "\n".join(parts) or "nothing was changed: no torch.nn.GRU or GRUCell was built"  # by patch
 
     __repr__ = __str__  # an interactive session shows the table
 
 
 def shown(name: str) -> str:
     return name or WHOLE
+
+
+def spelled(name: str, also: Sequence[str]) -> str:
+    return ", ".join(map(shown, (name, *also)))
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.modules.module import _WrappedHook
 
+TORCH_GRU, TORCH_CELL = nn.GRU, nn.GRUCell  # torch's own, even if someone puts other classes under these names later
 # Names of a cell's weights; and what a new module does not take over, because it makes or chooses its own.
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 OWN = {"_flat_weights", "_flat_weights_names", "_flat_weight_refs", "_all_weights", "impl", "memory"}

@@ -160,9 +160,9 @@ def torch_us(
 def torch_unknown(device: Device, hidden: int) -> str:
     """Why the model has no figures for torch's own GRU there; empty if it has."""
     if device.backend != "cuda":
-        return f"the model has no figures for torch's GRU on {device.name}"
+        return f"the cost model has no figures for torch's GRU on {device.name}"
     if not device.mma or not device.clock_mhz:
         return f"the clock and the tensor-core rate of {device.name} are not known"
     if hidden <= TORCH_SMALL_H:
-        return f"up to hidden size {TORCH_SMALL_H} cuDNN uses a different algorithm, for which the model has no figures"
+        return f"up to hidden size {TORCH_SMALL_H} cuDNN has another algorithm, for which the cost model has no figures"
     return ""

@@ -51,7 +51,10 @@ def explain(
         'resident'
     """
     if getattr(gru, "mode", None) != "GRU":  # a plan for an LSTM's or a cell's sizes would be wrong
-        raise TypeError(f"gru should be a tritongru.GRU, got {type(gru).__name__}")
+        raise TypeError(
+            f"gru should be a tritongru.GRU or a torch.nn.GRU, got {type(gru).__name__}; the command inspect explains "
+            "every layer of a model"
+        )
     directions = 2 if gru.bidirectional else 1
     sizes = check_sizes(
         directions, hidden=gru.hidden_size, inputs=gru.input_size, batch=batch, time=time, layers=gru.num_layers

@@ -34,7 +34,7 @@ from tritongru.planning.plan_text import MODEL, NEVER_RUN, RUN, words
 PRECISIONS = ("tf32", "ieee")
 DTYPES = ("float32", "float16", "bfloat16")
 MARGIN = 0.05  # by which a kernel must be expected to be faster than torch
-STEP_BY_STEP = "with resets torch's GRU runs one time step at a time, and the model has no figures for that"
+STEP_BY_STEP = "with resets torch's GRU runs one time step at a time, and the cost model has no figures for that"
 STEPWISE_MARGIN = 0.5  # the same for one launch per step, where most of the model's constants are assumed
 LARGEST_BATCH = 1 << 16  # up to here `limits` looks for a batch size that torch should run
 

@@ -121,4 +121,4 @@ def _ratio(plan: Plan) -> str:
 def _unknown(plan: Plan) -> str:
     if not plan.passes:
         return "the model covers GPU kernels only, and none was considered"
-    return plan.torch_unknown or f"the model has no figures for this kernel on {plan.device}"
+    return plan.torch_unknown or f"the cost model has no figures for this kernel on {plan.device}"

@@ -33,13 +33,22 @@ def direction_of(gru: nn.Module, layer: int, reverse: bool) -> Direction:
     elif isinstance(gru, nn.RNNBase) and gru.mode == "GRU":
         check_number(layer)
         if layer >= gru.num_layers:
-            raise ValueError(f"layer should be 0 to {gru.num_layers - 1}, one of the GRU's own, got {layer}")
+            count = "1 layer" if gru.num_layers == 1 else f"{gru.num_layers} layers"
+            raise ValueError(f"layer should be below {gru.num_layers}, the GRU has {count}, got {layer}")
         if reverse and not gru.bidirectional:
             raise ValueError("reverse should be False for a GRU of one direction, got True; build it bidirectional")
         suffix = suffix_of(layer, reverse)
     else:
         raise TypeError(f"gru should be a GRU or GRUCell of tritongru or torch.nn, got {type(gru).__name__}")
-    own = {name: getattr(gru, name) for name in (f"{name}{suffix}" for name in NAMES[: 4 if gru.bias else 2])}
+    names = [f"{name}{suffix}" for name in NAMES[: 4 if gru.bias else 2]]
+    for name in names:  # a parametrization computes them when they are read, a hook in every forward pass
+        is_own = name in gru._parameters or nn.utils.parametrize.is_parametrized(gru, name)
+        if not is_own and gru._forward_pre_hooks:
+            raise ValueError(
+                f"{name} is computed by a hook and may be out of date; remove it first, as with "
+                "torch.nn.utils.prune.remove or torch.nn.utils.remove_weight_norm"
+            )
+    own = {name: getattr(gru, name) for name in names}
     found = [tensor_of(name, value) for name, value in own.items()]
     H = gru.hidden_size
     sizes: list[tuple[int | None, ...]] = [(3 * H, None), (3 * H, H), (3 * H,), (3 * H,)]

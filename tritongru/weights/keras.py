@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tritongru.arguments.checks import check_flags
 from tritongru.weights.columns import read_columns
 from tritongru.weights.direction import (
     RESET_LAST,
@@ -64,9 +65,10 @@ def from_keras(
         >>> gru.load_state_dict(tritongru.weights.from_keras(arrays))
         <All keys matched successfully>
     """
+    check_flags(reset_after=reset_after)
     if not reset_after:
         raise ValueError(
-            f"reset_after={reset_after!r} has no equivalent in torch's GRU, {RESET_LAST}; train the Keras layer with "
+            f"reset_after=False has no equivalent in torch's GRU, {RESET_LAST}; train the Keras layer with "
             "reset_after=True"
         )
     check_activation("activation", activation, "tanh")
@@ -80,8 +82,10 @@ def from_keras(
         )
     named: dict[str, Any] = dict(zip(("kernel", "recurrent_kernel"), weights, strict=False))
     if len(weights) == 3:
-        bias = tensor_of("bias", weights[2])
-        if bias.dim() == 1:
+        if weights[2] is None:
+            raise TypeError("bias should be an array, got None; leave it out for a layer without biases")
+        bias, columns = tensor_of("bias", weights[2]), tensor_of("kernel", weights[0]).shape[-1:]
+        if bias.dim() == 1 and bias.shape == columns and bias.shape[0] % 3 == 0:
             raise ValueError(
                 f"bias should have the shape (2, 3 * H), got {tuple(bias.shape)}, that of a Keras layer with "
                 f"reset_after=False, which has no equivalent in torch's GRU, {RESET_LAST}; train the Keras layer with "

@@ -62,6 +62,8 @@ def from_onnx(
         ValueError: if the node has no equivalent in torch, an attribute is unknown, or a shape, dtype or device is
             wrong.
     """
+    if not isinstance(linear_before_reset, int):
+        raise TypeError(f"linear_before_reset should be 0 or 1, got {type(linear_before_reset).__name__}")
     if not linear_before_reset:
         raise ValueError(
             f"linear_before_reset={linear_before_reset!r}, ONNX's default, has no equivalent in torch's GRU, "
@@ -133,6 +135,8 @@ def _directions(direction: str) -> int:
 
 def _check_attributes(attributes: dict[str, Any], D: int, H: int) -> None:
     for name, value in attributes.items():
+        if value is None:  # not set
+            continue
         if name == "hidden_size":
             if value != H:
                 raise ValueError(f"hidden_size should be {H}, as R has it, got {value!r}; {REMEDY}")
