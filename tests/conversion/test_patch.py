@@ -14,6 +14,7 @@ from torch.nn import GRU as imported_before
 from torch.nn.utils import skip_init
 
 import tritongru
+from tritongru.conversion import patching
 
 pytestmark = pytest.mark.quick
 
@@ -25,6 +26,9 @@ def _torch_is_as_it_was():
     yield
     assert (nn.GRU.__init__, nn.GRUCell.__init__) == OWN
     assert type(nn.GRU(2, 3)) is nn.GRU
+    with tritongru.patch():
+        pass
+    assert patching._innermost.get() is None, "no block is kept"
 
 
 class Library(nn.Module):
@@ -118,6 +122,10 @@ def test_other_threads_build_torchs_layers():
             thread = threading.Thread(target=lambda: built.update(started=nn.GRU(2, 3)))
             thread.start()
             thread.join(PATIENCE)
+            own = contextvars.copy_context()  # as some Pythons do it by themselves
+            thread = threading.Thread(target=own.run, args=(lambda: built.update(inherited=nn.GRU(2, 3)),))
+            thread.start()
+            thread.join(PATIENCE)
 
     threads = [threading.Thread(target=work) for work in (first, second)]
     for thread in threads:
@@ -129,6 +137,7 @@ def test_other_threads_build_torchs_layers():
         "first": tritongru.GRU,
         "second": tritongru.GRU,
         "started": nn.GRU,
+        "inherited": nn.GRU,
         "first, after its block": nn.GRU,
     }
 
@@ -159,6 +168,7 @@ def test_what_asks_for_torchs_own_gets_it():
     with tritongru.patch() as report:
         assert [type(m.to_torch()) for m in ours] == [nn.GRU, nn.GRUCell]
         assert type(tritongru.TorchTypeGRU(2, 3)) is tritongru.TorchTypeGRU
+        assert type(tritongru.GRUCell(2, 3)) is tritongru.GRUCell
         assert report.swapped == []
         assert type(skip_init(nn.GRUCell, 2, 3)) is tritongru.GRUCell
         assert len(report.swapped) == 1
