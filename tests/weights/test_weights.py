@@ -559,6 +559,7 @@ def shrunk():
 
 def test_weights_of_a_parametrization_are_those_of_now():
     gru = parametrizations.weight_norm(nn.GRU(I, H), "weight_hh_l0")
+    gru.register_forward_pre_hook(lambda module, given: None)  # computes no weight
     with torch.no_grad():
         gru.parametrizations.weight_hh_l0.original0.mul_(2)
     other = tritongru.GRU(I, H)
