@@ -57,6 +57,8 @@ class GRUCell(nn.GRUCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if isinstance(input, torch.fx.Proxy) or isinstance(hx, torch.fx.Proxy):
             return fx_leaf(self, input, hx)
+        if self.impl == "auto" and isinstance(input, Tensor) and input.is_cpu and input.dim() == 2 and len(input) != 1:
+            return super().forward(input, hx)  # `takes_cell` takes one sequence alone, and to ask takes microseconds
         if self.impl in ("llvm", "triton") and not torch.is_grad_enabled() and isinstance(input, Tensor):
             self._check_loop(input)
         if wants_results_alone(input, hx, self.impl):

@@ -547,5 +547,5 @@ def test_a_model_on_meta_and_a_cyclic_one():
         model = nn.Sequential(nn.GRU(3, 4))
     model[0].__dict__["_modules"]["up"] = model
     report = tritongru.convert(model)
-    assert [one.name for one in report.swapped] == ["0"]
+    assert [(one.name, one.also) for one in report.swapped] == [("0", ())]
     assert model[0].weight_hh_l0.is_meta
