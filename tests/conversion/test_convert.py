@@ -188,6 +188,7 @@ def test_a_layer_within_a_tied_parent_has_the_names_of_both():
     model = nn.ModuleDict({"one": part, "two": part})
     report = tritongru.convert(model, names=["two.0"])
     assert [(one.name, one.also) for one in report.swapped] == [("one.0", ("two.0",))]
+    assert "one.0, two.0  torch.nn.GRU(4, 3)" in str(report)
 
 
 def test_names_of_layers_below_shared_parents_are_not_without_end():

@@ -178,7 +178,7 @@ def _gain(plan: Plan, module: nn.RNNBase, batch: int) -> str:
             f"torch.nn.GRU's {kind} takes {near['over']:.1f} times as long as ours at the nearest measured size: {size}"
             f"{here}, {SETS[near['isa']].title}"
         )
-    ratio = plan.expected_ratio if module.training else plan.expected_ratio_forward
+    ratio = plan.expected_ratio
     if ratio is None:
         return f"the gain is unknown: {plan.torch_unknown or 'the cost model has no figures for this kernel'}"
     return (
