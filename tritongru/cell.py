@@ -14,7 +14,7 @@ from tritongru.interop.exporters import fx_leaf
 from tritongru.interop.inference_ops import DTYPES, infer_step, wants_results_alone
 from tritongru.interop.step_ops import run_step
 from tritongru.interop.stepping import takes_kernel
-from tritongru.planning.cpu_plan import refusal_on_cpu
+from tritongru.planning.cpu_plan import CELL_ROWS, refusal_on_cpu
 
 
 class GRUCell(nn.GRUCell):
@@ -57,8 +57,9 @@ class GRUCell(nn.GRUCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if isinstance(input, torch.fx.Proxy) or isinstance(hx, torch.fx.Proxy):
             return fx_leaf(self, input, hx)
-        if self.impl == "auto" and isinstance(input, Tensor) and input.is_cpu and input.dim() == 2 and len(input) != 1:
-            return super().forward(input, hx)  # `takes_cell` takes one sequence alone, and to ask takes microseconds
+        several = isinstance(input, Tensor) and input.is_cpu and input.dim() == 2 and len(input) != CELL_ROWS
+        if several and self.impl == "auto":  # `takes_cell` refuses these, too, but to ask it takes microseconds
+            return super().forward(input, hx)
         if self.impl in ("llvm", "triton") and not torch.is_grad_enabled() and isinstance(input, Tensor):
             self._check_loop(input)
         if wants_results_alone(input, hx, self.impl):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure.pair import OURS, THEIRS
-from bench.measure.rows import Row, read
+from bench.measure.rows import Row, read_all
 from tritongru.planning.candidates import kind_of
 from tritongru.planning.launches import Shape, shape_of
 
@@ -23,7 +23,7 @@ TUNED = f"{OURS}[tune]"
 
 def rows_in(folder: Path) -> list[Row]:
     """All rows of a folder, by date, the latest last."""
-    return sorted((row for path in sorted(folder.glob("*.jsonl")) for row in read(path)), key=lambda row: row["date"])
+    return sorted(read_all(folder), key=lambda row: row["date"])
 
 
 def key_of(row: Row) -> tuple[str, Shape]:

@@ -1,4 +1,8 @@
-"""How a ratio of two times is printed."""
+"""How times and their ratios are printed."""
+
+
+def ms_text(ms: float) -> str:
+    return f"{ms:.3g}" if ms < 1000 else f"{ms:.0f}"
 
 
 def ratio_text(ratio: float, low: float, high: float) -> str:

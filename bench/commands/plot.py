@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.compile import compile_seconds as compile_times
-from bench.measure.rows import Row
+from bench.measure.rows import Row, read_all
 from bench.pages import (
     demo,
     drawings,
@@ -80,7 +80,7 @@ PAGES = (
         performance.PARTS,
         performance_figures.FIGURES,
     ),
-    Page("docs/performance.md", "models", RESULTS / "models", models.rows_in, models.PARTS, {}),
+    Page("docs/performance.md", "models", RESULTS / "models", read_all, models.PARTS, {}),
     Page("docs/data/gpu.md", "gpu", RESULTS, evidence.read, gpu_page.PARTS | listed.PARTS, {}),
     Page("docs/data/cpu.md", "older", RESULTS, evidence.read, older.PARTS, {}),
     Page(
@@ -94,8 +94,8 @@ PAGES = (
         cpu_figures.PREFIX,
     ),
     Page("README.md", "headline", RESULTS, evidence.everything, readme.PARTS, {}),
-    Page("README.md", "sequences", RESULTS / "sequences", sequences.rows_in, sequences.SUMMARY, {}),
-    Page("docs/guides/sequences.md", "sequences", RESULTS / "sequences", sequences.rows_in, sequences.PARTS, {}),
+    Page("README.md", "sequences", RESULTS / "sequences", read_all, sequences.SUMMARY, {}),
+    Page("docs/guides/sequences.md", "sequences", RESULTS / "sequences", read_all, sequences.PARTS, {}),
     Page("README.md", "demo", RESULTS / "demo", demo.read, demo.PARTS, {demo.FIGURE: demo.drawn}),
     Page("docs/models.md", "study", RESULTS / "study", study.read, study.PARTS, study_figures.FIGURES),
     Page("docs/data/study.md", "study_data", RESULTS / "study", study.read, study.DATA_PARTS, {}),

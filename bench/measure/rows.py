@@ -182,6 +182,11 @@ def read(path: Path) -> list[Row]:
     return [dict.fromkeys(KEYS) | written for written in lines_of(path)]
 
 
+def read_all(folder: Path) -> list[Row]:
+    """The rows of a folder's files, in the order of their names."""
+    return [row for path in sorted(folder.glob("*.jsonl")) for row in read(path)]
+
+
 def lines_of(path: Path) -> list[Row]:
     """Each line of a file, as it was written.
 

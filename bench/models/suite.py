@@ -11,7 +11,7 @@ from bench.measure.cpu.cells import counted
 from bench.measure.cpu.rows import made_with, of_this_cpu
 from bench.measure.cpu.timing import LIMIT_S, ROUNDS
 from bench.measure.pair import OURS
-from bench.measure.rows import MACHINE_KEYS, Row, RowFile, facts, file_name, number, read, shapeless
+from bench.measure.rows import MACHINE_KEYS, Row, RowFile, facts, file_name, number, read_all, shapeless
 from bench.models.catalogue import MODELS
 from bench.models.examine import MODES, Found, Question, answer
 from bench.models.model import Model
@@ -88,7 +88,7 @@ def facts_here(commit: str | None) -> Row:
 
 
 def rows_in(out: Path) -> list[Row]:
-    return [one for path in sorted((out / FOLDER).glob("*.jsonl")) for one in read(path)]
+    return read_all(out / FOLDER)
 
 
 def how(model: Model) -> str:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from bench.analysis.cpu.known import is_of_loop
-from bench.analysis.measured import TUNED, rows_in
+from bench.analysis.measured import rows_in
 from bench.analysis.report import ASIDE, over_text
 from bench.measure.cases import Case
 from bench.measure.ceilings import KINDS
@@ -22,8 +22,7 @@ from bench.measure.workloads import CPU_WORKLOADS, PRECISIONS, WORKLOADS
 
 def everything(folder: Path) -> list[Row]:
     """All rows but those of `tune`, of which no page speaks; its rows of nn.GRU are of the sweeps' cases, too."""
-    tuned = "bench tune"
-    return [row for row in rows_in(folder) if row["impl"] != TUNED and tuned not in (row["command"] or "")]
+    return [row for row in rows_in(folder) if "bench tune" not in (row["command"] or "")]
 
 
 def read(folder: Path) -> list[Row]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from bench.analysis.ratios import ratio_text
+from bench.analysis.ratios import ms_text, ratio_text
 from bench.measure.cpu.cells import counted
 from bench.measure.pair import OURS, THEIRS
-from bench.measure.rows import Row, read
+from bench.measure.rows import Row
 from bench.models.catalogue import MODELS
 from bench.models.examine import FORWARD, TRAIN
 from bench.models.model import Model
@@ -42,17 +41,13 @@ class View(NamedTuple):
         if own["least_ms"] is None or before is None:
             return "", "", RED
         ratio, low, high = before["over"][OURS]
-        return _ms(before["least_ms"]), _ms(own["least_ms"]), ratio_text(ratio, low, high)
+        return ms_text(before["least_ms"]), ms_text(own["least_ms"]), ratio_text(ratio, low, high)
 
     @property
     def title(self) -> str:
         last = [*self.found.values()][-1]
         made = f"torch {last['torch']}, llvmlite {last['llvmlite']}; commit {last['commit']}; {last['date']}"
         return f"{self.cpu}, {counted(self.threads)}; {made}"
-
-
-def rows_in(folder: Path) -> list[Row]:
-    return [row for path in sorted(folder.glob("*.jsonl")) for row in read(path)]
 
 
 def views(rows: Sequence[Row]) -> list[View]:
@@ -83,10 +78,6 @@ def _table(view: View) -> str:
     rule = [*["---"] * (len(HEAD) - NUMBERS), *["---:"] * NUMBERS]
     head, *rest = table(HEAD, lines).split("\n")
     return "\n".join((head, f"| {' | '.join(rule)} |", *rest[1:]))
-
-
-def _ms(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def sizes(rows: Sequence[Row]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
+from bench.analysis.ratios import ms_text
 from bench.measure.pair import OURS, THEIRS
-from bench.measure.rows import Row, read
+from bench.measure.rows import Row
 from bench.pages.evidence import MODES as NAMES
 from bench.pages.marks import NOTHING, folded, table
 from bench.rivals.on_cpu import ONNX
@@ -66,10 +66,6 @@ class View(NamedTuple):
         )
 
 
-def rows_in(folder: Path) -> list[Row]:
-    return [row for path in sorted(folder.glob("*.jsonl")) for row in read(path)]
-
-
 def views(rows: Sequence[Row]) -> list[View]:
     """The last rows of each machine and number of threads; cases without a time of ours are left out."""
     grouped: dict[tuple[str, int], list[Row]] = {}
@@ -122,12 +118,8 @@ def _table(view: View, suite: str) -> str:
         layers = f", {own['layers']} layers" if own["layers"] > 1 else ""
         time = "" if suite == STEP else f", T = {own['time']}, {NAMES[own['mode']]}"
         size = f"H = {own['hidden']}, B = {own['batch']}{layers}{time}"
-        lines.append((size, _ms(own["least_ms"] or own["ms"]), *(_ratio(over(ways, name)) for name in shown)))
+        lines.append((size, ms_text(own["least_ms"] or own["ms"]), *(_ratio(over(ways, name)) for name in shown)))
     return table(("", "ours, ms", *shown.values()), lines, right=True)
-
-
-def _ms(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def _ratio(found: list[float] | None) -> str:

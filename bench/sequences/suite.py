@@ -13,7 +13,7 @@ from bench.measure.cpu.cells import counted
 from bench.measure.cpu.rows import of_this_cpu
 from bench.measure.cpu.timing import LIMIT_S, ROUNDS
 from bench.measure.pair import OURS
-from bench.measure.rows import MACHINE_KEYS, Row, RowFile, facts, file_name, number, read, row
+from bench.measure.rows import MACHINE_KEYS, Row, RowFile, facts, file_name, number, read_all, row
 from bench.sequences.cells import Cell, cells
 from bench.sequences.examine import Found, Question, answer
 from bench.session.examine import RESERVE_S, Budget, say
@@ -81,7 +81,7 @@ def facts_here(on_gpu: bool, commit: str | None) -> Row:
 
 
 def rows_in(out: Path) -> list[Row]:
-    return [one for path in sorted((out / FOLDER).glob("*.jsonl")) for one in read(path)]
+    return read_all(out / FOLDER)
 
 
 def case_name(cell: Cell, threads: int, on_gpu: bool) -> str:

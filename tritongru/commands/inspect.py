@@ -172,7 +172,7 @@ def _gain(plan: Plan, module: nn.RNNBase, batch: int) -> str:
         near = cpu_plan.nearest(isa, module.hidden_size, module.training, batch, threads)
         if not near:
             return "the gain was not measured"
-        size = f"H = {near['hidden']}, B = {near['batch']}, float32, {_threads(near['threads'])}"
+        size = f"H = {near['hidden']}, B = {near['batch']}, float32, {cpu_plan.threads_text(near['threads'])}"
         here = f" (this process has {threads})" if threads != near["threads"] else ""
         return (
             f"torch.nn.GRU's {kind} takes {near['over']:.1f} times as long as ours at the nearest measured size: {size}"
@@ -185,7 +185,3 @@ def _gain(plan: Plan, module: nn.RNNBase, batch: int) -> str:
         f"torch.nn.GRU's {kind} is expected to take {ratio:.1f} times as long as ours (a model of the time loop, not "
         "measured)"
     )
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' if count != 1 else ''}"

@@ -5,20 +5,18 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator, Sequence
 
-from torch import nn
-
 from tritongru.conversion.tree import Found
 
 ISINSTANCE, TYPE = "isinstance", "type"
 
 
-def asking(modules: Sequence[Found], changed: Sequence[nn.Module]) -> Iterator[str]:
+def asking(modules: Sequence[Found], changed: Sequence[Found]) -> Iterator[str]:
     """A sentence for each class."""
-    around = _around(modules, changed)
+    around = _around(changed)
     told = set()
     for found in modules:
         kind = type(found.module)
-        if id(found.module) not in around or kind in told:
+        if found not in around or kind in told:
             continue
         for method, function in _functions(kind):
             how = _asks(function.__code__)
@@ -28,16 +26,14 @@ def asking(modules: Sequence[Found], changed: Sequence[nn.Module]) -> Iterator[s
                 break
 
 
-def _around(modules: Sequence[Found], changed: Sequence[nn.Module]) -> set[int]:
-    """The modules from which a converted layer is reached."""
-    parents = {id(found.module): [parent for parent, _ in found.parents] for found in modules}
-    around: set[int] = set()
-    open_ = [parent for module in changed for parent in parents[id(module)]]
+def _around(found: Sequence[Found]) -> set[Found]:
+    """The modules from which one of these is reached."""
+    around: set[Found] = set()
+    open_ = [*found]
     while open_:
-        module = open_.pop()
-        if id(module) not in around:
-            around.add(id(module))
-            open_ += parents[id(module)]
+        above = {parent for parent, _ in open_.pop().parents} - around
+        around |= above
+        open_ += above
     return around
 
 

@@ -13,7 +13,7 @@ from tritongru.cell import GRUCell
 from tritongru.conversion.asking import asking
 from tritongru.conversion.report import Left, Swap, shown
 from tritongru.conversion.tree import Found, modules_of, names_of, outside
-from tritongru.interop.adoption import TORCH_CELL, TORCH_GRU
+from tritongru.interop.adoption import TORCH_CELL, TORCH_GRU, class_name
 from tritongru.module import GRU, TorchTypeGRU
 
 TORCHS, OURS = (TORCH_GRU, TORCH_CELL), (GRU, TorchTypeGRU, GRUCell)
@@ -42,15 +42,14 @@ def decide(model: nn.Module, wanted: frozenset[str] | None, as_torch_type: bool,
         ValueError: if a wanted name is not that of a GRU.
     """
     modules = modules_of(model)
-    gru_like = [found for found in modules if (_is_ours if back else is_gru)(found.module)]
+    gru_like = [found for found in modules if (_is_ours if back else _is_gru)(found.module)]
     chosen = _chosen(model, gru_like, wanted)
-    changes, left = [], []
+    changes, changed, left = [], [], []
     for found in gru_like:
         if chosen is not None and id(found.module) not in chosen:
             continue
-        names = list(islice(names_of(found, modules), MOST_NAMES + 1))
-        also = tuple(name for name in names[:MOST_NAMES] if name != found.name)
-        also += ("...",) if len(names) > MOST_NAMES else ()
+        _, *others = islice(names_of(found), MOST_NAMES + 1)
+        also = tuple(others) if len(others) < MOST_NAMES else (*others[:-1], "...")
         target = _target(found.module, as_torch_type, back)
         reason = _why_not(found.module, target, back)
         if target is None or reason:
@@ -58,6 +57,7 @@ def decide(model: nn.Module, wanted: frozenset[str] | None, as_torch_type: bool,
         else:
             swap = Swap(found.name, description(found.module), class_name(target), also)
             changes.append((found.module, target, swap))
+            changed.append(found)
     if wanted is None:
         left += [_hidden(name, held) for name, held in outside(modules) if _would_change(held, back)]
     notes = []
@@ -66,7 +66,7 @@ def decide(model: nn.Module, wanted: frozenset[str] | None, as_torch_type: bool,
     elif not changes and not left:
         notes = [_no_gru(modules, back)]
     if not back and not as_torch_type:
-        notes += asking(modules, [module for module, _, _ in changes])
+        notes += asking(modules, changed)
     return Decision(changes, left, notes)
 
 
@@ -88,7 +88,7 @@ def _chosen(model: nn.Module, gru_like: list[Found], wanted: frozenset[str] | No
     return chosen
 
 
-def is_gru(module: nn.Module) -> bool:
+def _is_gru(module: nn.Module) -> bool:
     """A GRU or a cell: torch's, ours, one of a subclass, or compiled or quantized from one."""
     if isinstance(module, (*TORCHS, GRU)):
         return True
@@ -179,14 +179,6 @@ def _no_gru(modules: list[Found], back: bool) -> str:
 
 def _is_another(module: nn.Module) -> bool:
     return isinstance(module, OTHERS) or type(module).__name__ in ("GRU", "GRUCell")
-
-
-def class_name(kind: type) -> str:
-    """As users write it: ``torch.nn.GRU``, ``tritongru.GRU``."""
-    module = kind.__module__
-    for ours, theirs in (("tritongru.", "tritongru"), ("torch.nn.modules.", "torch.nn")):
-        module = theirs if module.startswith(ours) else module
-    return f"{module}.{kind.__qualname__}"
 
 
 def description(module: nn.Module) -> str:

@@ -16,9 +16,9 @@ from torch import nn
 from tritongru.arguments.checks import check_flags
 from tritongru.cell import GRUCell
 from tritongru.conversion.converting import change
-from tritongru.conversion.finding import OURS, TORCHS, class_name, description, why_no_target
+from tritongru.conversion.finding import OURS, TORCHS, description, why_no_target
 from tritongru.conversion.report import Left, Report, Swap
-from tritongru.interop.adoption import TORCH_CELL
+from tritongru.interop.adoption import TORCH_CELL, class_name
 from tritongru.module import GRU, TorchTypeGRU
 
 

@@ -19,28 +19,29 @@ CONTAINERS: dict[type, Callable[[Any], Iterable[object]]] = {
 DEPTH, MOST = 3, 10_000  # how deep, and how far, containers in plain attributes are looked through
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Found:
-    """A module and its first name in ``named_modules()``; ``parents``: by which keys of which modules it is reached."""
+    """A module and its first name in ``named_modules()``. ``parents``: the modules around it, with its keys there."""
 
     name: str
     module: nn.Module
-    parents: list[tuple[nn.Module, str]]
+    parents: list[tuple[Found, str]]
 
 
 def modules_of(model: nn.Module) -> list[Found]:
     """Every module below the model once, in the order of ``named_modules``."""
-    found = {id(model): Found("", model, [])}
+    top = Found("", model, [])
+    found = {id(model): top}
 
-    def visit(name: str, module: nn.Module) -> None:
-        for key, child in _children(module):
+    def visit(above: Found) -> None:
+        for key, child in _children(above.module):
             is_new = id(child) not in found
-            one = found.setdefault(id(child), Found(f"{name}.{key}" if name else key, child, []))
-            one.parents.append((module, key))
+            one = found.setdefault(id(child), Found(f"{above.name}.{key}" if above.name else key, child, []))
+            one.parents.append((above, key))
             if is_new:
-                visit(one.name, child)
+                visit(one)
 
-    visit("", model)
+    visit(top)
     return list(found.values())
 
 
@@ -51,21 +52,19 @@ def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield key, child
 
 
-def names_of(found: Found, modules: list[Found]) -> Iterator[str]:
+def names_of(found: Found) -> Iterator[str]:
     """All names by which the module is reached, its first one first."""
-    by_id = {id(one.module): one for one in modules}
 
-    def paths(one: Found, below: frozenset[int]) -> Iterator[str]:
-        if one is modules[0]:
+    def paths(one: Found, below: frozenset[Found]) -> Iterator[str]:
+        if not one.name:  # the model itself
             yield ""
         for parent, key in one.parents:
-            if id(parent) not in below:
-                above = by_id[id(parent)]
-                for path in paths(above, below | {id(parent)}):
+            if parent not in below:
+                for path in paths(parent, below | {parent}):
                     yield f"{path}.{key}" if path else key
 
     yield found.name
-    yield from (name for name in paths(found, frozenset({id(found.module)})) if name != found.name)
+    yield from (name for name in paths(found, frozenset({found})) if name != found.name)
 
 
 def outside(modules: list[Found]) -> Iterator[tuple[str, nn.Module]]:

@@ -59,18 +59,22 @@ def check_parameters(gru: nn.RNNBase | nn.RNNCellBase) -> None:
 
 def check_class(gru: nn.Module, *classes: type) -> None:
     """A subclass, or a forward set on the object, may compute something else, which would silently be lost."""
-    found = type(gru)
+    found, expected = type(gru), class_name(classes[0])
     if found not in classes:
         raise TypeError(
-            f"expected a {_name(classes[0])} itself, got its subclass {_name(found)}, whose own methods would be lost; "
-            f"move its attributes and parameters to a {_name(classes[0])} first"
+            f"expected a {expected} itself, got its subclass {class_name(found)}, whose own methods would be lost; "
+            f"move its attributes and parameters to a {expected} first"
         )
     if "forward" in gru.__dict__:
         raise ValueError(f"this {found.__name__} has a forward of its own, which would be lost; delete it first")
 
 
-def _name(kind: type) -> str:
-    return f"{kind.__module__.removesuffix('.modules.rnn').removesuffix('.module')}.{kind.__qualname__}"
+def class_name(kind: type) -> str:
+    """As users write it: ``torch.nn.GRU``, ``tritongru.GRU``."""
+    module = kind.__module__
+    for start, public in (("tritongru.", "tritongru"), ("torch.nn.modules.", "torch.nn")):
+        module = public if module.startswith(start) else module
+    return f"{module}.{kind.__qualname__}"
 
 
 def _refuse_bound(name: str, value: Any, source: nn.Module) -> None:

@@ -247,11 +247,14 @@ def least_steps(isa: str, hidden: int, training: bool) -> int:
     return _least("least_steps", isa, hidden, training)
 
 
+CELL_ROWS = 1  # the steps of cells that were measured are of one sequence
+
+
 @functools.lru_cache(maxsize=256)
 def takes_cell(isa: str, hidden: int, rows: int) -> bool:
     """Whether a step of ``rows`` sequences is faster with the loop than with torch's cell, by the same measurements,
     all of one sequence."""
-    return rows == 1 and _of("least_rows", isa, hidden, "cell") == 1
+    return rows == CELL_ROWS and _of("least_rows", isa, hidden, "cell") == 1
 
 
 def _least(what: str, isa: str, hidden: int, training: bool) -> int:
@@ -277,10 +280,14 @@ def refusal_by_size(isa: str, hidden: int, training: bool, T: int, B: int, threa
         return f"{what} with fewer than {steps} time steps and several sequences"
     if T > 1 and is_slower(isa, hidden, training, B, threads):
         near = nearest(isa, hidden, training, B, threads)
-        count = f"{near['threads']} thread{'s' if near['threads'] != 1 else ''}"
+        count = threads_text(near["threads"])
         size = f"H = {near['hidden']}, B = {near['batch']} and {count} ({SETS[near['isa']].title})"
         return f"{what} with {size}, the nearest measured size"
     return ""
+
+
+def threads_text(count: int) -> str:
+    return f"{count} thread{'s' if count != 1 else ''}"
 
 
 def is_slower(isa: str, hidden: int, training: bool, B: int, threads: int) -> bool:

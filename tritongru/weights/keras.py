@@ -84,8 +84,8 @@ def from_keras(
     if len(weights) == 3:
         if weights[2] is None:
             raise TypeError("bias should be an array, got None; leave it out for a layer without biases")
-        bias, columns = tensor_of("bias", weights[2]), tensor_of("kernel", weights[0]).shape[-1:]
-        if bias.dim() == 1 and bias.shape == columns and bias.shape[0] % 3 == 0:
+        bias = tensor_of("bias", weights[2])
+        if bias.dim() == 1 and len(bias) % 3 == 0 and bias.shape == tensor_of("kernel", weights[0]).shape[-1:]:
             raise ValueError(
                 f"bias should have the shape (2, 3 * H), got {tuple(bias.shape)}, that of a Keras layer with "
                 f"reset_after=False, which has no equivalent in torch's GRU, {RESET_LAST}; train the Keras layer with "
